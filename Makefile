@@ -1,0 +1,125 @@
+# `make demo` shows Postbox at work, `make test` runs every test. Both bring what they need into target/.
+
+# The major versions of PostgreSQL to test; the last one runs the demo and the benchmarks.
+MAJORS ?= 15 18
+# The server that `make install` puts Postbox into, and what to write there with, for instance SUDO=sudo.
+PG_CONFIG ?= pg_config
+SUDO ?=
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+export RUST_TEST_THREADS ?= 4
+CARGO ?= cargo
+NEWEST = $(lastword $(MAJORS))
+# The crates that need no server's headers, and those that do.
+PLAIN = -p postbox-wire -p postbox-jsonb -p postbox
+PGRX = -p postbox-plugin -p postbox-floor
+
+# How the pgrx crates build without cargo-pgrx: bindgen uses the libclang that tests/fetch brought and gcc's headers.
+# The bindings need no formatting, so rustfmt may be missing.
+PGRX_ENV = LIBCLANG_PATH='$(CURDIR)/target/libclang' BINDGEN_EXTRA_CLANG_ARGS="-isystem $$(gcc -print-file-name=include)" \
+    PGRX_BINDGEN_NO_DETECT_INCLUDES=1 RUSTFMT=true PGRX_PG_CONFIG_PATH="$$pg_config"
+
+SHELL = /bin/bash
+.SHELLFLAGS = -euo pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL = help
+.PHONY: help demo test build install lint bench
+
+help: ## Print this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: build server-$(NEWEST) ## Show the main job on a private server; KEEP=1 leaves that server running
+	@POSTBOX_PG=$(NEWEST) KEEP='$(KEEP)' $(CARGO) run --quiet --release -p postbox-tests --bin demo
+
+test: build $(MAJORS:%=server-%) ## Run every test; MAJORS="14 15 16 17 18" chooses the servers
+	@failed=
+	$(CARGO) test --no-fail-fast $(PLAIN) || failed+=' crates'
+	for major in $(MAJORS); do
+	    echo "== PostgreSQL $$major =="
+	    POSTBOX_PG=$$major $(CARGO) test --no-fail-fast --release -p postbox-tests || failed+=" PostgreSQL-$$major"
+	done
+	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
+
+build: ## Build target/release/postbox
+	@$(CARGO) build --release -p postbox
+
+install: ## Put plugin and extension into the server of PG_CONFIG=/path/to/pg_config
+	@tests/fetch
+	$(put_plugin)
+	$(put_extension)
+	echo "Postbox $$version is in PostgreSQL $$major: $$library, $$share"
+	if "$$("$$pg_config" --bindir)/postgres" --describe-config 2>/dev/null | grep -q ^output_plugin_libraries; then
+	    echo "Now add postbox to output_plugin_libraries in postgresql.conf and reload; then CREATE EXTENSION postbox."
+	else
+	    echo "Now: CREATE EXTENSION postbox."
+	fi
+
+lint: server-$(NEWEST) ## Check formatting, lints and documentation
+	@$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets $(PLAIN) -p postbox-tests -- -D warnings
+	for major in $(MAJORS); do
+	    tests/fetch $$major
+	    pg_config=$(CURDIR)/target/pg/$$major/bin/pg_config
+	    $(PGRX_ENV) $(CARGO) clippy $(PGRX) --no-default-features --features postbox-plugin/pg$$major,postbox-floor/pg$$major -- -D warnings
+	done
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps $(PLAIN)
+	diff <(grep -v '^#' sql/order | sort) <(cd sql && ls *.sql) || { echo 'sql/order does not list every file of sql/ once' >&2; exit 1; }
+
+bench: build server-$(NEWEST) floor-$(NEWEST) ## Measure; ARGS="…" goes to the benchmark
+	@POSTBOX_PG=$(NEWEST) $(CARGO) run --quiet --release -p postbox-tests --bin bench -- $(ARGS)
+
+# A private server in target/pg with Postbox in it.
+server-%: PG_CONFIG = $(CURDIR)/target/pg/$*/bin/pg_config
+server-%:
+	@tests/fetch $*
+	$(put_plugin)
+	$(put_extension)
+
+# The plugin that the benchmarks compare with.
+floor-%: PG_CONFIG = $(CURDIR)/target/pg/$*/bin/pg_config
+floor-%: CRATE = floor
+floor-%: LIBRARY = postbox_floor
+floor-%:
+	@$(put_plugin)
+
+CRATE = plugin
+LIBRARY = postbox
+
+# An equal file is left alone; another one is replaced by a rename, as a running server has the old one mapped.
+define put
+put() {
+    cmp -s "$$1" "$$2" && return
+    $(SUDO) install -D -m 644 "$$1" "$$2.new"
+    $(SUDO) mv -f "$$2.new" "$$2"
+}
+endef
+
+# Each major has a target directory of its own: cargo gives a cdylib one name for all features, and in a shared directory
+# every change of the major would build the plugin again.
+define put_plugin
+$(put)
+pg_config=$$(realpath -s "$$(command -v '$(PG_CONFIG)')") || { echo 'PG_CONFIG=$(PG_CONFIG) is not there' >&2; exit 1; }
+major=$$("$$pg_config" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+headers=$$("$$pg_config" --includedir-server)
+if [ ! -e "$$headers/postgres.h" ]; then
+    echo "$$headers has no postgres.h: install that server's headers (Debian: postgresql-server-dev-$$major)" >&2
+    exit 1
+fi
+target=$$CARGO_TARGET_DIR/pg$$major
+$(PGRX_ENV) $(CARGO) build --release -p postbox-$(CRATE) --no-default-features --features "pg$$major" --target-dir "$$target"
+library=$$("$$pg_config" --pkglibdir)/$(LIBRARY).so
+put "$$target/release/libpostbox_$(CRATE).so" "$$library"
+endef
+
+define put_extension
+version=$$(sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/postbox.control)
+share=$$("$$pg_config" --sharedir)/extension
+script=$$CARGO_TARGET_DIR/postbox--$$version.sql
+{
+    echo '\echo Use "CREATE EXTENSION postbox" to load this file. \quit'
+    grep -v '^#' sql/order | while read -r file; do cat "sql/$$file"; done
+} >"$$script"
+put "$$script" "$$share/postbox--$$version.sql"
+put sql/postbox.control "$$share/postbox.control"
+endef

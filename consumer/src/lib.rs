@@ -1,0 +1,4 @@
+//! stub
+pub mod error;
+pub mod transport;
+pub mod slot;

@@ -1,0 +1,402 @@
+//! Where the server is and how to log in: the settings of libpq, from the same places.
+
+mod keywords;
+mod password;
+mod syntax;
+
+use std::env;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use self::keywords::Settings;
+pub(super) use self::password::Password;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How to reach a server and log in.
+///
+/// A setting comes from the string given, else from the environment variable that libpq reads for it
+/// (`PGHOST`, `PGUSER`, …), else it has libpq's default. `DATABASE_URL` stands in for a string that is not given; the two
+/// are not mixed, so that no password of one goes to the host of the other.
+///
+/// `Debug` shows no password.
+#[derive(Clone, Debug)]
+pub struct ConnInfo {
+    pub(super) hosts: Vec<Host>,
+    pub(super) user: String,
+    pub(super) dbname: String,
+    password: Option<Password>,
+    passfile: Option<PathBuf>,
+    pub(super) application_name: Option<String>,
+    pub(super) options: Option<String>,
+    /// Bounds the attempt at one address, from the first packet to the end of the login.
+    pub(super) connect_timeout: Option<Duration>,
+    pub(super) tls: Tls,
+    pub(super) channel_binding: ChannelBinding,
+    pub(super) target: Target,
+    pub(super) keepalive: Option<Keepalive>,
+    /// How long sent data may stay unacknowledged before the kernel gives the link up.
+    pub(super) tcp_user_timeout: Option<Duration>,
+}
+
+/// One server to try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    pub(super) place: Place,
+    pub(super) port: u16,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The socket in [`SOCKET_DIR`] if there is one, else localhost.
+    Default,
+    /// The directory of a Unix socket.
+    SocketDir(PathBuf),
+    /// A name to resolve, or an address.
+    Name(String),
+    /// An address to connect to, with the name that its certificate must carry.
+    Address {
+        /// The address.
+        addr: IpAddr,
+        /// The name, if one was given.
+        name: Option<String>,
+    },
+}
+
+/// The directory of the server's socket where none is given: that of Debian, Red Hat and their kin.
+pub(super) const SOCKET_DIR: &str = "/var/run/postgresql";
+
+/// How the link is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tls {
+    pub(super) mode: SslMode,
+    pub(super) roots: Roots,
+    /// TLS from the first byte (PostgreSQL 17), without asking the server whether it has it.
+    pub(super) direct: bool,
+    /// Whether the host's name is sent in the handshake.
+    pub(super) sni: bool,
+}
+
+/// Whether TLS is used, and what the server's certificate must prove. Ordered by strength.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SslMode {
+    /// Never TLS.
+    Disable,
+    /// TLS only if the server refuses to go without.
+    Allow,
+    /// TLS if the server has it.
+    Prefer,
+    /// TLS or nothing.
+    Require,
+    /// TLS, with a certificate that a known authority issued.
+    VerifyCa,
+    /// TLS, with a certificate that a known authority issued to this host.
+    VerifyFull,
+}
+
+/// The authorities that may vouch for the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Roots {
+    /// `~/.postgresql/root.crt`, used in every mode if it exists and required by the verify modes.
+    UserFile(Option<PathBuf>),
+    /// A file that was named, held to the same rule.
+    File(PathBuf),
+    /// Those that the operating system trusts.
+    System,
+}
+
+/// Whether the login is bound to the TLS session it travels in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// If the server offers it.
+    Prefer,
+    /// The server must offer it.
+    Require,
+}
+
+/// Which of several servers will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Any.
+    Any,
+    /// One whose sessions may write.
+    ReadWrite,
+    /// One whose sessions may not write.
+    ReadOnly,
+    /// One that is not in recovery.
+    Primary,
+    /// One that is in recovery.
+    Standby,
+}
+
+/// When the kernel probes a silent link; a field that is not set is the system's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Keepalive {
+    /// Silence before the first probe.
+    pub(super) idle: Duration,
+    /// Time between probes.
+    pub(super) interval: Duration,
+    /// Probes without answer until the link is given up.
+    pub(super) count: u32,
+}
+
+impl ConnInfo {
+    /// Reads a URI, a list of `keyword=value`, or a database name; the environment and the defaults fill in the rest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`], naming the keyword or variable.
+    pub fn parse(string: &str) -> Result<Self> {
+        Self::from_sources(Some(string), &environment)
+    }
+
+    /// As [`parse`](Self::parse) with the string of `DATABASE_URL`, if there is one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`], naming the keyword or variable.
+    pub fn from_env() -> Result<Self> {
+        Self::from_sources(None, &environment)
+    }
+
+    /// [`parse`](Self::parse) of a string that was given, else [`from_env`](Self::from_env).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`], naming the keyword or variable.
+    pub fn resolve(string: Option<&str>) -> Result<Self> {
+        Self::from_sources(string, &environment)
+    }
+
+    /// The role to log in as.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The database to connect to.
+    pub fn dbname(&self) -> &str {
+        &self.dbname
+    }
+
+    /// The password for `host`: the one given, else that of the password file.
+    pub(super) fn password(&self, host: &Host) -> Option<Password> {
+        match &self.password {
+            Some(password) => Some(password.clone()),
+            None => self.passfile.as_ref().and_then(|file| password::look_up(file, host, &self.dbname, &self.user)),
+        }
+    }
+
+    fn from_sources(string: Option<&str>, env: &dyn Fn(&str) -> Result<Option<String>>) -> Result<Self> {
+        let settings = match string {
+            Some(string) => Settings::new(string, "the connection string", env)?,
+            None => Settings::new(&env("DATABASE_URL")?.unwrap_or_default(), "DATABASE_URL", env)?,
+        };
+        let user = match settings.get("user") {
+            Some(user) => user.to_owned(),
+            None => operating_system_user()?,
+        };
+        let tls = tls(&settings)?;
+        Ok(Self {
+            hosts: hosts(&settings)?,
+            dbname: settings.get("dbname").unwrap_or(&user).to_owned(),
+            user,
+            password: settings.get("password").map(|password| Password::new(password.to_owned())),
+            passfile: settings.get("passfile").map(PathBuf::from).or_else(|| in_home(".pgpass")),
+            application_name: settings
+                .get("application_name")
+                .or_else(|| settings.get("fallback_application_name"))
+                .map(str::to_owned),
+            options: settings.get("options").map(str::to_owned),
+            connect_timeout: connect_timeout(&settings)?,
+            tls,
+            channel_binding: settings.one_of(
+                "channel_binding",
+                ChannelBinding::Prefer,
+                &[
+                    ("disable", ChannelBinding::Disable),
+                    ("prefer", ChannelBinding::Prefer),
+                    ("require", ChannelBinding::Require),
+                ],
+            )?,
+            target: settings.one_of(
+                "target_session_attrs",
+                Target::Any,
+                &[
+                    ("any", Target::Any),
+                    ("read-write", Target::ReadWrite),
+                    ("read-only", Target::ReadOnly),
+                    ("primary", Target::Primary),
+                    ("standby", Target::Standby),
+                ],
+            )?,
+            keepalive: keepalive(&settings)?,
+            tcp_user_timeout: match settings.number::<u32>("tcp_user_timeout")? {
+                None | Some(0) => None,
+                Some(milliseconds) => Some(Duration::from_millis(milliseconds.into())),
+            },
+        })
+    }
+}
+
+impl FromStr for ConnInfo {
+    type Err = Error;
+
+    fn from_str(string: &str) -> Result<Self> {
+        Self::parse(string)
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = self.port;
+        match &self.place {
+            Place::Default => write!(f, "localhost port {port}"),
+            Place::SocketDir(dir) => write!(f, "socket {}/.s.PGSQL.{port}", dir.display()),
+            Place::Name(name) => write!(f, "{name} port {port}"),
+            Place::Address { addr, name: Some(name) } => write!(f, "{name} ({addr}) port {port}"),
+            Place::Address { addr, name: None } => write!(f, "{addr} port {port}"),
+        }
+    }
+}
+
+fn environment(name: &str) -> Result<Option<String>> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => {
+            Err(Error::new(ErrorKind::Usage, format!("environment variable {name} is not UTF-8")))
+        }
+    }
+}
+
+fn operating_system_user() -> Result<String> {
+    whoami::username().map_err(|error| {
+        Error::new(ErrorKind::Usage, "no user given, and the operating system knows no name of this process's user")
+            .with_hint("Give user=… in the connection string, or set PGUSER.")
+            .with_source(error)
+    })
+}
+
+fn in_home(path: &str) -> Option<PathBuf> {
+    env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(path))
+}
+
+/// Pairs up the lists of hosts, addresses and ports; a single port serves all.
+fn hosts(settings: &Settings) -> Result<Vec<Host>> {
+    let list = |keyword| settings.get(keyword).map(|list| list.split(',').collect::<Vec<_>>());
+    let names = list("host");
+    let addrs = list("hostaddr");
+    let ports = list("port").unwrap_or_else(|| vec![""]);
+
+    let count = match (&names, &addrs) {
+        (Some(names), Some(addrs)) if names.len() != addrs.len() => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("host lists {} names and hostaddr {} addresses", names.len(), addrs.len()),
+            ));
+        }
+        (Some(names), _) => names.len(),
+        (None, Some(addrs)) => addrs.len(),
+        (None, None) => 1,
+    };
+    if ports.len() != 1 && ports.len() != count {
+        return Err(Error::new(ErrorKind::Usage, format!("port lists {} ports for {count} hosts", ports.len()))
+            .with_hint("Give one port for all hosts, or one for each."));
+    }
+
+    (0..count)
+        .map(|index| {
+            let at = |list: &Option<Vec<&str>>| list.as_ref().map_or("", |list| list[index]).trim().to_owned();
+            Ok(Host {
+                place: place(at(&names), &at(&addrs))?,
+                port: port(ports[if ports.len() == 1 { 0 } else { index }].trim())?,
+            })
+        })
+        .collect()
+}
+
+fn place(name: String, addr: &str) -> Result<Place> {
+    if !addr.is_empty() {
+        let addr = addr.parse().map_err(|_| {
+            Error::new(ErrorKind::Usage, format!("hostaddr \"{addr}\" is not an IP address"))
+                .with_hint("Give names in host.")
+        })?;
+        return Ok(Place::Address { addr, name: Some(name).filter(|name| !name.is_empty()) });
+    }
+    if name.starts_with('@') {
+        return Err(Error::new(ErrorKind::Usage, "sockets in the abstract namespace (a host that begins with '@') are not supported")
+            .with_hint("Give a directory, or percent-encode an '@' in the password of a URI as %40."));
+    }
+    Ok(match name.as_str() {
+        "" => Place::Default,
+        path if path.starts_with('/') => Place::SocketDir(path.into()),
+        _ => Place::Name(name),
+    })
+}
+
+fn port(text: &str) -> Result<u16> {
+    if text.is_empty() {
+        return Ok(5432);
+    }
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
+        Error::new(ErrorKind::Usage, format!("port \"{text}\" is not a number from 1 to 65535"))
+    })
+}
+
+fn tls(settings: &Settings) -> Result<Tls> {
+    let roots = match settings.get("sslrootcert") {
+        Some("system") => Roots::System,
+        Some(file) => Roots::File(file.into()),
+        None => Roots::UserFile(in_home(".postgresql/root.crt")),
+    };
+    let direct = settings.one_of("sslnegotiation", false, &[("postgres", false), ("direct", true)])?;
+    // As in libpq: whoever names the system's authorities wants them checked.
+    let default = if roots == Roots::System { SslMode::VerifyFull } else { SslMode::Prefer };
+    let mode = settings.one_of(
+        "sslmode",
+        default,
+        &[
+            ("disable", SslMode::Disable),
+            ("allow", SslMode::Allow),
+            ("prefer", SslMode::Prefer),
+            ("require", SslMode::Require),
+            ("verify-ca", SslMode::VerifyCa),
+            ("verify-full", SslMode::VerifyFull),
+        ],
+    )?;
+    if roots == Roots::System && mode != SslMode::VerifyFull {
+        return Err(Error::new(ErrorKind::Usage, "sslrootcert=system needs sslmode=verify-full")
+            .with_hint("Anybody can have a certificate from a public authority; only the host's name tells servers apart."));
+    }
+    if direct && mode < SslMode::Require {
+        return Err(Error::new(ErrorKind::Usage, "sslnegotiation=direct needs sslmode=require, verify-ca or verify-full"));
+    }
+    Ok(Tls { mode, roots, direct, sni: settings.one_of("sslsni", true, &[("0", false), ("1", true)])? })
+}
+
+/// libpq waits for ever unless told otherwise. A consumer has nobody in front of it who would give up, so that it
+/// waits for [`CONNECT_TIMEOUT`]; `connect_timeout=0` restores libpq's way.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn connect_timeout(settings: &Settings) -> Result<Option<Duration>> {
+    Ok(match settings.number::<i32>("connect_timeout")? {
+        None => Some(CONNECT_TIMEOUT),
+        // As in libpq less than two seconds is two, and nothing is for ever.
+        Some(seconds) => u64::try_from(seconds).ok().filter(|s| *s > 0).map(|s| Duration::from_secs(s.max(2))),
+    })
+}
+
+/// The system's defaults notice a dead peer after more than two hours; ours after two minutes.
+fn keepalive(settings: &Settings) -> Result<Option<Keepalive>> {
+    let positive = |keyword, default| -> Result<u32> {
+        Ok(settings.number::<u32>(keyword)?.filter(|value| *value > 0).unwrap_or(default))
+    };
+    let keepalive = Keepalive {
+        idle: Duration::from_secs(positive("keepalives_idle", 60)?.into()),
+        interval: Duration::from_secs(positive("keepalives_interval", 10)?.into()),
+        count: positive("keepalives_count", 6)?,
+    };
+    Ok(settings.one_of("keepalives", true, &[("0", false), ("1", true)])?.then_some(keepalive))
+}

@@ -1,0 +1,32 @@
+//! `postbox.decode`: frames as people read them.
+
+use pgrx::{PgSqlErrorCode, pg_extern};
+use postbox_wire::{DecodeError, Decoder, Problem, json};
+
+use crate::pg::report;
+
+/// The events of one frame, each as one line of native JSON. A frame that is no frame is an ERROR.
+#[pg_extern(immutable, strict, parallel_safe)]
+fn decode_lines(frame: &[u8]) -> Vec<String> {
+    lines(frame).unwrap_or_else(|error| {
+        let hint = match error.problem {
+            Problem::Undefined(_) => "Read the slot without the option names=stream, so that each frame stands alone.",
+            _ => "The argument is one row's data of pg_logical_slot_peek_binary_changes on a slot with the plugin postbox.",
+        };
+        let message = format!("cannot decode the frame: {error}");
+        report::raise(PgSqlErrorCode::ERRCODE_INVALID_BINARY_REPRESENTATION, message, hint.to_owned())
+    })
+}
+
+fn lines(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
+    let mut decoder = Decoder::new();
+    let mut frame = decoder.frame(bytes)?;
+    let transaction = frame.transaction;
+    let mut lines = Vec::new();
+    while let Some(event) = frame.next_event()? {
+        let mut line = Vec::new();
+        json::write(&mut line, &transaction, &event);
+        lines.push(String::from_utf8_lossy(&line).into_owned());
+    }
+    Ok(lines)
+}

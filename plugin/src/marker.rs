@@ -1,0 +1,88 @@
+//! The marker trigger: what makes a table an outbox, and which of its columns mean what.
+
+use core::ffi::CStr;
+
+use pgrx::pg_sys;
+use postbox_wire::PayloadType;
+
+use crate::pg::encoding::Encoding;
+use crate::pg::relation::Column;
+
+/// The reserved name of the trigger.
+pub(crate) const TRIGGER: &CStr = c"postbox_outbox";
+
+/// Where an event's fields stand in a row.
+pub(crate) struct Mapping {
+    pub(crate) event_id: Column,
+    pub(crate) event_type: Column,
+    pub(crate) key: Option<Column>,
+    pub(crate) headers: Option<Column>,
+    pub(crate) payload: Column,
+    pub(crate) seq: Option<Column>,
+}
+
+const ROLES: [&str; 6] = ["event_id", "type", "key", "headers", "payload", "seq"];
+/// Says for `drop_outbox` whether the table was made or adopted; means nothing here.
+const ORIGIN: &str = "origin";
+
+impl Mapping {
+    /// Reads the trigger's arguments, each `role=column`. A role that is not named takes the column of its own name, if there is
+    /// one. The error says what does not fit.
+    pub(crate) fn read(arguments: &[Vec<u8>], columns: &[Column], encoding: Encoding) -> Result<Self, String> {
+        let shown = |bytes: &[u8]| {
+            let mut scratch = Vec::new();
+            encoding.to_utf8(bytes, &mut scratch).map_or_else(|_| String::from_utf8_lossy(bytes).into(), str::to_owned)
+        };
+        let mut named: [Option<&[u8]>; ROLES.len()] = [None; ROLES.len()];
+        for argument in arguments {
+            let split = argument.iter().position(|byte| *byte == b'=');
+            let Some((role, column)) = split.map(|at| (&argument[..at], &argument[at + 1..])) else {
+                return Err(format!("the marker's argument \"{}\" is not of the form role=column", shown(argument)));
+            };
+            if role == ORIGIN.as_bytes() {
+                continue;
+            }
+            let Some(index) = ROLES.iter().position(|known| known.as_bytes() == role) else {
+                return Err(format!("the marker maps the unknown role \"{}\"", shown(role)));
+            };
+            if named[index].replace(column).is_some() {
+                return Err(format!("the marker maps the role \"{}\" twice", ROLES[index]));
+            }
+        }
+        let find = |index: usize| match named[index] {
+            // An empty column name says that the table has none.
+            Some([]) => Ok(None),
+            Some(name) => match columns.iter().find(|column| column.name == name) {
+                Some(column) => Ok(Some(column.clone())),
+                None => Err(format!("the column \"{}\" for {} does not exist", shown(name), ROLES[index])),
+            },
+            None => Ok(columns.iter().find(|column| column.name == ROLES[index].as_bytes()).cloned()),
+        };
+        let need = |index: usize| {
+            find(index)?.ok_or_else(|| format!("there is no column for {}, which every event needs", ROLES[index]))
+        };
+        let seq = find(5)?.filter(|column| is_int(column.type_oid));
+        let headers = find(3)?;
+        if let Some(column) = &headers
+            && !matches!(column.type_oid, pg_sys::JSONOID | pg_sys::JSONBOID)
+        {
+            return Err(format!("the column \"{}\" for headers is neither json nor jsonb", shown(&column.name)));
+        }
+        Ok(Self { event_id: need(0)?, event_type: need(1)?, key: find(2)?, headers, payload: need(4)?, seq })
+    }
+
+    /// How consumers read the payload's bytes.
+    pub(crate) fn payload_type(&self) -> PayloadType {
+        match self.payload.type_oid {
+            pg_sys::JSONBOID => PayloadType::Jsonb,
+            pg_sys::JSONOID => PayloadType::Json,
+            pg_sys::BYTEAOID => PayloadType::Bytea,
+            _ => PayloadType::Text,
+        }
+    }
+}
+
+/// True for the integer types.
+pub(crate) fn is_int(type_oid: pg_sys::Oid) -> bool {
+    matches!(type_oid, pg_sys::INT2OID | pg_sys::INT4OID | pg_sys::INT8OID)
+}

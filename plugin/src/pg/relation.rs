@@ -1,0 +1,124 @@
+//! Tables as the historic snapshot shows them.
+
+use core::ffi::CStr;
+use core::marker::PhantomData;
+
+use pgrx::pg_sys;
+
+/// A table, for one callback.
+pub(crate) struct Rel<'cb> {
+    relation: pg_sys::Relation,
+    callback: PhantomData<&'cb ()>,
+}
+
+/// A column that is not dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Column {
+    /// Index in a row's values.
+    pub(crate) index: usize,
+    /// Name, in the database's encoding.
+    pub(crate) name: Vec<u8>,
+    /// Its type.
+    pub(crate) type_oid: pg_sys::Oid,
+}
+
+impl<'cb> Rel<'cb> {
+    /// # Safety
+    /// The pointer is a relation that is open until the callback returns.
+    pub(crate) unsafe fn new(relation: pg_sys::Relation) -> Self {
+        Self { relation, callback: PhantomData }
+    }
+
+    pub(crate) fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: open for the callback.
+        unsafe { (*self.relation).rd_id }
+    }
+
+    /// Names of schema and table, in the database's encoding.
+    pub(crate) fn name(&self) -> (Vec<u8>, Vec<u8>) {
+        // SAFETY: open for the callback; get_namespace_name returns a palloc'ed C string, or null for a schema that is gone.
+        unsafe {
+            let class = &*(*self.relation).rd_rel;
+            let schema = pg_sys::get_namespace_name(class.relnamespace);
+            let schema = if schema.is_null() { Vec::new() } else { CStr::from_ptr(schema).to_bytes().to_vec() };
+            (schema, CStr::from_ptr(class.relname.data.as_ptr()).to_bytes().to_vec())
+        }
+    }
+
+    /// The arguments of the row's trigger of this name, in the database's encoding; `None` if there is no such trigger.
+    pub(crate) fn trigger(&self, name: &CStr) -> Option<Vec<Vec<u8>>> {
+        // SAFETY: the trigger descriptor belongs to the open relation, its counts say how long its arrays are.
+        unsafe {
+            let descriptor = (*self.relation).trigdesc;
+            if descriptor.is_null() || (*descriptor).numtriggers <= 0 {
+                return None;
+            }
+            let triggers = core::slice::from_raw_parts((*descriptor).triggers, (*descriptor).numtriggers as usize);
+            let trigger = triggers.iter().find(|trigger| CStr::from_ptr(trigger.tgname) == name)?;
+            let count = usize::try_from(trigger.tgnargs).unwrap_or(0);
+            let arguments = (0..count).map(|index| CStr::from_ptr(*trigger.tgargs.add(index)).to_bytes().to_vec());
+            Some(arguments.collect())
+        }
+    }
+
+    /// The topmost ancestor that satisfies `wanted`, as (OID, what `wanted` returned); none for a table that is no leaf.
+    pub(crate) fn topmost_ancestor<T>(&self, mut wanted: impl FnMut(&Rel<'_>) -> Option<T>) -> Option<T> {
+        // SAFETY: open for the callback. A relation opened here is closed here; after an ERROR the transaction's resource
+        // owner closes it.
+        unsafe {
+            if !(*(*self.relation).rd_rel).relispartition {
+                return None;
+            }
+            let ancestors = partition_ancestors(self.oid());
+            let length = if ancestors.is_null() { 0 } else { (*ancestors).length };
+            // The list goes from the parent up.
+            for index in (0..length).rev() {
+                let relation = pg_sys::RelationIdGetRelation(pg_sys::list_nth_oid(ancestors, index));
+                if relation.is_null() {
+                    continue;
+                }
+                let found = wanted(&Rel::new(relation));
+                pg_sys::RelationClose(relation);
+                if found.is_some() {
+                    return found;
+                }
+            }
+            None
+        }
+    }
+
+    /// The columns that are not dropped, and how many values a row has.
+    pub(crate) fn columns(&self) -> (Vec<Column>, usize) {
+        // SAFETY: the row descriptor belongs to the open relation and says how many attributes it has.
+        unsafe {
+            let descriptor = (*self.relation).rd_att;
+            let count = usize::try_from((*descriptor).natts).unwrap_or(0);
+            let columns = (0..count).filter_map(|index| {
+                #[cfg(feature = "pg18")]
+                let attribute = &*pg_sys::TupleDescAttr(descriptor, index as i32);
+                #[cfg(not(feature = "pg18"))]
+                let attribute = &*(*descriptor).attrs.as_ptr().add(index);
+                (!attribute.attisdropped).then(|| Column {
+                    index,
+                    name: CStr::from_ptr(attribute.attname.data.as_ptr()).to_bytes().to_vec(),
+                    type_oid: attribute.atttypid,
+                })
+            });
+            (columns.collect(), count)
+        }
+    }
+
+    pub(super) fn descriptor(&self) -> pg_sys::TupleDesc {
+        // SAFETY: open for the callback.
+        unsafe { (*self.relation).rd_att }
+    }
+}
+
+/// The list of a partition's ancestors, from its parent up. Exported by the server, not bound by pgrx.
+fn partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List {
+    unsafe extern "C-unwind" {
+        fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+    }
+    // SAFETY: declared as in catalog/partition.h; the guard turns an ERROR into a panic as for pgrx's own bindings.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(relation)) }
+}

@@ -1,0 +1,126 @@
+//! Which outbox a table's rows belong to, if any: decided once per table and kept until PostgreSQL says that the table changed.
+
+use core::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pgrx::pg_sys::Oid;
+use postbox_wire::{NameSlot, Outbox, OutboxSelector, PayloadType};
+
+use crate::marker::{Mapping, TRIGGER};
+use crate::pg::encoding::Encoding;
+use crate::pg::invalidation;
+use crate::pg::relation::{Column, Rel};
+
+/// What a row inserted into a table is to us.
+#[derive(Clone)]
+pub(crate) enum Route {
+    /// Nothing.
+    Skip,
+    /// An event.
+    Outbox(Rc<Table>),
+}
+
+/// A table whose rows are events: an outbox, or a leaf of one.
+pub(crate) struct Table {
+    pub(crate) target: Rc<Target>,
+    /// Where the fields stand in this table's rows, or why that cannot be told.
+    pub(crate) mapping: Result<Mapping, String>,
+    pub(crate) columns: Vec<Column>,
+    /// Number of values in a row, dropped columns included.
+    pub(crate) width: usize,
+}
+
+/// An outbox as the stream names it.
+pub(crate) struct Target {
+    root: Oid,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) slot: RefCell<NameSlot>,
+    /// False if the client did not ask for it.
+    pub(crate) selected: bool,
+}
+
+/// The cache.
+pub(crate) struct Routes {
+    routes: HashMap<Oid, Route>,
+    /// Kept over invalidations, so that each name is sent once.
+    targets: Vec<Rc<Target>>,
+    selectors: Option<Vec<OutboxSelector>>,
+    encoding: Encoding,
+}
+
+/// Outboxes that are dropped and made anew leave their names behind; beyond this many the list starts afresh.
+const MOST_TARGETS: usize = 4096;
+
+impl Routes {
+    pub(crate) fn new(selectors: Option<Vec<OutboxSelector>>) -> Self {
+        invalidation::watch();
+        Self { routes: HashMap::new(), targets: Vec::new(), selectors, encoding: Encoding::of_database() }
+    }
+
+    /// The route of a table's rows.
+    pub(crate) fn of(&mut self, relation: &Rel<'_>) -> Route {
+        self.forget_invalid();
+        if let Some(route) = self.routes.get(&relation.oid()) {
+            return route.clone();
+        }
+        let route = self.decide(relation);
+        self.routes.insert(relation.oid(), route.clone());
+        route
+    }
+
+    fn forget_invalid(&mut self) {
+        let Some(invalid) = invalidation::take() else { return };
+        if invalid.all {
+            self.routes.clear();
+            return;
+        }
+        for changed in invalid.relations {
+            self.routes.remove(&changed);
+            // The leaves of a renamed outbox are not told.
+            if self.targets.iter().any(|target| target.root == changed) {
+                self.routes.retain(|_, route| !matches!(route, Route::Outbox(table) if table.target.root == changed));
+            }
+        }
+    }
+
+    fn decide(&mut self, relation: &Rel<'_>) -> Route {
+        let Some(arguments) = relation.trigger(TRIGGER) else { return Route::Skip };
+        let (columns, width) = relation.columns();
+        let mapping = Mapping::read(&arguments, &columns, self.encoding);
+        let payload_type = mapping.as_ref().map_or(PayloadType::Text, Mapping::payload_type);
+        // A leaf carries a clone of the marker; the outbox is the topmost table that is marked.
+        let marked = |relation: &Rel<'_>| relation.trigger(TRIGGER).map(|_| (relation.oid(), relation.name()));
+        let (root, name) = relation.topmost_ancestor(marked).unwrap_or_else(|| (relation.oid(), relation.name()));
+        let outbox = Outbox { schema: self.text(&name.0), table: self.text(&name.1), payload_type };
+        let target = self.target(root, outbox);
+        Route::Outbox(Rc::new(Table { target, mapping, columns, width }))
+    }
+
+    fn target(&mut self, root: Oid, outbox: Outbox) -> Rc<Target> {
+        if let Some(known) = self.targets.iter().find(|target| target.root == root && *target.outbox == outbox) {
+            return Rc::clone(known);
+        }
+        if self.targets.len() >= MOST_TARGETS {
+            self.targets.clear();
+            self.routes.clear();
+        }
+        let selected = self.selectors.as_ref().is_none_or(|selectors| {
+            selectors.iter().any(|selector| match selector {
+                OutboxSelector::Oid(oid) => *oid == root.to_u32(),
+                OutboxSelector::Name { schema, table } => *schema == outbox.schema && *table == outbox.table,
+            })
+        });
+        let target = Rc::new(Target { root, outbox: Arc::new(outbox), slot: RefCell::default(), selected });
+        self.targets.push(Rc::clone(&target));
+        target
+    }
+
+    /// A name as UTF-8; a byte that cannot be converted is shown as U+FFFD.
+    fn text(&self, name: &[u8]) -> String {
+        let mut scratch = Vec::new();
+        let converted = self.encoding.to_utf8(name, &mut scratch).map(str::to_owned);
+        converted.unwrap_or_else(|_| String::from_utf8_lossy(name).into_owned())
+    }
+}

@@ -1,0 +1,266 @@
+//! A row as an event. No committed row may stop the stream: what cannot be a field of the event goes along as raw bytes,
+//! with the reason.
+
+use pgrx::pg_sys;
+use postbox_wire::{ErrorCode, Event, EventError, EventId, MAX_FRAME_BYTES, RawColumn};
+
+use crate::marker::{Mapping, is_int};
+use crate::pg::change::Tuple;
+use crate::pg::context::Context;
+use crate::pg::datum::{Value, Values};
+use crate::pg::encoding::Encoding;
+use crate::pg::memory::RowMemory;
+use crate::pg::relation::{Column, Rel};
+use crate::route::Table;
+
+/// Reads rows, with buffers that are used again and again.
+pub(crate) struct RowReader {
+    encoding: Encoding,
+    memory: RowMemory,
+    max_event_bytes: usize,
+    values: Values,
+    text: Buffers,
+}
+
+/// Where fields are printed or converted that cannot be taken from the row as they are.
+#[derive(Default)]
+struct Buffers {
+    id: Vec<u8>,
+    event_type: Vec<u8>,
+    key: Vec<u8>,
+    headers: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+/// A buffer that has grown beyond this is freed after the row.
+const KEEP_BYTES: usize = 1 << 20;
+
+/// Raw bytes that an error event can carry: what a frame holds, less generous room for everything else in it.
+const RAW_BYTES: usize = MAX_FRAME_BYTES - (1 << 20);
+
+/// Columns that could not become fields.
+#[derive(Default)]
+struct Faults {
+    first: Option<ErrorCode>,
+    details: Vec<String>,
+    raw: Vec<(String, Vec<u8>)>,
+}
+
+impl RowReader {
+    pub(crate) fn new(ctx: &Context, max_event_bytes: usize) -> Self {
+        Self {
+            encoding: Encoding::of_database(),
+            memory: ctx.row_memory(),
+            max_event_bytes,
+            values: Values::default(),
+            text: Buffers::default(),
+        }
+    }
+
+    /// Hands the row's event to `emit`.
+    pub(crate) fn read(
+        &mut self,
+        tuple: Tuple,
+        relation: &Rel<'_>,
+        table: &Table,
+        ordinal: u64,
+        emit: impl FnOnce(&Event<'_>),
+    ) {
+        self.memory.scoped(|| {
+            self.values.take_apart(tuple, relation, table.width);
+            match &table.mapping {
+                Ok(mapping) => self.map(mapping, table, ordinal, emit),
+                Err(detail) => self.explain(detail, table, ordinal, emit),
+            }
+        });
+        let Buffers { id, event_type, key, headers, payload } = &mut self.text;
+        for buffer in [id, event_type, key, headers, payload] {
+            if buffer.capacity() > KEEP_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+    }
+
+    /// The event of a row whose columns are mapped.
+    fn map(&mut self, mapping: &Mapping, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>)) {
+        let Self { encoding, max_event_bytes, values, text, .. } = self;
+        let read = Reader { encoding: *encoding, limit: *max_event_bytes };
+        let mut faults = Faults::default();
+
+        let id = need(values, &mapping.event_id, "event_id", &mut faults).and_then(|value| {
+            match mapping.event_id.type_oid {
+                pg_sys::UUIDOID => Some(EventId::Uuid(value.uuid())),
+                oid if is_int(oid) => Some(EventId::Int(value.int(oid))),
+                _ => read.field(value, &mapping.event_id, &mut text.id, &mut faults).map(EventId::Text),
+            }
+        });
+        let event_type = need(values, &mapping.event_type, "type", &mut faults)
+            .and_then(|value| read.field(value, &mapping.event_type, &mut text.event_type, &mut faults));
+        let mut optional = |column: &Option<Column>, buffer| {
+            let column = column.as_ref()?;
+            read.field(values.get(column.index)?, column, buffer, &mut faults)
+        };
+        let key = optional(&mapping.key, &mut text.key);
+        let headers = optional(&mapping.headers, &mut text.headers);
+        let seq = mapping.seq.as_ref().and_then(|column| Some(values.get(column.index)?.int(column.type_oid)));
+        let payload = values.get(mapping.payload.index).and_then(|value| {
+            if mapping.payload.type_oid == pg_sys::BYTEAOID {
+                value.bytes().map_err(|detail| faults.add(ErrorCode::Malformed, &mapping.payload, detail, value)).ok()
+            } else {
+                read.field(value, &mapping.payload, &mut text.payload, &mut faults).map(str::as_bytes)
+            }
+        });
+
+        let outbox = table.target.outbox.clone();
+        let mut event = Event { outbox, ordinal, id, seq, event_type, key, headers, payload, error: None };
+        if event.size() > *max_event_bytes {
+            faults.too_large(&mut event, mapping, *max_event_bytes, *encoding);
+        }
+        faults.report(event, *encoding, emit);
+    }
+
+    /// The error event of a row whose columns cannot be mapped: it carries all of them, as their types print them.
+    fn explain(&mut self, detail: &str, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>)) {
+        let mut faults = Faults { first: Some(ErrorCode::Mapping), details: vec![detail.to_owned()], raw: Vec::new() };
+        for column in &table.columns {
+            let Some(value) = self.values.get(column.index) else { continue };
+            match value.print(column.type_oid) {
+                Ok(printed) => faults.raw.push((shown(&column.name, self.encoding), printed)),
+                Err(error) => faults.details.push(error),
+            }
+        }
+        let event = Event {
+            outbox: table.target.outbox.clone(),
+            ordinal,
+            id: None,
+            seq: None,
+            event_type: None,
+            key: None,
+            headers: None,
+            payload: None,
+            error: None,
+        };
+        faults.report(event, self.encoding, emit);
+    }
+}
+
+/// How text is read.
+#[derive(Clone, Copy)]
+struct Reader {
+    encoding: Encoding,
+    limit: usize,
+}
+
+impl Reader {
+    /// The value as UTF-8: from the row itself where it can be, else through `buffer`.
+    fn field<'row>(
+        self,
+        value: Value,
+        column: &Column,
+        buffer: &'row mut Vec<u8>,
+        faults: &mut Faults,
+    ) -> Option<&'row str> {
+        let malformed = |detail| (ErrorCode::Malformed, detail);
+        let not_utf8 = |detail| (ErrorCode::Encoding, detail);
+        let result = match column.type_oid {
+            pg_sys::JSONBOID if self.encoding.is_utf8() => value.bytes().map_err(malformed).and_then(|container| {
+                buffer.clear();
+                postbox_jsonb::print(container, buffer, self.limit).map_err(|error| match error {
+                    postbox_jsonb::Error::TooLong => {
+                        (ErrorCode::TooLarge, format!("its text has more than {} bytes", self.limit))
+                    }
+                    postbox_jsonb::Error::Encoding { .. } => (ErrorCode::Encoding, error.to_string()),
+                    postbox_jsonb::Error::Malformed { .. } => (ErrorCode::Malformed, error.to_string()),
+                })?;
+                core::str::from_utf8(buffer).map_err(|error| not_utf8(error.to_string()))
+            }),
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID | pg_sys::JSONOID => value
+                .bytes()
+                .map_err(malformed)
+                .and_then(|bytes| self.encoding.to_utf8(bytes, buffer).map_err(not_utf8)),
+            type_oid => value.print(type_oid).map_err(malformed).and_then(|printed| {
+                let mut converted = Vec::new();
+                let text = self.encoding.to_utf8(&printed, &mut converted).map_err(not_utf8)?;
+                buffer.clear();
+                buffer.extend_from_slice(text.as_bytes());
+                core::str::from_utf8(buffer).map_err(|error| not_utf8(error.to_string()))
+            }),
+        };
+        result.map_err(|(code, detail)| faults.add(code, column, detail, value)).ok()
+    }
+}
+
+/// The value of a column that every event needs.
+fn need(values: &Values, column: &Column, role: &str, faults: &mut Faults) -> Option<Value> {
+    let value = values.get(column.index);
+    if value.is_none() {
+        faults.say(ErrorCode::Null, format!("{role} is NULL"));
+    }
+    value
+}
+
+impl Faults {
+    fn say(&mut self, code: ErrorCode, detail: String) {
+        self.first.get_or_insert(code);
+        self.details.push(detail);
+    }
+
+    /// A column that could not become a field: its bytes go along.
+    fn add(&mut self, code: ErrorCode, column: &Column, detail: String, value: Value) {
+        let name = String::from_utf8_lossy(&column.name).into_owned();
+        self.say(code, format!("column \"{name}\": {detail}"));
+        self.raw.push((name, value.stored(column.type_oid)));
+    }
+
+    /// Takes the fields out of an event that is too large, the payload first, until the rest is within the limit.
+    fn too_large(&mut self, event: &mut Event<'_>, mapping: &Mapping, limit: usize, encoding: Encoding) {
+        self.say(ErrorCode::TooLarge, format!("the event has {} bytes, the limit is {limit}", event.size()));
+        let mut set_aside = |column: Option<&Column>, field: Option<&[u8]>| {
+            if let (Some(column), Some(bytes)) = (column, field) {
+                self.raw.push((shown(&column.name, encoding), bytes.to_vec()));
+            }
+        };
+        set_aside(Some(&mapping.payload), event.payload.take());
+        if event.size() > limit {
+            set_aside(mapping.headers.as_ref(), event.headers.take().map(str::as_bytes));
+        }
+        if event.size() > limit {
+            set_aside(mapping.key.as_ref(), event.key.take().map(str::as_bytes));
+        }
+        if event.size() > limit {
+            set_aside(Some(&mapping.event_type), event.event_type.take().map(str::as_bytes));
+        }
+        if let (true, Some(EventId::Text(text))) = (event.size() > limit, event.id) {
+            event.id = None;
+            set_aside(Some(&mapping.event_id), Some(text.as_bytes()));
+        }
+    }
+
+    /// Hands the event on, as an error event if there is anything to say.
+    fn report(mut self, event: Event<'_>, encoding: Encoding, emit: impl FnOnce(&Event<'_>)) {
+        let Some(code) = self.first else { return emit(&event) };
+        let mut room = RAW_BYTES.saturating_sub(event.size());
+        let Self { details, raw, .. } = &mut self;
+        raw.retain(|(column, bytes)| {
+            let fits = bytes.len() <= room;
+            if fits {
+                room -= bytes.len();
+            } else {
+                let size = bytes.len();
+                details.push(format!("the {size} bytes of \"{column}\" do not fit a frame: they are in the table only"));
+            }
+            fits
+        });
+        // Messages of the server are in the database's encoding.
+        let detail = shown(self.details.join("; ").as_bytes(), encoding);
+        let raw = self.raw.iter().map(|(column, bytes)| RawColumn { column, bytes }).collect();
+        let mut event: Event<'_> = event;
+        event.error = Some(EventError { code, detail: &detail, raw });
+        emit(&event);
+    }
+}
+
+fn shown(name: &[u8], encoding: Encoding) -> String {
+    let mut scratch = Vec::new();
+    encoding.to_utf8(name, &mut scratch).map_or_else(|_| String::from_utf8_lossy(name).into_owned(), str::to_owned)
+}

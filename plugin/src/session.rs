@@ -1,0 +1,101 @@
+//! One run of decoding: from START_REPLICATION (or a call of a slot function) to its end.
+
+use pgrx::PgSqlErrorCode;
+use postbox_wire::{Encoder, Options, Transaction};
+
+use crate::pg::change::{Change, Txn, XidEpoch};
+use crate::pg::context::Context;
+use crate::pg::relation::Rel;
+use crate::pg::report;
+use crate::route::{Route, Routes};
+use crate::row::RowReader;
+
+/// The state of one run of decoding.
+pub(crate) struct Session {
+    routes: Routes,
+    rows: RowReader,
+    encoder: Encoder,
+    epoch: XidEpoch,
+    /// The frame header of the current transaction, once it has an event.
+    transaction: Option<Transaction>,
+    /// Outbox rows of the current transaction so far. All are counted, selected or not: an event keeps its ordinal
+    /// whatever the options are.
+    ordinal: u64,
+    skipped_changes: u32,
+}
+
+/// Servers before 16 do not report progress within a transaction by themselves. A call costs a look at the clock.
+const PROGRESS_EVERY: u32 = 100;
+
+impl Session {
+    /// Reads the options; a wrong one is an ERROR.
+    pub(crate) fn start(ctx: &Context) -> Self {
+        let given = ctx.options();
+        let options = Options::parse(given.iter().map(|(name, value)| (name.as_str(), value.as_deref())));
+        let options = options.unwrap_or_else(|error| {
+            report::raise(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, error.message, error.hint)
+        });
+        Self {
+            encoder: Encoder::new(options.names),
+            rows: RowReader::new(ctx, options.max_event_bytes),
+            routes: Routes::new(options.outboxes),
+            epoch: XidEpoch::now(),
+            transaction: None,
+            ordinal: 0,
+            skipped_changes: 0,
+        }
+    }
+
+    pub(crate) fn begin(&mut self) {
+        self.encoder.begin();
+        self.transaction = None;
+        self.ordinal = 0;
+        self.skipped_changes = 0;
+    }
+
+    pub(crate) fn change(&mut self, ctx: &mut Context, txn: &Txn, relation: &Rel<'_>, change: &Change) {
+        // UPDATE, DELETE and TRUNCATE of an outbox are housekeeping.
+        let tuple = change.inserted();
+        let routed = tuple.and_then(|tuple| match self.routes.of(relation) {
+            Route::Skip => None,
+            Route::Outbox(table) => Some((tuple, table)),
+        });
+        let Some((tuple, table)) = routed else { return self.skip(ctx) };
+        let ordinal = self.ordinal;
+        self.ordinal += 1;
+        if !table.target.selected {
+            return self.skip(ctx);
+        }
+
+        let Self { encoder, rows, epoch, transaction, .. } = self;
+        let transaction = transaction.get_or_insert_with(|| txn.header(epoch));
+        if encoder.is_due() {
+            encoder.take(false, |frame| ctx.write(frame, false));
+        }
+        rows.read(tuple, relation, &table, ordinal, |event| {
+            if encoder.would_overflow(event.size()) && !encoder.is_empty() {
+                encoder.take(false, |frame| ctx.write(frame, false));
+            }
+            encoder.event(transaction, event, &mut table.target.slot.borrow_mut());
+        });
+    }
+
+    pub(crate) fn commit(&mut self, ctx: &mut Context) {
+        let sent = self.encoder.has_events();
+        ctx.update_progress(!sent);
+        if sent {
+            self.encoder.take(true, |frame| ctx.write(frame, true));
+        }
+    }
+
+    /// A long transaction without events must not look like a dead connection.
+    fn skip(&mut self, ctx: &mut Context) {
+        if cfg!(any(feature = "pg14", feature = "pg15")) {
+            self.skipped_changes += 1;
+            if self.skipped_changes >= PROGRESS_EVERY {
+                self.skipped_changes = 0;
+                ctx.update_progress(false);
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The binary stream of the Postbox output plugin: one crate that both ends link.
+//!
+//! The plugin builds [`Frame`](crate::Frame)s with an [`Encoder`], the consumer and the SQL function `postbox.decode`
+//! read them with a [`Decoder`]. README.md beside this crate is the specification, from which a decoder in another
+//! language can be written.
+//!
+//! ```text
+//! outbox row ──► Encoder::event ──► frame bytes ──► slot ──► Decoder::frame ──► Event ──► json::write
+//! ```
+//!
+//! Nothing here does input or output, and nothing panics on hostile bytes: a [`DecodeError`] says what was
+//! wrong and at which byte.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod codec;
+mod decode_error;
+mod event;
+mod frame;
+pub mod json;
+mod lsn;
+mod options;
+mod outbox;
+mod time;
+
+// The public interface is:
+pub use decode_error::{DecodeError, Problem};
+pub use event::{ErrorCode, Event, EventError, EventId, RawColumn};
+pub use frame::{Decoder, Encoder, Frame, Transaction};
+pub use lsn::{Lsn, ParseLsnError};
+pub use options::{Names, OptionError, Options, OutboxSelector, PROTO_VERSION_MAX, PROTO_VERSION_MIN, parse_selectors};
+pub use outbox::{NameSlot, Outbox, PayloadType};
+pub use time::PgMicros;
+
+/// Most bytes that the fields of one event may have together, unless the option `max_event_bytes` says less: 256 MiB.
+///
+/// A jsonb value cannot be larger on disk, and a frame has to fit PostgreSQL's 1 GiB allocation limit together with
+/// the raw columns of an error event.
+pub const MAX_EVENT_BYTES: usize = 256 << 20;
+
+/// Most bytes of a frame: what PostgreSQL can hold in one allocation (`MaxAllocSize`, 1 GiB − 1).
+pub const MAX_FRAME_BYTES: usize = 0x3fff_ffff;
+
+/// A frame is closed before the next event once it has reached this size: 64 KiB. An event is never cut, so a larger
+/// one makes a frame of its own.
+pub const FRAME_BYTES: usize = 64 << 10;
+
+/// Most outboxes that a decoder keeps in its dictionary of names. The encoder empties the dictionary at the first frame that
+/// starts with half as many; one frame cannot define the other half.
+pub const MAX_NAMES: usize = 16384;
+
+/// Most columns that an error event carries raw: a table of PostgreSQL has no more (`MaxHeapAttributeNumber`).
+pub const MAX_RAW_COLUMNS: usize = 1600;
+
+/// Most bytes of a schema or table name, in UTF-8. PostgreSQL's are 63 bytes in the database's encoding; the rest is room
+/// for conversion to UTF-8 and for servers built with longer names.
+pub const MAX_NAME_BYTES: usize = 1024;

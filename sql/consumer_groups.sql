@@ -1,0 +1,31 @@
+create or replace view postbox.consumer_groups as
+    select g.name                                                       as name,
+           members.outboxes                                             as outboxes,
+           g.slot_name                                                  as slot_name,
+           coalesce(s.active, false)                                    as active,
+           s.active_pid                                                 as active_pid,
+           s.confirmed_flush_lsn                                        as confirmed_flush_lsn,
+           greatest(pg_wal_lsn_diff(
+               case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end,
+               s.confirmed_flush_lsn), 0)::bigint                       as lag_bytes,
+           case when s.slot_name is null then 'missing' else s.wal_status end as wal_status,
+           g.created_at                                                 as created_at,
+           members.missing_outboxes                                     as missing_outboxes
+    from postbox.consumer_group g
+    -- A copy of this database carries the same rows; the slot they name is the original's.
+    left join pg_replication_slots s on s.slot_name = g.slot_name and s.database = current_database()
+    cross join lateral (
+        select coalesce(array_agg(listed.name order by listed.name), '{}') as outboxes,
+               coalesce(array_agg(listed.name order by listed.name) filter (where listed.missing), '{}') as missing_outboxes
+        from (
+            select coalesce(m.schema || '.' || m.name, o.outbox_name) as name, m.outbox is null as missing
+            from postbox.consumer_group_outbox o
+            left join postbox._marker m on m.outbox = o.outbox
+            where o.group_name = g.name
+        ) listed
+    ) members;
+comment on view postbox.consumer_groups is 'The consumer groups of this database and where they stand';
+comment on column postbox.consumer_groups.outboxes is 'Outboxes as schema.table, under their present names';
+comment on column postbox.consumer_groups.lag_bytes is 'WAL written since the last confirmed position, of events and of everything else';
+comment on column postbox.consumer_groups.wal_status is 'As in pg_replication_slots; lost: the slot was invalidated; missing: there is no slot of that name in this database';
+comment on column postbox.consumer_groups.missing_outboxes is 'Those of the outboxes that were dropped, or are outboxes no more';

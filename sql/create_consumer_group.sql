@@ -1,0 +1,80 @@
+-- A group is made in two parts because names are looked up along the caller's search_path, while everything else runs
+-- with search_path pinned. The first part is parsed when it is created, so the caller's path reaches to_regclass only.
+
+create or replace function postbox._create_consumer_group(name text, outboxes text[], relations regclass[]) returns name
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    slot constant name := format('postbox_%s_%s', (select d.oid from pg_database d where d.datname = current_database()), name);
+    position_of_bad int;
+begin
+    if name is null or name !~ '^[a-z0-9_]{1,40}$' then
+        raise exception using errcode = 'invalid_name',
+            message = format('consumer group name %s is not 1 to 40 characters of a-z, 0-9 and _', coalesce('"' || name || '"', 'NULL')),
+            detail = 'It becomes part of the name of a replication slot.';
+    end if;
+    if coalesce(cardinality(outboxes), 0) = 0 then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('consumer group "%s" needs at least one outbox', name),
+            hint = format('For instance: postbox.create_consumer_group(%L, ''{orders}'').', name);
+    end if;
+    select n into position_of_bad from generate_subscripts(relations, 1) as n where relations[n] is null order by n limit 1;
+    if found then
+        raise exception using errcode = 'undefined_table',
+            message = format('outbox %s does not exist', coalesce('"' || outboxes[position_of_bad] || '"', 'NULL')),
+            hint = 'postbox.outbox_status() lists the outboxes; postbox.create_outbox makes one. Qualify a name whose schema is not in search_path.';
+    end if;
+    select n into position_of_bad
+        from generate_subscripts(relations, 1) as n
+        where not exists (select from postbox._marker m where m.outbox = relations[n])
+        order by n limit 1;
+    if found then
+        raise exception using errcode = 'wrong_object_type',
+            message = format('"%s" is not an outbox', outboxes[position_of_bad]),
+            hint = 'postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.';
+    end if;
+    if exists (select from postbox.consumer_group g where g.name = _create_consumer_group.name) then
+        raise exception using errcode = 'duplicate_object',
+            message = format('consumer group "%s" already exists', name),
+            hint = 'postbox.consumer_groups shows it; postbox.drop_consumer_group drops it with its position.';
+    end if;
+    if exists (select from pg_replication_slots s where s.slot_name = slot) then
+        raise exception using errcode = 'duplicate_object',
+            message = format('replication slot "%s" of consumer group "%s" already exists', slot, name),
+            detail = 'An earlier installation left it behind; what it has not confirmed is still held for it.',
+            hint = format('Read it with postbox run --slot %s, or discard it: SELECT pg_drop_replication_slot(%L).', slot, slot);
+    end if;
+    if pg_current_xact_id_if_assigned() is not null then
+        raise exception using errcode = 'active_sql_transaction',
+            message = format('consumer group "%s" cannot be created in a transaction that has written', name),
+            hint = 'PostgreSQL creates replication slots only before the first write: call postbox.create_consumer_group in a transaction of its own.';
+    end if;
+
+    perform pg_create_logical_replication_slot(slot, 'postbox');
+    -- A slot is not undone by a rollback, and one that no group knows would hold back the WAL for ever.
+    begin
+        insert into postbox.consumer_group (name, slot_name) values (_create_consumer_group.name, slot);
+        insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
+            select distinct _create_consumer_group.name, m.outbox::regclass, m.schema || '.' || m.name
+            from postbox._marker m
+            where m.outbox = any (relations);
+    exception when others or query_canceled then
+        perform pg_drop_replication_slot(slot);
+        raise;
+    end;
+    return slot;
+end
+$function$;
+comment on function postbox._create_consumer_group(text, text[], regclass[]) is 'Private: create_consumer_group with the outboxes looked up';
+
+create or replace function postbox.create_consumer_group(name text, outboxes text[]) returns name
+    language sql volatile
+    begin atomic
+        select postbox._create_consumer_group(
+            name,
+            outboxes,
+            (select array_agg(to_regclass(outbox) order by n) from unnest(outboxes) with ordinality as listed(outbox, n)));
+    end;
+comment on function postbox.create_consumer_group(text, text[]) is
+    'Makes a consumer group that reads the outboxes from now on, and returns the name of its replication slot';

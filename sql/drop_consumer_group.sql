@@ -1,0 +1,36 @@
+create or replace function postbox.drop_consumer_group(name text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    slot name;
+    reader int;
+    reader_name text;
+begin
+    select g.slot_name into slot from postbox.consumer_group g where g.name = drop_consumer_group.name for update;
+    if not found then
+        raise exception using errcode = 'undefined_object',
+            message = format('consumer group %s does not exist', coalesce('"' || name || '"', 'NULL')),
+            hint = 'The view postbox.consumer_groups lists the groups.';
+    end if;
+    -- A copy of this database carries the same rows; the slot they name is not the copy's to drop.
+    select s.active_pid into reader
+        from pg_replication_slots s
+        where s.slot_name = slot and s.database = current_database();
+    if not found then
+        slot := null;
+    elsif reader is not null then
+        select coalesce(nullif(a.application_name, ''), 'unnamed') into reader_name from pg_stat_activity a where a.pid = reader;
+        raise exception using errcode = 'object_in_use',
+            message = format('consumer group "%s" is in use by process %s (application %s)', name, reader, coalesce(reader_name, 'unknown')),
+            hint = format('Stop that consumer, or cut it off with pg_terminate_backend(%s), and drop the group again.', reader);
+    end if;
+    delete from postbox.consumer_group g where g.name = drop_consumer_group.name;
+    -- Last, because no rollback brings a slot back.
+    if slot is not null then
+        perform pg_drop_replication_slot(slot);
+    end if;
+end
+$function$;
+comment on function postbox.drop_consumer_group(text) is
+    'Drops a consumer group and its replication slot, and with it the position; refuses while a consumer is connected';

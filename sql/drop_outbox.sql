@@ -1,0 +1,44 @@
+-- Undoes create_outbox (the table goes, with its rows) or adopt_outbox (only the mark goes).
+
+create or replace function postbox.drop_outbox(
+    name   text,
+    schema text    default 'public',
+    force  boolean default false
+) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    dropped regclass := to_regclass(format('%I.%I', schema, name));
+    is_adopted boolean;
+    readers text;
+begin
+    if dropped is null then
+        raise exception using errcode = 'undefined_table',
+            message = format('outbox "%s.%s" does not exist', coalesce(schema, 'NULL'), coalesce(name, 'NULL')),
+            hint = 'postbox.outbox_status() lists the outboxes. Give the bare name, unquoted, and the schema as the second argument.';
+    end if;
+    select m.adopted into is_adopted from postbox._marker m where m.outbox = dropped;
+    if not found then
+        raise exception using errcode = 'wrong_object_type',
+            message = format('"%s.%s" is not an outbox', schema, name),
+            hint = 'postbox.outbox_status() lists the outboxes. DROP TABLE drops other tables.';
+    end if;
+    select string_agg(g.group_name, ', ' order by g.group_name) into readers
+        from postbox.consumer_group_outbox g
+        where g.outbox = dropped;
+    if readers is not null and not coalesce(force, false) then
+        raise exception using errcode = 'object_in_use',
+            message = format('outbox "%s.%s" is read by consumer group %s', schema, name, readers),
+            detail = 'What these groups have not consumed yet they still can after the drop, but nothing new can be published.',
+            hint = format('Drop the group with postbox.drop_consumer_group, or drop the outbox all the same: postbox.drop_outbox(%L, %L, force => true).', name, schema);
+    end if;
+    if is_adopted then
+        execute format('drop trigger postbox_outbox on %I.%I', schema, name);
+    else
+        execute format('drop table %I.%I', schema, name);
+    end if;
+end
+$function$;
+comment on function postbox.drop_outbox(text, text, boolean) is
+    'Drops an outbox made by create_outbox with its rows, or takes the mark off an adopted table; refuses while a consumer group reads it unless force';

@@ -1,0 +1,35 @@
+-- The marker: a trigger named postbox_outbox makes a table an outbox. It never fires; it is there because PostgreSQL
+-- versions, invalidates, dumps and drops it with the table. Its arguments are role=column pairs, where a role that is
+-- not named uses the column of its own name, `role=` says that there is no such column, and origin=adopted says that
+-- the table was not made by create_outbox.
+
+-- tgargs holds the arguments one after the other, each ended by a zero byte.
+create or replace function postbox._marker_arguments(tgargs bytea) returns text[]
+    language sql stable strict parallel safe
+    return (
+        select coalesce(array_agg(convert_from(decode(m[1], 'hex'), getdatabaseencoding()) order by n), '{}')
+        from regexp_matches(encode(tgargs, 'hex'), '((?:(?!00)..)*)00', 'g') with ordinality as argument(m, n)
+    );
+comment on function postbox._marker_arguments(bytea) is 'Private: pg_trigger.tgargs as an array';
+
+create or replace function postbox._marker_column(arguments text[], role text) returns text
+    language sql immutable strict parallel safe
+    return coalesce(
+        (select substr(argument, length(role) + 2) from unnest(arguments) as argument where starts_with(argument, role || '=') limit 1),
+        role
+    );
+comment on function postbox._marker_column(text[], text) is 'Private: the column that plays a role in an outbox';
+
+-- Clones of the marker on the leaves have a parent; only roots are outboxes.
+create or replace view postbox._marker as
+    select c.oid                                    as outbox,
+           n.nspname                                as schema,
+           c.relname                                as name,
+           c.relkind                                as relkind,
+           postbox._marker_arguments(t.tgargs)      as arguments,
+           'origin=adopted' = any (postbox._marker_arguments(t.tgargs)) as adopted
+    from pg_trigger t
+    join pg_class c on c.oid = t.tgrelid
+    join pg_namespace n on n.oid = c.relnamespace
+    where t.tgname = 'postbox_outbox' and t.tgparentid = 0;
+comment on view postbox._marker is 'Private: the tables that carry the marker trigger';

@@ -1,0 +1,25 @@
+-- What PUBLIC may do, in one place: read, decode, and publish with the rights it has. Everything else is granted by the
+-- database's administrator (README.md). A function that is not listed here is nobody's but the extension owner's.
+
+grant usage on schema postbox to public;
+
+revoke all on all functions in schema postbox from public;
+grant execute on function
+    postbox.publish(text, text, text, text, jsonb, uuid),
+    postbox.publish(text, text, jsonb, text, jsonb, uuid),
+    postbox.publish(text, text, json, text, jsonb, uuid),
+    postbox.publish(text, text, bytea, text, jsonb, uuid),
+    postbox.decode(bytea),
+    postbox._decode_lines(bytea),
+    postbox.outbox_status(text, text),
+    postbox._marker_arguments(bytea),
+    postbox._marker_column(text[], text)
+to public;
+
+grant select on
+    postbox.outboxes,
+    postbox.consumer_groups,
+    postbox._marker,
+    postbox.consumer_group,
+    postbox.consumer_group_outbox
+to public;

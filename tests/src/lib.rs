@@ -1,0 +1,22 @@
+//! Private PostgreSQL clusters for the tests, the demo and the benchmarks.
+//!
+//! [`Cluster::start`] gives a server of its own: own directory, own port, removed when the value is dropped, also when
+//! the process that started it is killed. The server comes from `target/pg/<major>`, which `make` fills; no other
+//! server on the machine is ever touched. `POSTBOX_PG` chooses the major version.
+//!
+//! ```no_run
+//! use postbox_tests::{Cluster, Stop};
+//!
+//! let cluster = Cluster::builder().setting("wal_sender_timeout", "2s").start();
+//! cluster.psql("postgres", "CREATE EXTENSION postbox");
+//! cluster.restart(Stop::Immediate);
+//! ```
+
+mod cluster;
+mod nest;
+mod tree;
+mod wait;
+
+pub use cluster::{Builder, Cluster, Stop};
+pub use tree::{major, postbox_binary};
+pub use wait::{wait_until, wait_until_async};

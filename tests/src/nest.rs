@@ -1,0 +1,99 @@
+//! One short directory per process, in which all of its clusters live, and the watchdog that empties it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::tree;
+
+/// Runs once its standard input ends, which the kernel brings about however this process dies. It stops the servers
+/// that are left and removes the directory; a cluster with a file `keep` in it stays.
+///
+/// The server removes `postmaster.pid` as the last thing it does, so the wait is on that.
+const WATCHDOG: &str = r#"
+cat >/dev/null
+cd "$1" || exit 0
+for dir in */; do
+    pidfile=$dir/data/postmaster.pid
+    if [ -e "$dir/keep" ]; then continue; fi
+    if pid=$(head -n 1 "$pidfile" 2>/dev/null); then
+        kill -QUIT "$pid" 2>/dev/null
+        tries=0
+        while [ -e "$pidfile" ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+        if [ -e "$pidfile" ]; then kill -KILL "$pid" 2>/dev/null; fi
+    fi
+    rm -rf "$dir"
+done
+cd / && rmdir "$1" 2>/dev/null
+"#;
+
+/// The directory of this process.
+pub(crate) struct Nest {
+    dir: PathBuf,
+    clusters: AtomicU32,
+    template: OnceLock<PathBuf>,
+    /// Never written: that it closes is the message.
+    _watchdog: ChildStdin,
+}
+
+impl Nest {
+    /// The one of this process, made at first use.
+    pub(crate) fn get() -> &'static Self {
+        static NEST: OnceLock<Nest> = OnceLock::new();
+        NEST.get_or_init(Self::make)
+    }
+
+    fn make() -> Self {
+        // Not `$TMPDIR`: the path of a Unix socket may have 107 bytes.
+        let dir = tempfile::Builder::new()
+            .prefix("pbx-")
+            .tempdir_in("/tmp")
+            .unwrap_or_else(|error| panic!("cannot make a directory in /tmp: {error}"))
+            .keep();
+        tree::give_to_server(&dir);
+        let mut watchdog = tree::unprivileged("/bin/sh");
+        watchdog.args(["-c", WATCHDOG, "watchdog"]).arg(&dir).stdin(Stdio::piped()).stdout(Stdio::null());
+        // A group of its own, so that Ctrl-C at a terminal does not end it together with this process.
+        std::os::unix::process::CommandExt::process_group(&mut watchdog, 0);
+        let mut watchdog = watchdog.spawn().unwrap_or_else(|error| panic!("cannot start /bin/sh: {error}"));
+        let stdin = watchdog.stdin.take().expect("the watchdog's input is a pipe");
+        Self { dir, clusters: AtomicU32::new(0), template: OnceLock::new(), _watchdog: stdin }
+    }
+
+    /// A new cluster directory with a data directory in it, copied from the one `initdb` of this process.
+    pub(crate) fn new_cluster(&self) -> PathBuf {
+        let template = self.template.get_or_init(|| self.initdb());
+        let number = self.clusters.fetch_add(1, Ordering::Relaxed);
+        let dir = self.dir.join(number.to_string());
+        make_dir(&dir);
+        let mut copy = tree::unprivileged("/bin/cp");
+        run(copy.args(["--archive", "--reflink=auto"]).arg(template).arg(dir.join("data")));
+        dir
+    }
+
+    fn initdb(&self) -> PathBuf {
+        let dir = self.dir.join("template");
+        let mut initdb = tree::unprivileged(tree::program("initdb"));
+        initdb.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"]);
+        run(initdb.args(["--no-sync", "--no-instructions", "--pgdata"]).arg(&dir));
+        dir
+    }
+}
+
+fn make_dir(dir: &Path) {
+    fs::create_dir(dir).unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
+    tree::give_to_server(dir);
+}
+
+fn run(command: &mut std::process::Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?} failed with {}:\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+}

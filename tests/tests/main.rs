@@ -1,0 +1,4 @@
+//! The integration tests: one module per subject, each test on a private cluster.
+
+mod harness;
+mod jsonb;
