@@ -13,7 +13,7 @@ create or replace function postbox.adopt_outbox(
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    adopted regclass;
+    target regclass;
     kind "char";
     persistence "char";
     is_partition boolean;
@@ -49,8 +49,8 @@ begin
 
     -- From here to the end of the transaction nobody writes, renames or drops the table.
     execute format('lock table %I.%I in share row exclusive mode', schema, name);
-    adopted := format('%I.%I', schema, name)::regclass;
-    if exists (select from postbox._marker m where m.outbox = adopted) then
+    target := format('%I.%I', schema, name)::regclass;
+    if exists (select from postbox._marker m where m.outbox = target) then
         raise exception using errcode = 'duplicate_object',
             message = format('"%s.%s" is an outbox already', schema, name),
             hint = 'To change its columns, call postbox.drop_outbox first: it takes the mark off an adopted table and leaves the table.';
@@ -68,7 +68,7 @@ begin
     loop
         select a.atttypid, format_type(a.atttypid, null) into found_type, found_type_name
             from pg_attribute a
-            where a.attrelid = adopted and a.attname = spec.column_name and a.attnum > 0 and not a.attisdropped;
+            where a.attrelid = target and a.attname = spec.column_name and a.attnum > 0 and not a.attisdropped;
         if found and found_type <> all (spec.types) then
             raise exception using errcode = 'datatype_mismatch',
                 message = format('column "%s" of "%s.%s" has type %s and cannot be the %s of an event',
@@ -90,7 +90,7 @@ begin
         'create trigger postbox_outbox before update on %I.%I for each row when (false)
          execute function pg_catalog.suppress_redundant_updates_trigger(%s)',
         schema, name, arguments || quote_literal('origin=adopted'));
-    return adopted;
+    return target;
 end
 $function$;
 comment on function postbox.adopt_outbox(text, text, text, text, text, text, text) is

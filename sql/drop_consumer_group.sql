@@ -7,7 +7,7 @@ declare
     reader int;
     reader_name text;
 begin
-    select g.slot_name into slot from postbox.consumer_group g where g.name = drop_consumer_group.name for update;
+    select g.slot_name into slot from postbox.consumer_group g where g.name = drop_consumer_group.name;
     if not found then
         raise exception using errcode = 'undefined_object',
             message = format('consumer group %s does not exist', coalesce('"' || name || '"', 'NULL')),
@@ -26,6 +26,10 @@ begin
             hint = format('Stop that consumer, or cut it off with pg_terminate_backend(%s), and drop the group again.', reader);
     end if;
     delete from postbox.consumer_group g where g.name = drop_consumer_group.name;
+    if not found then
+        raise exception using errcode = 'undefined_object',
+            message = format('consumer group "%s" was dropped by another session just now', name);
+    end if;
     -- Last, because no rollback brings a slot back.
     if slot is not null then
         perform pg_drop_replication_slot(slot);

@@ -9,16 +9,16 @@ create or replace function postbox.drop_outbox(
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    dropped regclass := to_regclass(format('%I.%I', schema, name));
+    target regclass := to_regclass(format('%I.%I', schema, name));
     is_adopted boolean;
     readers text;
 begin
-    if dropped is null then
+    if target is null then
         raise exception using errcode = 'undefined_table',
             message = format('outbox "%s.%s" does not exist', coalesce(schema, 'NULL'), coalesce(name, 'NULL')),
             hint = 'postbox.outbox_status() lists the outboxes. Give the bare name, unquoted, and the schema as the second argument.';
     end if;
-    select m.adopted into is_adopted from postbox._marker m where m.outbox = dropped;
+    select m.adopted into is_adopted from postbox._marker m where m.outbox = target;
     if not found then
         raise exception using errcode = 'wrong_object_type',
             message = format('"%s.%s" is not an outbox', schema, name),
@@ -26,7 +26,7 @@ begin
     end if;
     select string_agg(g.group_name, ', ' order by g.group_name) into readers
         from postbox.consumer_group_outbox g
-        where g.outbox = dropped;
+        where g.outbox = target;
     if readers is not null and not coalesce(force, false) then
         raise exception using errcode = 'object_in_use',
             message = format('outbox "%s.%s" is read by consumer group %s', schema, name, readers),

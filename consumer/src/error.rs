@@ -115,6 +115,18 @@ impl Error {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::Server)
     }
 
+    /// The message and those of its causes, in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.0.message.clone();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+
     /// The exit code of `postbox` when this error ends it.
     pub fn exit_code(&self) -> u8 {
         match self.kind() {

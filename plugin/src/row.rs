@@ -2,7 +2,7 @@
 //! with the reason.
 
 use pgrx::pg_sys;
-use postbox_wire::{ErrorCode, Event, EventError, EventId, MAX_FRAME_BYTES, RawColumn};
+use postbox_wire::{ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn};
 
 use crate::marker::{Mapping, is_int};
 use crate::pg::change::Tuple;
@@ -190,6 +190,18 @@ impl Reader {
     }
 }
 
+/// What stands for a value in an error event: its stored bytes; for jsonb that is merely too large its text, unless even that
+/// has more than [`MAX_EVENT_BYTES`].
+fn raw(code: ErrorCode, type_oid: pg_sys::Oid, value: Value) -> Vec<u8> {
+    if let (ErrorCode::TooLarge, pg_sys::JSONBOID, Ok(container)) = (code, type_oid, value.bytes()) {
+        let mut text = Vec::new();
+        if postbox_jsonb::print(container, &mut text, MAX_EVENT_BYTES).is_ok() {
+            return text;
+        }
+    }
+    value.stored(type_oid)
+}
+
 /// The value of a column that every event needs.
 fn need(values: &Values, column: &Column, role: &str, faults: &mut Faults) -> Option<Value> {
     let value = values.get(column.index);
@@ -209,7 +221,7 @@ impl Faults {
     fn add(&mut self, code: ErrorCode, column: &Column, detail: String, value: Value) {
         let name = String::from_utf8_lossy(&column.name).into_owned();
         self.say(code, format!("column \"{name}\": {detail}"));
-        self.raw.push((name, value.stored(column.type_oid)));
+        self.raw.push((name, raw(code, column.type_oid, value)));
     }
 
     /// Takes the fields out of an event that is too large, the payload first, until the rest is within the limit.

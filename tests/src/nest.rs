@@ -1,8 +1,9 @@
 //! One short directory per process, in which all of its clusters live, and the watchdog that empties it.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -34,8 +35,8 @@ pub(crate) struct Nest {
     dir: PathBuf,
     clusters: AtomicU32,
     template: OnceLock<PathBuf>,
-    /// Never written: that it closes is the message.
-    _watchdog: ChildStdin,
+    /// Nothing is written to it: that its standard input ends is the message.
+    _watchdog: Child,
 }
 
 impl Nest {
@@ -56,10 +57,9 @@ impl Nest {
         let mut watchdog = tree::unprivileged("/bin/sh");
         watchdog.args(["-c", WATCHDOG, "watchdog"]).arg(&dir).stdin(Stdio::piped()).stdout(Stdio::null());
         // A group of its own, so that Ctrl-C at a terminal does not end it together with this process.
-        std::os::unix::process::CommandExt::process_group(&mut watchdog, 0);
-        let mut watchdog = watchdog.spawn().unwrap_or_else(|error| panic!("cannot start /bin/sh: {error}"));
-        let stdin = watchdog.stdin.take().expect("the watchdog's input is a pipe");
-        Self { dir, clusters: AtomicU32::new(0), template: OnceLock::new(), _watchdog: stdin }
+        watchdog.process_group(0);
+        let watchdog = watchdog.spawn().unwrap_or_else(|error| panic!("cannot start /bin/sh: {error}"));
+        Self { dir, clusters: AtomicU32::new(0), template: OnceLock::new(), _watchdog: watchdog }
     }
 
     /// A new cluster directory with a data directory in it, copied from the one `initdb` of this process.
@@ -87,7 +87,7 @@ fn make_dir(dir: &Path) {
     tree::give_to_server(dir);
 }
 
-fn run(command: &mut std::process::Command) {
+fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     assert!(
         output.status.success(),

@@ -12,7 +12,8 @@ async fn a_cluster_starts_with_logical_wal_and_answers_over_socket_and_tcp() {
     let client = cluster.client("postgres").await;
     let number: String = client.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
     assert_eq!(number.parse::<u32>().unwrap() / 10_000, major());
-    let port = cluster.psql("postgres", &format!("\\c '{}'\nSELECT inet_server_port()", cluster.tcp_conninfo("postgres")));
+    let port =
+        cluster.psql("postgres", &format!("\\c '{}'\nSELECT inet_server_port()", cluster.tcp_conninfo("postgres")));
     assert_eq!(port, cluster.port().to_string());
 }
 

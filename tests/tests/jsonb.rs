@@ -133,7 +133,8 @@ fn value(random: &mut StdRng, budget: &mut u32, text: &mut String) {
 
 fn string(random: &mut StdRng, text: &mut String) {
     text.push('"');
-    for _ in 0..random.random_range(0..*[1, 5, 20, 60].choose(random).unwrap()) {
+    let longest = *[0, 5, 20, 60].choose(random).unwrap();
+    for _ in 0..random.random_range(0..=longest) {
         match random.random_range(0..20) {
             0 => text.push_str(["\\\"", "\\\\", "\\/", "\\b", "\\f", "\\n", "\\r", "\\t"].choose(random).unwrap()),
             // NUL is the one character that the server does not take.
@@ -173,7 +174,8 @@ fn number(random: &mut StdRng, text: &mut String) {
 
 /// At least one digit.
 fn digits(random: &mut StdRng, text: &mut String) {
-    for _ in 0..random.random_range(1..=*[2, 9, 40, 200].choose(random).unwrap()) {
+    let longest = *[2, 9, 40, 200].choose(random).unwrap();
+    for _ in 0..random.random_range(1..=longest) {
         // Zeros in a row matter: the stored form leaves them out at both ends.
         text.push(if random.random_bool(0.4) { '0' } else { random.random_range('0'..='9') });
     }

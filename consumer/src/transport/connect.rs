@@ -1,7 +1,285 @@
-//! skeleton
-use crate::error::Result;
-use super::ConnInfo;
+//! From a [`ConnInfo`] to a server that has let us in: hosts in turn, encrypted and not as `sslmode` allows.
 
-/// Opens a connection for SQL.
-#[allow(clippy::unused_async)]
-pub async fn connect_sql(_info: &ConnInfo) -> Result<tokio_postgres::Client> { unimplemented!() }
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use tokio_postgres::{AsyncMessage, Client, NoTls};
+
+use super::auth::{self, Credentials, Failure, Greeting};
+use super::conninfo::{Host, Place, SOCKET_DIR, SslMode, Target};
+use super::link::Link;
+use super::refusal::{About, Report};
+use super::replay::Replay;
+use super::socket::Socket;
+use super::{ConnInfo, tls};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Opens a connection for SQL. A task that is spawned on the current runtime drives it and ends when the client is
+/// dropped or the link breaks.
+///
+/// # Errors
+/// As [`Replication::connect`](super::Replication::connect).
+pub async fn connect_sql(info: &ConnInfo) -> Result<Client> {
+    let (link, greeting) = open(info, "postbox", &[]).await?;
+    let (socket, rest) = link.into_parts();
+    if !rest.is_empty() {
+        return Err(Error::new(ErrorKind::Protocol, "the server sent something unasked after the login"));
+    }
+    let mut config = tokio_postgres::Config::new();
+    config.user(info.user()).ssl_mode(tokio_postgres::config::SslMode::Disable);
+    let (client, mut connection) = config.connect_raw(Replay::new(socket, &greeting.messages), NoTls).await?;
+    tokio::spawn(async move {
+        loop {
+            match poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notice(notice))) => Report::from_sql(&notice).log(),
+                Some(Ok(_)) => {}
+                // Whoever uses the client gets the error; here nobody would.
+                Some(Err(error)) => return tracing::debug!("the connection for SQL ended: {error}"),
+                None => return,
+            }
+        }
+    });
+    Ok(client)
+}
+
+/// Connects to the first host that will do, and logs in with `parameters` added to the startup message.
+pub(super) async fn open(
+    info: &ConnInfo,
+    application_name: &str,
+    parameters: &[(&str, &str)],
+) -> Result<(Link, Greeting)> {
+    let mut startup = vec![
+        ("user", info.user.as_str()),
+        ("database", info.dbname.as_str()),
+        ("client_encoding", "UTF8"),
+        ("application_name", info.application_name.as_deref().unwrap_or(application_name)),
+    ];
+    startup.extend(info.options.as_deref().map(|options| ("options", options)));
+    startup.extend(parameters);
+
+    let mut failures = Vec::new();
+    for host in &info.hosts {
+        let addresses = match addresses(host, info).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                failures.push(error);
+                continue;
+            }
+        };
+        for address in addresses {
+            match within(info, &address, attempt(info, &address, &startup)).await {
+                Ok(opened) => return Ok(opened),
+                // Another server would not know better.
+                Err(error) if !error.is_transient() => return Err(error),
+                Err(error) => failures.push(error),
+            }
+        }
+    }
+    Err(summary(failures))
+}
+
+/// One server, at one address.
+struct Address {
+    host: Host,
+    socket: SocketAddress,
+}
+
+enum SocketAddress {
+    Tcp(SocketAddr),
+    Unix(std::path::PathBuf),
+}
+
+async fn addresses(host: &Host, info: &ConnInfo) -> Result<Vec<Address>> {
+    let port = host.port;
+    let file = |dir: &Path| dir.join(format!(".s.PGSQL.{port}"));
+    let name = match &host.place {
+        Place::SocketDir(dir) => {
+            return Ok(vec![Address { host: host.clone(), socket: SocketAddress::Unix(file(dir)) }]);
+        }
+        Place::Default if file(Path::new(SOCKET_DIR)).exists() => {
+            let host = Host { place: Place::SocketDir(SOCKET_DIR.into()), port };
+            return Ok(vec![Address { host, socket: SocketAddress::Unix(file(Path::new(SOCKET_DIR))) }]);
+        }
+        Place::Address { addr, .. } => {
+            return Ok(vec![Address { host: host.clone(), socket: SocketAddress::Tcp((*addr, port).into()) }]);
+        }
+        Place::Default => "localhost",
+        Place::Name(name) => name,
+    };
+    let unknown = |error: io::Error| {
+        Error::new(ErrorKind::Connect, format!("host name \"{name}\" cannot be resolved")).with_source(error)
+    };
+    let resolving = lookup_host((name, port));
+    let found = match info.connect_timeout {
+        Some(limit) => timeout(limit, resolving).await.map_err(|_| unknown(io::ErrorKind::TimedOut.into()))?,
+        None => resolving.await,
+    };
+    let addresses: Vec<_> = found
+        .map_err(unknown)?
+        .map(|addr| Address { host: host.clone(), socket: SocketAddress::Tcp(addr) })
+        .collect();
+    if addresses.is_empty() { Err(unknown(io::ErrorKind::NotFound.into())) } else { Ok(addresses) }
+}
+
+async fn within<T>(info: &ConnInfo, address: &Address, attempt: impl Future<Output = Result<T>>) -> Result<T> {
+    match info.connect_timeout {
+        None => attempt.await,
+        Some(limit) => timeout(limit, attempt).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Connect,
+                format!("{} did not let us in within {} s", address.host, limit.as_secs()),
+            )
+            .with_hint("connect_timeout sets another limit."))
+        }),
+    }
+}
+
+/// Logs in at one address, by the ways of encryption that `sslmode` allows, in its order.
+async fn attempt(info: &ConnInfo, address: &Address, startup: &[(&str, &str)]) -> Result<(Link, Greeting)> {
+    let SocketAddress::Tcp(tcp) = &address.socket else {
+        return accept(info, address, log_in(info, address, startup, None).await);
+    };
+    let ways: &[bool] = match info.tls.mode {
+        SslMode::Disable => &[false],
+        SslMode::Allow => &[false, true],
+        SslMode::Prefer => &[true, false],
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[true],
+    };
+    let (last, earlier) = ways.split_last().unwrap_or((&true, &[]));
+    for encrypted in earlier {
+        let result = log_in(info, address, startup, Some((*tcp, *encrypted))).await;
+        match &result {
+            // pg_hba.conf may take the same login otherwise; a TLS that fails is as good as none in mode prefer.
+            Err(Failure { error, unasked: true }) if matches!(error.kind(), ErrorKind::Login | ErrorKind::Tls) => {
+                tracing::debug!("{}: {error}; trying again {} TLS", address.host, if *encrypted { "without" } else { "with" });
+            }
+            _ => return accept(info, address, result),
+        }
+    }
+    accept(info, address, log_in(info, address, startup, Some((*tcp, *last))).await)
+}
+
+async fn log_in(
+    info: &ConnInfo,
+    address: &Address,
+    startup: &[(&str, &str)],
+    tcp: Option<(SocketAddr, bool)>,
+) -> Result<(Link, Greeting), Failure> {
+    let early = |error| Failure { error, unasked: true };
+    let (socket, end_point) = dial(info, address, tcp).await.map_err(early)?;
+    let credentials = Credentials {
+        user: &info.user,
+        password: info.password(&address.host),
+        private: socket.is_private(),
+        end_point,
+        channel_binding: info.channel_binding,
+    };
+    let about = About { role: Some(info.user.clone()), dbname: Some(info.dbname.clone()), slot: None };
+    // Where the server has no TLS to offer, the way without has just been tried.
+    let refused = matches!((tcp, &socket), (Some((_, true)), Socket::Tcp(_)));
+    let mut link = Link::new(socket, about);
+    match auth::log_in(&mut link, startup, credentials).await {
+        Ok(greeting) => Ok((link, greeting)),
+        Err(failure) => Err(Failure { unasked: failure.unasked && !refused, ..failure }),
+    }
+}
+
+/// Opens the socket; with TLS if that is asked for, and with what a login can be bound to.
+async fn dial(
+    info: &ConnInfo,
+    address: &Address,
+    tcp: Option<(SocketAddr, bool)>,
+) -> Result<(Socket, Option<Vec<u8>>)> {
+    let unreachable = |error: io::Error| {
+        let hint = match (error.kind(), &address.socket) {
+            (io::ErrorKind::NotFound, _) => "Is the server running, and is this its socket directory?",
+            (io::ErrorKind::PermissionDenied, SocketAddress::Unix(_)) => "This user may not use the server's socket.",
+            _ => "Is the server running there, and does it listen on this port (listen_addresses)?",
+        };
+        Error::new(ErrorKind::Connect, format!("cannot connect to {}", address.host))
+            .with_hint(hint)
+            .with_source(error)
+    };
+    let (addr, encrypted) = match (&address.socket, tcp) {
+        (SocketAddress::Unix(path), _) => return Ok((Socket::unix(path).await.map_err(unreachable)?, None)),
+        (SocketAddress::Tcp(addr), None) => (*addr, false),
+        (SocketAddress::Tcp(_), Some(way)) => way,
+    };
+    let mut stream: TcpStream = Socket::tcp(addr, info).await.map_err(unreachable)?;
+    if !encrypted {
+        return Ok((Socket::Tcp(stream), None));
+    }
+    if !info.tls.direct && !tls::request(&mut stream).await? {
+        return if info.tls.mode == SslMode::Prefer {
+            Ok((Socket::Tcp(stream), None))
+        } else {
+            Err(Error::new(ErrorKind::Tls, format!("{} does not offer TLS, and sslmode demands it", address.host))
+                .with_hint("Set ssl = on with a certificate on the server, or use sslmode=prefer."))
+        };
+    }
+    let stream = tls::handshake(stream, &address.host, &info.tls).await?;
+    let end_point = tls::end_point(&stream);
+    Ok((Socket::Tls(Box::new(stream)), end_point))
+}
+
+/// Takes a server that lets us in, if it is one of those wanted.
+fn accept(
+    info: &ConnInfo,
+    address: &Address,
+    result: Result<(Link, Greeting), Failure>,
+) -> Result<(Link, Greeting)> {
+    let (link, greeting) = result.map_err(|failure| failure.error)?;
+    let on = |name| greeting.parameter(name).map(|value| value == "on");
+    let standby = on("in_hot_standby").unwrap_or(false);
+    let read_only = standby || on("default_transaction_read_only").unwrap_or(false);
+    let (fits, wanted) = match info.target {
+        Target::Any => (true, "any"),
+        Target::ReadWrite => (!read_only, "read-write"),
+        Target::ReadOnly => (read_only, "read-only"),
+        Target::Primary => (!standby, "primary"),
+        Target::Standby => (standby, "standby"),
+    };
+    if fits {
+        return Ok((link, greeting));
+    }
+    let is = match (standby, read_only) {
+        (true, _) => "a standby",
+        (false, true) => "read-only",
+        (false, false) => "a primary that takes writes",
+    };
+    // It may be promoted or demoted.
+    Err(Error::new(ErrorKind::Server, format!("{} is {is}, and target_session_attrs is {wanted}", address.host)))
+}
+
+/// One error out of those of all hosts.
+fn summary(mut failures: Vec<Error>) -> Error {
+    let Some(last) = failures.pop() else {
+        return Error::new(ErrorKind::Usage, "the connection string names no host");
+    };
+    if failures.is_empty() {
+        return last;
+    }
+    let all = failures.iter().chain([&last]).map(with_causes).collect::<Vec<_>>().join("; ");
+    let hint = last.hint().map(str::to_owned);
+    let error = Error::new(last.kind(), format!("no server can be used: {all}"));
+    match hint {
+        Some(hint) => error.with_hint(hint),
+        None => error,
+    }
+}
+
+/// The text of an error that is about to become a part of another.
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(deeper) = cause {
+        text.push_str(": ");
+        text.push_str(&deeper.to_string());
+        cause = deeper.source();
+    }
+    text
+}

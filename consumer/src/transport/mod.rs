@@ -1,10 +1,26 @@
-//! Connections to the server: finding it, encrypting, logging in, and copy-both streaming.
+//! Connections to the server: finding it, encrypting the link, logging in, and streaming from a slot.
+//!
+//! ```text
+//! ConnInfo ──► connect: dial ─► tls ─► auth ──► replay ──► tokio_postgres::Client        (connect_sql)
+//!                                          └──► Replication ── START_REPLICATION ──► CopyBoth
+//! ```
+//!
+//! Both kinds of connection take the same way in, so that a connection string that serves one serves the other.
+//! tokio-postgres has no replication protocol; the little that is needed of it is here.
 
+mod auth;
+mod certificate;
 mod conninfo;
 mod connect;
 mod copy;
+mod link;
+pub(crate) mod refusal;
+mod replay;
 mod replication;
+mod socket;
+mod tls;
 
+// The public interface is:
 pub use conninfo::ConnInfo;
 pub use connect::connect_sql;
 pub use copy::{CopyBoth, Received, Status};

@@ -55,7 +55,9 @@ impl fmt::Display for DecodeError {
             Problem::Absent => write!(f, "{field} is absent in an event without an error"),
             Problem::Varint => write!(f, "{field} is not a well-formed variable-length integer"),
             Problem::NotUtf8 => write!(f, "{field} is not UTF-8"),
-            Problem::Unknown(value) => write!(f, "{field} has the unknown value {value}"),
+            Problem::Unknown(value) => {
+                write!(f, "{field} has the value {value}, which this version of postbox does not know")
+            }
             Problem::TooLarge { found, limit } => write!(f, "{field} is {found}, the limit is {limit}"),
             Problem::Trailing(count) => write!(f, "{count} bytes are left over after {field}"),
             Problem::Undefined(reference) => {
@@ -70,3 +72,41 @@ impl fmt::Display for DecodeError {
 }
 
 impl core::error::Error for DecodeError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    /// The numbers that the text has to give for a problem; without a wildcard, so that a new problem is looked at here.
+    fn numbers(problem: Problem) -> &'static [&'static str] {
+        match problem {
+            Problem::Missing { needed: u64::MAX, .. } | Problem::Absent | Problem::Varint | Problem::NotUtf8 => &[],
+            Problem::Missing { .. } => &["4711", "815"],
+            Problem::Unknown(_) | Problem::Trailing(_) | Problem::Undefined(_) => &["4711"],
+            Problem::TooLarge { .. } => &["4711", "815"],
+        }
+    }
+
+    #[test]
+    fn every_problem_names_field_and_byte() {
+        for problem in [
+            Problem::Missing { needed: u64::MAX, left: 815 },
+            Problem::Missing { needed: 4711, left: 815 },
+            Problem::Absent,
+            Problem::Varint,
+            Problem::NotUtf8,
+            Problem::Unknown(4711),
+            Problem::TooLarge { found: 4711, limit: 815 },
+            Problem::Trailing(4711),
+            Problem::Undefined(4711),
+        ] {
+            let text = DecodeError { problem, field: "the colour", at: 99 }.to_string();
+            assert!(text.contains("the colour"), "{text}");
+            assert!(text.ends_with("(byte 99 of the frame)"), "{text}");
+            for number in numbers(problem) {
+                assert!(text.contains(number), "{text} should give {number}");
+            }
+        }
+    }
+}

@@ -55,7 +55,8 @@ pub struct EventError<'a> {
     pub raw: Vec<RawColumn<'a>>,
 }
 
-/// A column's bytes as PostgreSQL stores them (decompressed, without the length header).
+/// A column's bytes as PostgreSQL stores them (decompressed, without the length header); in an event that is too large, as
+/// the field would have held them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawColumn<'a> {
     /// The column's name.

@@ -49,8 +49,9 @@ impl Transaction {
         }
         let start = reader.clone();
         let flags = reader.u8("frame flags")?;
-        if flags & !KNOWN_FLAGS != 0 {
-            return Err(start.error("frame flags", Problem::Unknown(flags.into())));
+        let unknown = flags & !KNOWN_FLAGS;
+        if unknown != 0 {
+            return Err(start.error("frame flag", Problem::Unknown(unknown.into())));
         }
         let commit_lsn = reader.varint("commit position")?;
         let start = reader.clone();

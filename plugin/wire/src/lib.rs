@@ -1,8 +1,8 @@
 //! The binary stream of the Postbox output plugin: one crate that both ends link.
 //!
-//! The plugin builds [`Frame`](crate::Frame)s with an [`Encoder`], the consumer and the SQL function `postbox.decode`
-//! read them with a [`Decoder`]. README.md beside this crate is the specification, from which a decoder in another
-//! language can be written.
+//! The plugin builds [`Frame`]s with an [`Encoder`], the consumer and the SQL function `postbox.decode`
+//! read them with a [`Decoder`]. The specification, from which a decoder in another language can be written, follows
+//! below.
 //!
 //! ```text
 //! outbox row ──► Encoder::event ──► frame bytes ──► slot ──► Decoder::frame ──► Event ──► json::write
@@ -10,7 +10,8 @@
 //!
 //! Nothing here does input or output, and nothing panics on hostile bytes: a [`DecodeError`] says what was
 //! wrong and at which byte.
-
+//!
+#![doc = include_str!("../README.md")]
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -47,8 +47,8 @@ impl Outbox {
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let schema = name(reader, "schema name")?;
-        let table = name(reader, "table name")?;
+        let schema = name(reader, "schema name", "length of schema name")?;
+        let table = name(reader, "table name", "length of table name")?;
         let start = reader.clone();
         let payload_type = match reader.u8("payload type")? {
             1 => PayloadType::Jsonb,
@@ -68,12 +68,12 @@ impl fmt::Display for Outbox {
     }
 }
 
-fn name(reader: &mut Reader<'_>, field: &'static str) -> Result<String, DecodeError> {
+fn name(reader: &mut Reader<'_>, field: &'static str, length: &'static str) -> Result<String, DecodeError> {
     let start = reader.clone();
     let text = reader.text(field)?;
     if text.len() > MAX_NAME_BYTES {
         let problem = Problem::TooLarge { found: text.len() as u64, limit: MAX_NAME_BYTES as u64 };
-        return Err(start.error(field, problem));
+        return Err(start.error(length, problem));
     }
     Ok(text.into())
 }

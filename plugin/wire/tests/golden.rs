@@ -25,9 +25,8 @@ fn cases() -> Vec<(&'static str, Names, Vec<Part>)> {
         xid: 771,
     };
     let whole = |transaction, rows| vec![Part { transaction, continues: false, last: true, rows }];
-    let uuid = Id::Uuid([
-        0x01, 0x9b, 0x76, 0xda, 0xa0, 0x00, 0x70, 0x00, 0x8f, 0x3d, 0x4e, 0x1a, 0x5b, 0x6c, 0x7d, 0x8e,
-    ]);
+    let uuid =
+        Id::Uuid([0x01, 0x9b, 0x76, 0xda, 0xa0, 0x00, 0x70, 0x00, 0x8f, 0x3d, 0x4e, 0x1a, 0x5b, 0x6c, 0x7d, 0x8e]);
     let placed = Row {
         seq: Some(1),
         key: Some("42".into()),
@@ -35,7 +34,8 @@ fn cases() -> Vec<(&'static str, Names, Vec<Part>)> {
         ..Row::new(&orders, 0, uuid.clone(), "order.placed")
     };
     let row = |outbox, ordinal, event_type: &str| Row::new(outbox, ordinal, Id::Int(ordinal as i64), event_type);
-    let holding = |outbox, ordinal, payload: &[u8]| Row { payload: Some(payload.to_vec()), ..row(outbox, ordinal, "t") };
+    let holding =
+        |outbox, ordinal, payload: &[u8]| Row { payload: Some(payload.to_vec()), ..row(outbox, ordinal, "t") };
     let part = |lsn, continues, last, rows| Part { transaction: at(lsn), continues, last, rows };
     let failed = |ordinal, code, detail: &str, raw: &[(&str, &[u8])]| Row {
         fault: Some(Fault {
@@ -179,8 +179,14 @@ fn describe(part: &Part) -> String {
         let mut line = Vec::new();
         json::write(&mut line, transaction, &row.event());
         let line = String::from_utf8(line).unwrap();
-        let Row { outbox, id, seq, .. } = row;
-        writeln!(text, "{line}\n  id {id:?}, seq {seq:?}, payload type {:?}", outbox.payload_type).unwrap();
+        let id = match row.id {
+            None => "none",
+            Some(Id::Uuid(_)) => "uuid",
+            Some(Id::Text(_)) => "text",
+            Some(Id::Int(_)) => "int",
+        };
+        let seq = row.seq.map_or("none".into(), |seq| seq.to_string());
+        writeln!(text, "{line}\n  id: {id}, seq: {seq}, payload type: {:?}", row.outbox.payload_type).unwrap();
     }
     text
 }

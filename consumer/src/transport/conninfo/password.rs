@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::{Host, Place, SOCKET_DIR};
@@ -39,9 +40,9 @@ pub(super) fn look_up(file: &Path, host: &Host, dbname: &str, user: &str) -> Opt
         tracing::warn!("password file {} is not a plain file", file.display());
         return None;
     }
-    if open_to_others(&metadata) {
+    if metadata.permissions().mode() & 0o077 != 0 {
         tracing::warn!(
-            "password file {} is not used: group or others may read it (chmod 0600 {0})",
+            "password file {0} is not used: group or others may read it; chmod 0600 {0}",
             file.display()
         );
         return None;
@@ -49,17 +50,6 @@ pub(super) fn look_up(file: &Path, host: &Host, dbname: &str, user: &str) -> Opt
     let mut text = String::new();
     opened.read_to_string(&mut text).ok()?;
     search(&text, host, dbname, user)
-}
-
-#[cfg(unix)]
-fn open_to_others(metadata: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    metadata.permissions().mode() & 0o077 != 0
-}
-
-#[cfg(not(unix))]
-fn open_to_others(_: &std::fs::Metadata) -> bool {
-    false
 }
 
 fn search(text: &str, host: &Host, dbname: &str, user: &str) -> Option<Password> {
@@ -146,10 +136,8 @@ mod tests {
         assert_eq!(find(Place::Address { addr, name: Some("db".to_owned()) }, "a").as_deref(), Some("first"));
     }
 
-    #[cfg(unix)]
     #[test]
     fn a_file_that_others_may_read_is_not_used() {
-        use std::os::unix::fs::PermissionsExt;
         let file = std::env::temp_dir().join(format!("postbox-pgpass-{}", std::process::id()));
         std::fs::write(&file, "*:*:*:*:secret\n").expect("written");
         let look_up = |mode| {

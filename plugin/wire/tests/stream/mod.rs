@@ -179,6 +179,14 @@ pub(crate) fn decode<'a>(frames: impl IntoIterator<Item = &'a Vec<u8>>) -> Resul
     frames.into_iter().map(|frame| decode_part(&mut decoder, frame)).collect()
 }
 
+/// Seven bits a byte, lowest first; the top bit says that more follow. Written without the crate's encoder.
+pub(crate) fn varint(value: usize) -> Vec<u8> {
+    match value {
+        0..0x80 => vec![value as u8],
+        _ => [vec![value as u8 | 0x80], varint(value >> 7)].concat(),
+    }
+}
+
 /// Where the header of a well-formed frame ends, then where each of its events ends: read without the crate's decoder.
 pub(crate) fn ends(frame: &[u8]) -> Vec<usize> {
     let varint = |at: &mut usize| {

@@ -1,0 +1,46 @@
+//! How long to wait before the next attempt.
+
+use std::time::Duration;
+
+/// Exponential backoff with full jitter: the n-th wait is a random time up to `first · 2ⁿ`, at most `most`. Many
+/// consumers that lost the same server do not come back at the same moment.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    first: Duration,
+    most: Duration,
+    attempts: u32,
+}
+
+impl Backoff {
+    pub(crate) const fn new(first: Duration, most: Duration) -> Self {
+        Self { first, most, attempts: 0 }
+    }
+
+    /// The wait before the next attempt.
+    pub(crate) fn next(&mut self) -> Duration {
+        let ceiling = self.first.saturating_mul(1_u32.checked_shl(self.attempts).unwrap_or(u32::MAX)).min(self.most);
+        self.attempts = self.attempts.saturating_add(1);
+        ceiling.mul_f64(rand::random::<f64>())
+    }
+
+    /// An attempt has succeeded.
+    pub(crate) fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_the_ceiling_and_start_again() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        for attempt in 0..64 {
+            let ceiling = Duration::from_millis(100).saturating_mul(1 << attempt.min(20)).min(Duration::from_secs(10));
+            assert!(backoff.next() <= ceiling);
+        }
+        backoff.reset();
+        assert!(backoff.next() <= Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,190 @@
+//! The command line.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use postbox_wire::Lsn;
+
+use crate::consumer::{Builder, Source};
+use crate::error::{Error, ErrorKind, Result};
+use crate::run::{Limits, run};
+use crate::sink::Stdout;
+use crate::transport::{ConnInfo, connect_sql};
+use crate::{group, signal};
+
+/// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
+#[derive(Debug, Parser)]
+#[command(name = "postbox", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Server and database: a URI or a key=value string, as psql takes them [default: $DATABASE_URL, then PGHOST and so on]
+    #[arg(short, long, global = true, value_name = "CONNINFO")]
+    database: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done
+  1  unexpected error
+  2  wrong usage
+  3  cannot connect or log in
+  4  group or slot missing, in use, of another plugin or database, or invalidated
+  5  server not set up: wal_level, output_plugin_libraries, plugin library, REPLICATION attribute, extension, versions
+  6  the sink failed
+130  stopped by a second signal, before everything was confirmed
+
+Logs go to the standard error; RUST_LOG=debug shows more.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Deliver events to a sink until stopped; SIGTERM and SIGINT deliver and confirm what is under way
+    Run(Run),
+    /// Consumer groups: each has its own position in the stream, kept by a replication slot
+    #[command(subcommand)]
+    Group(Group),
+    /// Outboxes
+    #[command(subcommand)]
+    Outbox(Outbox),
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true))]
+struct Run {
+    /// Read for this consumer group
+    #[arg(long, group = "source", value_name = "NAME")]
+    group: Option<String>,
+    /// Read this replication slot, made with the plugin postbox: every outbox of its database
+    #[arg(long, group = "source", value_name = "SLOT")]
+    slot: Option<String>,
+    /// Where events go
+    #[arg(long, value_enum, default_value_t = SinkName::Stdout)]
+    sink: SinkName,
+    /// Stop after so many events
+    #[arg(long, value_name = "N")]
+    max_events: Option<u64>,
+    /// Stop after the transactions that committed below this position of the log, as 16/B374D848
+    #[arg(long, value_name = "LSN")]
+    until_lsn: Option<Lsn>,
+    /// Stop when no event has come for so long (as 500ms, 10s, 2min) and nothing is left to deliver
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    exit_when_idle: Option<Duration>,
+    /// How long to wait at the start for a slot that another connection holds
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    slot_wait: Duration,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SinkName {
+    /// One JSON object per line on the standard output
+    Stdout,
+}
+
+#[derive(Debug, Subcommand)]
+enum Group {
+    /// Make a group that reads from now on; waits for the transactions that are writing
+    Create {
+        /// Name: 1 to 40 characters of a-z, 0-9 and _
+        name: String,
+        /// An outbox to read, as orders or public.orders; may be given several times
+        #[arg(long = "outbox", required = true, value_name = "OUTBOX")]
+        outboxes: Vec<String>,
+    },
+    /// List the groups and where they stand
+    List,
+    /// Drop a group and its slot; what it has not confirmed is never delivered to it
+    Drop {
+        /// Name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Outbox {
+    /// List the outboxes
+    List,
+}
+
+impl Cli {
+    /// Does what the arguments say.
+    ///
+    /// # Errors
+    /// Any failure; [`Error::exit_code`] is the process's.
+    pub async fn execute(self) -> Result<()> {
+        let info = ConnInfo::resolve(self.database.as_deref())?;
+        match self.command {
+            Command::Run(arguments) => stream(arguments, self.database, &info).await,
+            Command::Group(Group::Create { name, outboxes }) => {
+                let slot = group::create(&connect_sql(&info).await?, &name, &outboxes).await?;
+                say(&format!("created consumer group {name} with replication slot {slot}\n"))
+            }
+            Command::Group(Group::Drop { name }) => {
+                group::drop(&connect_sql(&info).await?, &name).await?;
+                say(&format!("dropped consumer group {name}\n"))
+            }
+            Command::Group(Group::List) => {
+                let rows = group::list(&connect_sql(&info).await?).await?.into_iter().map(|group| {
+                    [
+                        group.name,
+                        group.outboxes.join(","),
+                        group.slot_name,
+                        group.active_pid.map_or("-".into(), |pid| pid.to_string()),
+                        group.confirmed.map_or("-".into(), |lsn| lsn.to_string()),
+                        group.lag_bytes.map_or("-".into(), |bytes| bytes.to_string()),
+                        group.wal_status.unwrap_or("-".into()),
+                    ]
+                });
+                table(["GROUP", "OUTBOXES", "SLOT", "ACTIVE PID", "CONFIRMED", "LAG BYTES", "WAL"], rows)
+            }
+            Command::Outbox(Outbox::List) => {
+                let rows = group::outboxes(&connect_sql(&info).await?).await?.into_iter().map(|outbox| {
+                    [
+                        format!("{}.{}", outbox.schema, outbox.name),
+                        outbox.payload_type.unwrap_or("-".into()),
+                        outbox.rows_estimate.map_or("-".into(), |rows| rows.to_string()),
+                        outbox.bytes.map_or("-".into(), |bytes| bytes.to_string()),
+                        if outbox.groups.is_empty() { "-".into() } else { outbox.groups.join(",") },
+                    ]
+                });
+                table(["OUTBOX", "PAYLOAD", "ROWS (ESTIMATE)", "BYTES", "GROUPS"], rows)
+            }
+        }
+    }
+}
+
+async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Result<()> {
+    let Run { group, slot, sink, max_events, until_lsn, exit_when_idle, slot_wait } = arguments;
+    let stop = signal::stop()?;
+    let mut builder = Builder::new(database).slot_wait(slot_wait);
+    builder.source = group.map(Source::Group).or(slot.map(Source::Slot));
+    builder.until = until_lsn;
+    let consumer = builder.connect().await?;
+    let limits = Limits { max_events, exit_when_idle };
+    match sink {
+        SinkName::Stdout => run(consumer, &mut Stdout::default(), limits, info, stop).await,
+    }
+    .map(|_| ())
+}
+
+fn say(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Error::new(ErrorKind::Other, format!("cannot write to the standard output: {error}")))
+}
+
+/// Prints columns, each as wide as its widest cell.
+fn table<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Result<()> {
+    let rows = std::iter::once(heads.map(str::to_owned)).chain(rows).collect::<Vec<_>>();
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    say(&text)
+}

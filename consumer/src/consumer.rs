@@ -1,0 +1,295 @@
+//! The consumer: a stream of committed events, each to be acknowledged.
+
+use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use postbox_wire::{Lsn, MAX_EVENT_BYTES, Names, Options, OutboxSelector, PROTO_VERSION_MAX};
+use tokio::sync::mpsc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::group;
+use crate::feed::{Batch, Feed, Shared};
+use crate::progress::Positions;
+use crate::transport::ConnInfo;
+
+/// Reads a slot. Made by [`Consumer::builder`].
+///
+/// A task in the background keeps the connection: it answers the server, confirms what is acknowledged, and connects
+/// again when the link breaks. Events that wait to be taken are bounded in bytes; beyond that the server waits.
+#[derive(Debug)]
+pub struct Consumer {
+    shared: Arc<Shared>,
+    batches: mpsc::UnboundedReceiver<Result<Batch>>,
+    current: Option<Current>,
+    feed: tokio::task::JoinHandle<Result<()>>,
+}
+
+/// A batch that is being handed out.
+#[derive(Debug)]
+struct Current {
+    connection: u64,
+    events: std::vec::IntoIter<Event>,
+    transaction: u64,
+    /// End of the transaction, if it ends with this batch.
+    end: Option<Lsn>,
+    /// Room in the queue, given back with the batch.
+    _room: tokio::sync::OwnedSemaphorePermit,
+}
+
+/// An event that has been delivered and not yet acknowledged.
+#[derive(Debug)]
+pub struct Delivery {
+    event: Event,
+    shared: Arc<Shared>,
+    transaction: u64,
+}
+
+/// What to read and how; see [`Consumer::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    pub(crate) conninfo: Option<String>,
+    pub(crate) source: Option<Source>,
+    pub(crate) options: Options,
+    pub(crate) queue_bytes: usize,
+    pub(crate) confirm_interval: Duration,
+    pub(crate) slot_wait: Duration,
+    pub(crate) until: Option<Lsn>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Group(String),
+    Slot(String),
+}
+
+impl Consumer {
+    /// Starts to describe a consumer of the server that `conninfo` names: a URI or a `key=value` string as libpq takes
+    /// them. What it does not say comes from the environment (`PGHOST` and so on).
+    pub fn builder(conninfo: impl Into<String>) -> Builder {
+        Builder::new(Some(conninfo.into()))
+    }
+
+    /// The next event, in commit order. `None` after the position given by [`Builder::until`], and after an error.
+    ///
+    /// Waits through broken connections. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<Delivery>> {
+        std::future::poll_fn(|cx| self.poll_delivery(cx)).await
+    }
+
+    /// The next event if one has already come.
+    pub fn try_next(&mut self) -> Option<Result<Delivery>> {
+        match self.poll_delivery(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(delivery) => delivery,
+            Poll::Pending => None,
+        }
+    }
+
+    /// How far the consumer is.
+    pub fn positions(&self) -> Positions {
+        self.shared.progress().positions()
+    }
+
+    /// Waits until the server has sent everything that committed below `lsn` and all of it is acknowledged. False if an event
+    /// comes in between, which waits to be taken.
+    pub(crate) async fn caught_up(&mut self, lsn: Lsn) -> bool {
+        loop {
+            let settled = self.shared.settled.notified();
+            if self.current.is_some() || !self.batches.is_empty() || self.batches.is_closed() {
+                return false;
+            }
+            let (received, idle) = {
+                let progress = self.shared.progress();
+                (progress.positions().received, progress.is_idle())
+            };
+            if received >= lsn {
+                return idle;
+            }
+            self.shared.ping();
+            // A batch that comes settles nothing, so look again now and then.
+            let _ = tokio::time::timeout(Duration::from_millis(100), settled).await;
+        }
+    }
+
+    /// Stops reading, tells the server what is acknowledged, and ends the connection. Events that were taken and not
+    /// acknowledged, and those that wait to be taken, come again to the next consumer of the slot.
+    ///
+    /// # Errors
+    /// The server could not be told: what was acknowledged since the last confirmation comes again.
+    pub async fn close(mut self) -> Result<()> {
+        self.shared.close();
+        self.batches.close();
+        let ended = (&mut self.feed).await;
+        ended.map_err(|error| Error::new(ErrorKind::Other, "the connection task failed").with_source(error))?
+    }
+
+    fn poll_delivery(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delivery>>> {
+        loop {
+            // What is left over from a connection that broke comes again.
+            let current = self.current.as_mut().filter(|current| self.shared.is_current(current.connection));
+            if let Some(current) = current
+                && let Some(event) = current.events.next()
+            {
+                if let (0, Some(end)) = (current.events.len(), current.end) {
+                    self.shared.progress().dispatched(end);
+                }
+                let (shared, transaction) = (Arc::clone(&self.shared), current.transaction);
+                return Poll::Ready(Some(Ok(Delivery { event, shared, transaction })));
+            }
+            self.current = None;
+            let Some(batch) = ready!(self.batches.poll_recv(cx)).transpose()? else { return Poll::Ready(None) };
+            let Batch { connection, transaction, end, events, room } = batch;
+            self.current = Some(Current { connection, events: events.into_iter(), transaction, end, _room: room });
+        }
+    }
+}
+
+impl Stream for Consumer {
+    type Item = Result<Delivery>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().poll_delivery(cx)
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Delivery {
+    /// The event has been dealt with, durably: it need not come again. The slot is confirmed up to the end of a transaction once
+    /// all of its events and all before it are acknowledged; the order of acknowledgements does not matter.
+    ///
+    /// A delivery that is dropped without this comes again after the next start.
+    pub fn ack(self) -> Event {
+        self.shared.acknowledge(self.transaction);
+        self.event
+    }
+
+    /// The event.
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+}
+
+impl Deref for Delivery {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.event
+    }
+}
+
+impl Builder {
+    pub(crate) fn new(conninfo: Option<String>) -> Self {
+        Self {
+            conninfo,
+            source: None,
+            options: Options {
+                proto_version: PROTO_VERSION_MAX,
+                names: Names::Stream,
+                outboxes: None,
+                max_event_bytes: MAX_EVENT_BYTES,
+            },
+            queue_bytes: 16 << 20,
+            confirm_interval: Duration::from_millis(100),
+            slot_wait: Duration::from_secs(10),
+            until: None,
+        }
+    }
+
+    /// Reads for this consumer group (made with `postbox group create` or `postbox.create_consumer_group`).
+    #[must_use]
+    pub fn group(mut self, name: impl Into<String>) -> Self {
+        self.source = Some(Source::Group(name.into()));
+        self
+    }
+
+    /// Reads this slot, made with the plugin `postbox`.
+    #[must_use]
+    pub fn slot(mut self, name: impl Into<String>) -> Self {
+        self.source = Some(Source::Slot(name.into()));
+        self
+    }
+
+    /// Takes the events of these outboxes only. A group takes those that it was made for.
+    #[must_use]
+    pub fn outboxes(mut self, outboxes: impl IntoIterator<Item = OutboxSelector>) -> Self {
+        self.options.outboxes = Some(outboxes.into_iter().collect());
+        self
+    }
+
+    /// Most bytes of events that wait to be taken (16 MiB); a single larger event is let through alone.
+    #[must_use]
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.queue_bytes = bytes;
+        self
+    }
+
+    /// An event with more bytes than this comes as an error event (256 MiB, the most that is possible).
+    #[must_use]
+    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
+        self.options.max_event_bytes = bytes;
+        self
+    }
+
+    /// Shortest time between two confirmations (100 ms). What was acknowledged since the last one comes again after a crash.
+    #[must_use]
+    pub fn confirm_interval(mut self, interval: Duration) -> Self {
+        self.confirm_interval = interval;
+        self
+    }
+
+    /// How long to wait at the start for a slot that another connection holds (10 s): that of a consumer that was killed is
+    /// freed only when the server notices.
+    #[must_use]
+    pub fn slot_wait(mut self, wait: Duration) -> Self {
+        self.slot_wait = wait;
+        self
+    }
+
+    /// Ends the stream after the transactions that committed below this position.
+    #[must_use]
+    pub fn until(mut self, lsn: Lsn) -> Self {
+        self.until = Some(lsn);
+        self
+    }
+
+    /// Asks the plugin for another version of the stream than this build speaks.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn proto_version(mut self, version: u32) -> Self {
+        self.options.proto_version = version;
+        self
+    }
+
+    /// Connects, and starts to stream.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses the login, the group or slot cannot be used, or the server is not set up for
+    /// Postbox; [`Error::hint`] says how to mend it. Later failures of these kinds come through
+    /// [`Consumer::next`]; broken connections do not.
+    pub async fn connect(mut self) -> Result<Consumer> {
+        let info = ConnInfo::resolve(self.conninfo.as_deref())?;
+        let slot = match self.source.take() {
+            Some(Source::Slot(slot)) => slot,
+            Some(Source::Group(name)) => {
+                let group = group::find(&info, &name).await?;
+                self.options.outboxes = Some(group.selectors());
+                group.slot_name
+            }
+            None => {
+                return Err(Error::new(ErrorKind::Usage, "neither a group nor a slot is named")
+                    .with_hint("Call group() or slot() on the builder."));
+            }
+        };
+        let (feed, shared, batches) = Feed::open(info, slot, self).await?;
+        Ok(Consumer { shared, batches, current: None, feed: tokio::spawn(feed.run()) })
+    }
+}

@@ -1,0 +1,105 @@
+//! Frames to events: checks the stream's order and copies nothing.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use postbox_wire::{DecodeError, Decoder, Lsn, Transaction};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, EventError, EventId};
+
+/// Reads the frames of one connection, in order.
+#[derive(Debug, Default)]
+pub(crate) struct FrameReader {
+    decoder: Decoder,
+    /// Commit position of the transaction that is being received.
+    unfinished: Option<Lsn>,
+    last_commit: Lsn,
+}
+
+/// A frame that has been read.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) transaction: Transaction,
+    /// False if the transaction has begun with an earlier frame.
+    pub(crate) first: bool,
+    /// True if the transaction ends with this frame.
+    pub(crate) last: bool,
+    pub(crate) events: Vec<Event>,
+}
+
+impl FrameReader {
+    /// The events of a frame.
+    ///
+    /// # Errors
+    /// Bytes that are no frame of a version that is spoken here, and frames out of order.
+    pub(crate) fn read(&mut self, bytes: &Bytes) -> Result<Received> {
+        let mut frame = self.decoder.frame(bytes).map_err(not_a_frame)?;
+        let transaction = frame.transaction;
+        let (first, last) = (!frame.continues(), frame.is_last());
+        let in_order = match self.unfinished {
+            Some(commit) => !first && commit == transaction.commit_lsn,
+            None => first && transaction.commit_lsn > self.last_commit,
+        };
+        if !in_order {
+            return Err(Error::new(
+                ErrorKind::Decode,
+                format!(
+                    "the frame of the transaction that committed at {} does not follow the one at {}",
+                    transaction.commit_lsn, self.last_commit
+                ),
+            ));
+        }
+        let mut events = Vec::new();
+        while let Some(event) = frame.next_event().map_err(not_a_frame)? {
+            events.push(own(bytes, &transaction, event));
+        }
+        self.last_commit = transaction.commit_lsn;
+        self.unfinished = (!last).then_some(transaction.commit_lsn);
+        Ok(Received { transaction, first, last, events })
+    }
+}
+
+fn not_a_frame(error: DecodeError) -> Error {
+    Error::new(ErrorKind::Decode, format!("cannot decode what the plugin sent: {error}")).with_hint(
+        "Plugin and consumer must be of the same release; the slot must have been made with the plugin postbox.",
+    )
+}
+
+/// The event with its own reference to the frame's bytes.
+fn own(frame: &Bytes, transaction: &Transaction, event: postbox_wire::Event<'_>) -> Event {
+    let text = |text: &str| text_of(frame, text);
+    let postbox_wire::Event { outbox, ordinal, id, seq, event_type, key, headers, payload, error } = event;
+    let Transaction { commit_lsn, end_lsn, commit_time, xid } = *transaction;
+    Event {
+        outbox,
+        id: id.map(|id| match id {
+            postbox_wire::EventId::Uuid(bytes) => EventId::Uuid(bytes),
+            postbox_wire::EventId::Text(id) => EventId::Text(text(id)),
+            postbox_wire::EventId::Int(number) => EventId::Int(number),
+        }),
+        seq,
+        event_type: event_type.map(text).unwrap_or_default(),
+        key: key.map(text),
+        headers: headers.map(text),
+        payload: payload.map(|payload| frame.slice_ref(payload)),
+        commit_lsn,
+        ordinal,
+        commit_time,
+        xid,
+        error: error.map(|error| {
+            Arc::new(EventError {
+                code: error.code,
+                detail: text(error.detail),
+                raw: error.raw.iter().map(|raw| (text(raw.column), frame.slice_ref(raw.bytes))).collect(),
+            })
+        }),
+        end_lsn,
+    }
+}
+
+/// The same text, as a slice of the frame. It has been checked to be UTF-8.
+fn text_of(frame: &Bytes, text: &str) -> ByteString {
+    ByteString::try_from(frame.slice_ref(text.as_bytes())).unwrap_or_else(|_| ByteString::from(text))
+}

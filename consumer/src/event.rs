@@ -1,0 +1,108 @@
+//! Events as the application gets them: cheap to clone, slices of the frame they came in.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use postbox_wire::{ErrorCode, Lsn, Outbox, PgMicros, RawColumn, Transaction, json};
+
+/// A committed event.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Event {
+    /// The outbox that it was published to: schema, table and payload type as of its transaction.
+    pub outbox: Arc<Outbox>,
+    /// The id to deduplicate by. Absent only if [`error`](Self::error) is set.
+    pub id: Option<EventId>,
+    /// The row's number in its outbox, where it has one. Rises with insertion, not with commit.
+    pub seq: Option<i64>,
+    /// What happened. Empty only if [`error`](Self::error) is set.
+    pub event_type: ByteString,
+    /// Events of one key are delivered in commit order.
+    pub key: Option<ByteString>,
+    /// A JSON document.
+    pub headers: Option<ByteString>,
+    /// To be read by `outbox.payload_type`; absent where it is NULL.
+    pub payload: Option<Bytes>,
+    /// The position of the transaction's commit. With [`ordinal`](Self::ordinal) it is the event's place in the log, but no
+    /// identity: after a failover another event may stand there.
+    pub commit_lsn: Lsn,
+    /// Events that the transaction published before this one, to any outbox.
+    pub ordinal: u64,
+    /// When the transaction committed, by the server's clock.
+    pub commit_time: PgMicros,
+    /// The transaction's id (`xid8`).
+    pub xid: u64,
+    /// Why the row is not a whole event: what could not be represented, and its bytes.
+    pub error: Option<Arc<EventError>>,
+    pub(crate) end_lsn: Lsn,
+}
+
+/// The id of an event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventId {
+    /// A UUID.
+    Uuid([u8; 16]),
+    /// Any text.
+    Text(ByteString),
+    /// A number.
+    Int(i64),
+}
+
+/// Why a row is not a whole event.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EventError {
+    /// The kind of fault.
+    pub code: ErrorCode,
+    /// The fault in words.
+    pub detail: ByteString,
+    /// Columns that could not be represented, with their stored bytes.
+    pub raw: Vec<(ByteString, Bytes)>,
+}
+
+impl Event {
+    /// Appends the event in the native JSON form, without a newline.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let raw = |error: &EventError| {
+            error.raw.iter().map(|(column, bytes)| (column.clone(), bytes.clone())).collect::<Vec<_>>()
+        };
+        let raw = self.error.as_deref().map(raw).unwrap_or_default();
+        let error = self.error.as_deref().map(|error| postbox_wire::EventError {
+            code: error.code,
+            detail: &error.detail,
+            raw: raw.iter().map(|(column, bytes)| RawColumn { column, bytes }).collect(),
+        });
+        let event = postbox_wire::Event {
+            outbox: Arc::clone(&self.outbox),
+            ordinal: self.ordinal,
+            id: self.id.as_ref().map(EventId::as_wire),
+            seq: self.seq,
+            event_type: (self.error.is_none() || !self.event_type.is_empty()).then_some(&*self.event_type),
+            key: self.key.as_deref(),
+            headers: self.headers.as_deref(),
+            payload: self.payload.as_deref(),
+            error,
+        };
+        let Self { commit_lsn, end_lsn, commit_time, xid, .. } = *self;
+        json::write(out, &Transaction { commit_lsn, end_lsn, commit_time, xid }, &event);
+    }
+}
+
+impl EventId {
+    fn as_wire(&self) -> postbox_wire::EventId<'_> {
+        match self {
+            Self::Uuid(bytes) => postbox_wire::EventId::Uuid(*bytes),
+            Self::Text(text) => postbox_wire::EventId::Text(text),
+            Self::Int(number) => postbox_wire::EventId::Int(*number),
+        }
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_wire().fmt(f)
+    }
+}

@@ -1,0 +1,408 @@
+//! The task that keeps the connection to the slot: frames in, confirmations out, and a new connection when it breaks.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use postbox_wire::Lsn;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use crate::backoff::Backoff;
+use crate::consumer::Builder;
+use crate::decode::FrameReader;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::progress::Progress;
+use crate::slot;
+use crate::transport::{ConnInfo, CopyBoth, Received, Replication, Status, SystemId, connect_sql};
+
+/// What the task shares with the consumer and with every delivery.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    progress: Mutex<Progress>,
+    /// Counts connections.
+    connection: AtomicU64,
+    closing: AtomicBool,
+    ping: AtomicBool,
+    /// Tells the task that something above has changed.
+    wake: Notify,
+    /// Tells waiting consumers that a position has risen.
+    pub(crate) settled: Notify,
+}
+
+/// Events of one frame, on their way to the application.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) connection: u64,
+    pub(crate) transaction: u64,
+    /// End of the transaction, if it ends with this frame.
+    pub(crate) end: Option<Lsn>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+impl Shared {
+    pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
+        // Every method leaves the positions consistent, so a panic elsewhere does not spoil them.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn acknowledge(&self, transaction: u64) {
+        if self.progress().acknowledge(transaction) {
+            self.wake.notify_one();
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Asks the server how far it is.
+    pub(crate) fn ping(&self) {
+        self.ping.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// True if events of this connection still count: it is the present one.
+    pub(crate) fn is_current(&self, connection: u64) -> bool {
+        self.connection.load(Ordering::Relaxed) == connection
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+}
+
+/// The task's state.
+pub(crate) struct Feed {
+    info: ConnInfo,
+    slot: String,
+    builder: Builder,
+    options: Vec<(&'static str, String)>,
+    shared: Arc<Shared>,
+    /// Dropped when the stream has ended for the application.
+    batches: Option<mpsc::UnboundedSender<Result<Batch>>>,
+    room: Arc<Semaphore>,
+    queue_bytes: u32,
+    link: Link,
+    /// Reset when a connection has proved good, so that one that breaks at once is not tried without end.
+    backoff: Backoff,
+}
+
+/// One connection.
+struct Link {
+    stream: CopyBoth,
+    identity: SystemId,
+    /// How often the server hears from us, whatever happens.
+    heartbeat: Duration,
+    /// Without a sign of life for so long, the server counts as gone.
+    patience: Duration,
+}
+
+/// What a semaphore can count on every platform.
+const MOST_QUEUE_BYTES: u32 = u32::MAX >> 3;
+
+/// A frame's events, before there is room for them.
+struct Waiting {
+    transaction: u64,
+    end: Option<Lsn>,
+    events: Vec<Event>,
+    bytes: u32,
+}
+
+impl Feed {
+    /// Looks at the slot, connects, and starts replication.
+    pub(crate) async fn open(
+        info: ConnInfo,
+        slot: String,
+        builder: Builder,
+    ) -> Result<(Self, Arc<Shared>, mpsc::UnboundedReceiver<Result<Batch>>)> {
+        let sql = connect_sql(&info).await?;
+        slot::inspect(&sql, &slot).await?;
+        let options = builder.options.render();
+        let deadline = Instant::now() + builder.slot_wait;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let link = loop {
+            match Link::open(&info, &slot, &options).await {
+                Err(error) if error.kind() == ErrorKind::SlotInUse => {
+                    let error = slot::explain_in_use(&sql, &slot).await;
+                    if Instant::now() >= deadline {
+                        return Err(error);
+                    }
+                    info!("waiting for the slot: {error}");
+                    sleep(backoff.next()).await;
+                }
+                Err(error) => return Err(slot::explain(&sql, &slot, error).await),
+                Ok(link) => break link,
+            }
+        };
+        let shared = Arc::new(Shared::default());
+        let (sender, batches) = mpsc::unbounded_channel();
+        let queue_bytes = u32::try_from(builder.queue_bytes).unwrap_or(u32::MAX).clamp(1, MOST_QUEUE_BYTES);
+        let feed = Self {
+            info,
+            slot,
+            builder,
+            options,
+            shared: Arc::clone(&shared),
+            batches: Some(sender),
+            room: Arc::new(Semaphore::new(queue_bytes as usize)),
+            queue_bytes,
+            link,
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
+        };
+        Ok((feed, shared, batches))
+    }
+
+    /// Runs until the consumer is closed or nothing more can be delivered. An error goes to the application as the last item of
+    /// the stream, or is the result if the application has left the stream.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let result = loop {
+            let error = match self.stream().await {
+                Ok(()) => break self.end().await,
+                Err(error) => error,
+            };
+            // What was confirmed last may be lost with the link; then it comes again.
+            if shared.is_closing() {
+                break Err(error);
+            }
+            if error.is_transient() {
+                warn!("lost the connection: {}", error.chain());
+                match self.reconnect().await {
+                    Ok(true) => continue,
+                    Ok(false) => break Err(error),
+                    Err(error) => break self.give_up(error),
+                }
+            }
+            break self.give_up(error);
+        };
+        shared.settled.notify_waiters();
+        result
+    }
+
+    fn give_up(&mut self, error: Error) -> Result<()> {
+        match self.batches.take().map(|batches| batches.send(Err(error))) {
+            Some(Err(mpsc::error::SendError(Err(error)))) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// A new connection, however long it takes. False if the consumer is closed meanwhile.
+    async fn reconnect(&mut self) -> Result<bool> {
+        loop {
+            if self.shared.is_closing() {
+                return Ok(false);
+            }
+            let wait = self.backoff.next();
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.shared.wake.notified() => continue,
+            }
+            let link = match Link::open(&self.info, &self.slot, &self.options).await {
+                // The server may not have noticed yet that our own former connection is gone.
+                Err(error) if error.is_transient() || error.kind() == ErrorKind::SlotInUse => {
+                    warn!("cannot connect yet: {}", error.chain());
+                    continue;
+                }
+                link => link?,
+            };
+            self.shared.connection.fetch_add(1, Ordering::Relaxed);
+            let mut progress = self.shared.progress();
+            let (before, now) = (&self.link.identity, &link.identity);
+            if (before.system_id, before.timeline) == (now.system_id, now.timeline) {
+                progress.reconnected();
+            } else {
+                // The same positions mean other transactions there.
+                warn!("the server is another one: system {} timeline {}", now.system_id, now.timeline);
+                progress.moved();
+            }
+            drop(progress);
+            info!("connected again");
+            self.link = link;
+            return Ok(true);
+        }
+    }
+
+    /// Streams until the consumer is closed; an error ends the connection.
+    async fn stream(&mut self) -> Result<()> {
+        let mut reader = FrameReader::default();
+        let mut waiting: Option<Waiting> = None;
+        let mut transaction = None;
+        let mut last_status = Instant::now();
+        let mut last_heard = Instant::now();
+        loop {
+            if self.shared.is_closing() {
+                return Ok(());
+            }
+            let confirm = self.shared.progress().is_confirmation_due();
+            let ping = self.shared.ping.load(Ordering::Relaxed);
+            // The end that was asked for may lie where nothing is sent any more.
+            let ask = ping || (self.builder.until.is_some() && self.batches.is_some());
+            let interval = if confirm || ask { self.builder.confirm_interval } else { self.link.heartbeat };
+            let mut report = false;
+            tokio::select! {
+                biased;
+                () = sleep_until(last_status + interval) => report = true,
+                () = self.shared.wake.notified() => {}
+                room = room(Arc::clone(&self.room), waiting.as_ref().map_or(0, |w| w.bytes.min(self.queue_bytes))), if waiting.is_some() => {
+                    if let (Some(Waiting { transaction, end, events, .. }), Some(batches)) = (waiting.take(), &self.batches) {
+                        let connection = self.shared.connection.load(Ordering::Relaxed);
+                        // A closed channel means that the consumer is closing.
+                        let _ = batches.send(Ok(Batch { connection, transaction, end, events, room }));
+                    }
+                    last_heard = Instant::now();
+                }
+                received = self.link.stream.recv(), if waiting.is_none() => {
+                    let received = received?;
+                    last_heard = Instant::now();
+                    self.backoff.reset();
+                    match received {
+                        Received::Data(frame) => waiting = self.receive(&mut reader, &mut transaction, &frame)?,
+                        Received::Keepalive { wal_end, reply_requested } => {
+                            self.keepalive(wal_end, transaction.is_some());
+                            report = reply_requested;
+                        }
+                    }
+                }
+            }
+            if report {
+                let silent = last_heard.elapsed();
+                if waiting.is_none() && silent > self.link.patience {
+                    return Err(Error::new(
+                        ErrorKind::Connect,
+                        format!("no sign of life from the server for {} s", silent.as_secs()),
+                    ));
+                }
+                self.shared.ping.store(false, Ordering::Relaxed);
+                self.report(ask || silent > self.link.heartbeat / 2).await?;
+                last_status = Instant::now();
+            }
+        }
+    }
+
+    /// Takes a frame in. The result waits for room in the queue.
+    fn receive(
+        &mut self,
+        reader: &mut FrameReader,
+        transaction: &mut Option<Option<u64>>,
+        frame: &Bytes,
+    ) -> Result<Option<Waiting>> {
+        if self.batches.is_none() {
+            return Ok(None);
+        }
+        let received = reader.read(frame)?;
+        let header = received.transaction;
+        if self.builder.until.is_some_and(|until| received.first && header.commit_lsn >= until) {
+            self.batches = None;
+            return Ok(None);
+        }
+        let mut progress = self.shared.progress();
+        if received.first {
+            // After a reconnect the server starts from what it has noted; what is durable here need not come twice.
+            *transaction = Some((!progress.is_durable(header.end_lsn)).then(|| progress.begin(header.end_lsn)));
+        }
+        let number = transaction.flatten();
+        if received.last {
+            *transaction = None;
+        }
+        let Some(number) = number else { return Ok(None) };
+        progress.frame(received.events.len(), received.last);
+        let bytes = frame.len() + received.events.len() * size_of::<Event>();
+        Ok(Some(Waiting {
+            transaction: number,
+            end: received.last.then_some(header.end_lsn),
+            events: received.events,
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+        }))
+    }
+
+    fn keepalive(&mut self, wal_end: Lsn, in_transaction: bool) {
+        // Past the end of what was asked for, positions cover transactions that were not delivered.
+        if self.batches.is_none() {
+            return;
+        }
+        self.shared.progress().keepalive(wal_end);
+        self.shared.settled.notify_waiters();
+        if self.builder.until.is_some_and(|until| wal_end >= until && !in_transaction) {
+            self.batches = None;
+        }
+    }
+
+    /// Tells the server what is durable.
+    async fn report(&mut self, reply_requested: bool) -> Result<()> {
+        let (received, flushed) = {
+            let mut progress = self.shared.progress();
+            let flushed = progress.confirm();
+            (progress.positions().received, flushed)
+        };
+        debug!(%received, %flushed, "status");
+        let status = Status { received, flushed, reply_requested };
+        timeout(self.link.patience, self.link.stream.send_status(status)).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Connect, "the server takes no data from the connection any more"))
+        })
+    }
+
+    /// Confirms what is durable and ends the connection in order.
+    async fn end(mut self) -> Result<()> {
+        self.report(false).await?;
+        self.link.stream.finish().await
+    }
+}
+
+/// Room in the queue for what waits. More than the whole queue is let through alone.
+async fn room(queue: Arc<Semaphore>, bytes: u32) -> OwnedSemaphorePermit {
+    match queue.acquire_many_owned(bytes).await {
+        Ok(room) => room,
+        // The semaphore is never closed.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+impl Link {
+    async fn open(info: &ConnInfo, slot: &str, options: &[(&'static str, String)]) -> Result<Self> {
+        let mut replication = Replication::connect(info, &format!("postbox {slot}")).await?;
+        let identity = replication.identify().await?;
+        let server_timeout = parse_interval(&replication.show("wal_sender_timeout").await?);
+        let heartbeat = server_timeout.map_or(HEARTBEAT, |timeout| (timeout / 3).min(HEARTBEAT));
+        let patience = server_timeout.unwrap_or_default().max(6 * heartbeat);
+        let stream = replication.start(slot, options).await?;
+        Ok(Self { stream, identity, heartbeat, patience })
+    }
+}
+
+/// How often the server hears from us at least, if its timeout allows for it.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// A time setting as SHOW prints it; none for `0`, which switches the timeout off.
+fn parse_interval(setting: &str) -> Option<Duration> {
+    let digits = setting.find(|c: char| !c.is_ascii_digit()).unwrap_or(setting.len());
+    let (number, unit) = setting.split_at(digits);
+    let number = number.parse::<u64>().ok().filter(|number| *number > 0)?;
+    let millis = match unit {
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => 1,
+    };
+    Some(Duration::from_millis(number.saturating_mul(millis)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_time_as_the_server_shows_them() {
+        for (setting, seconds) in [("1min", 60.0), ("30s", 30.0), ("1500ms", 1.5), ("1d", 86_400.0), ("2h", 7_200.0)] {
+            assert_eq!(parse_interval(setting), Some(Duration::from_secs_f64(seconds)), "{setting}");
+        }
+        assert_eq!(parse_interval("0"), None);
+    }
+}

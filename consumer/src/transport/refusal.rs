@@ -1,0 +1,294 @@
+//! What the server says when it refuses: its reports, the kinds of errors they mean, and the remedies.
+//!
+//! Servers may speak any language. So the SQLSTATE decides first, then the name of the C function that reported, then
+//! words that no translation touches (names of settings), and only last the English text.
+
+use bytes::{Buf, Bytes};
+use postbox_wire::{PROTO_VERSION_MAX, PROTO_VERSION_MIN};
+use tokio_postgres::error::DbError;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The name of the output plugin and of its library.
+pub(crate) const PLUGIN: &str = "postbox";
+
+/// What a connection is about. Messages name it and remedies contain it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct About {
+    /// The role that logged in.
+    pub(crate) role: Option<String>,
+    /// The database it wanted.
+    pub(crate) dbname: Option<String>,
+    /// The slot it wanted.
+    pub(crate) slot: Option<String>,
+}
+
+/// An error or a notice as the server reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    severity: String,
+    sqlstate: String,
+    message: String,
+    detail: Option<String>,
+    hint: Option<String>,
+    /// The C function that reported.
+    routine: String,
+}
+
+impl Report {
+    /// Reads the body of an ErrorResponse or a NoticeResponse.
+    pub(crate) fn parse(body: &Bytes) -> Result<Self> {
+        let malformed = || Error::new(ErrorKind::Protocol, "the server sent a malformed error report");
+        let mut report = Self::default();
+        let mut rest = body.clone();
+        loop {
+            let field = rest.try_get_u8().map_err(|_| malformed())?;
+            if field == 0 {
+                return Ok(report);
+            }
+            let end = rest.iter().position(|byte| *byte == 0).ok_or_else(malformed)?;
+            // Before the login the server does not know which encoding we want.
+            let text = String::from_utf8_lossy(&rest[..end]).into_owned();
+            rest.advance(end + 1);
+            match field {
+                b'S' if report.severity.is_empty() => report.severity = text,
+                // The severity once more, never translated.
+                b'V' => report.severity = text,
+                b'C' => report.sqlstate = text,
+                b'M' => report.message = text,
+                b'D' => report.detail = Some(text),
+                b'H' => report.hint = Some(text),
+                b'R' => report.routine = text,
+                _ => {}
+            }
+        }
+    }
+
+    /// The report of an SQL statement.
+    pub(crate) fn from_sql(error: &DbError) -> Self {
+        Self {
+            severity: error.severity().to_owned(),
+            sqlstate: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+            hint: error.hint().map(str::to_owned),
+            routine: error.routine().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Logs a notice: a warning as such, everything else for those who look for it.
+    pub(crate) fn log(&self) {
+        let detail = self.detail.as_deref().unwrap_or_default();
+        if self.severity == "WARNING" {
+            tracing::warn!(sqlstate = self.sqlstate, detail, "server: {}", self.message);
+        } else {
+            tracing::debug!(sqlstate = self.sqlstate, detail, "server: {}: {}", self.severity, self.message);
+        }
+    }
+
+    /// The error that the report means, with the remedy if one is known.
+    pub(crate) fn into_error(self, about: &About) -> Error {
+        let (kind, remedy) = self.meaning(about);
+        let mut message = match (&about.role, self.lacks_replication()) {
+            (Some(role), true) => format!("role {} has no REPLICATION attribute: {}", quote(role), self.message),
+            _ => self.message,
+        };
+        if let Some(detail) = self.detail {
+            message = format!("{message} ({})", detail.trim_end_matches('.'));
+        }
+        let error = Error::new(kind, message).with_sqlstate(self.sqlstate);
+        match remedy.or(self.hint) {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+
+    fn meaning(&self, about: &About) -> (ErrorKind, Option<String>) {
+        let role = about.role.as_deref().map_or("<role>".to_owned(), quote);
+        let dbname = about.dbname.as_deref().map_or("<database>".to_owned(), quote);
+        match self.sqlstate.as_str() {
+            "28P01" => (
+                ErrorKind::Login,
+                Some("Check the password: in the connection string, in PGPASSWORD or in the password file.".to_owned()),
+            ),
+            "28000" if self.says("pg_hba.conf") => (
+                ErrorKind::Login,
+                Some(format!(
+                    "Add a line for role {role} and database {dbname} to pg_hba.conf and reload; logical replication \
+                     connections match by the database's own name, not by the word replication."
+                )),
+            ),
+            "28000" => (ErrorKind::Login, None),
+            "3D000" => (ErrorKind::Login, Some("Name an existing database: dbname=… or PGDATABASE.".to_owned())),
+            "42501" if self.refuses_plugin() => (ErrorKind::Setup, Some(allow_plugin(about.role.as_deref(), None))),
+            "42501" if self.lacks_replication() => (
+                ErrorKind::Setup,
+                Some(format!(
+                    "A superuser has to run: ALTER ROLE {role} REPLICATION; The attribute is not inherited through \
+                     membership in another role: the role that logs in needs it itself."
+                )),
+            ),
+            "42501" if self.reported_by("CheckMyDatabase") => {
+                (ErrorKind::Login, Some(format!("The database's owner has to run: GRANT CONNECT ON DATABASE {dbname} TO {role};")))
+            }
+            "42704" if self.reported_by("ReplicationSlotAcquire") => (ErrorKind::SlotMissing, Some(create_slot(about))),
+            "55006" if self.reported_by("ReplicationSlotAcquire") => (
+                ErrorKind::SlotInUse,
+                Some("Stop the other consumer or wait until it ends; pg_stat_replication shows who it is.".to_owned()),
+            ),
+            "55000" => self.not_in_state(about),
+            "58P01" if self.says("could not access file") || self.reported_by("internal_load_library") => {
+                (ErrorKind::Setup, Some(install_plugin()))
+            }
+            "58P01" if self.says("WAL segment") => (ErrorKind::SlotInvalidated, Some(replace_slot(about.slot.as_deref()))),
+            "22023" if self.says("proto_version") => (
+                ErrorKind::Setup,
+                Some(format!(
+                    "Plugin and consumer are of different versions: this consumer speaks proto_version \
+                     {PROTO_VERSION_MIN} to {PROTO_VERSION_MAX}. Install the plugin and the consumer of one release."
+                )),
+            ),
+            "53300" if self.says("max_wal_senders") && self.says("currently 0") => (
+                ErrorKind::Setup,
+                Some("A superuser has to run: ALTER SYSTEM SET max_wal_senders = 10; and the server has to be restarted.".to_owned()),
+            ),
+            "53300" if self.says("max_wal_senders") => {
+                (ErrorKind::Server, Some("Raise max_wal_senders and restart the server, or stop a replication client.".to_owned()))
+            }
+            "53400" if self.reported_by("ReplicationSlotCreate") => (
+                ErrorKind::Setup,
+                Some("Drop a slot that nobody needs (pg_replication_slots), or raise max_replication_slots and restart the server.".to_owned()),
+            ),
+            "3F000" | "42883" | "42P01" if self.says(PLUGIN) => (
+                ErrorKind::Setup,
+                Some(format!(
+                    "Create the extension in database {dbname}: CREATE EXTENSION postbox; or bring an older one up to \
+                     date: ALTER EXTENSION postbox UPDATE;"
+                )),
+            ),
+            // 57P04 is missing: a database that was dropped does not come back.
+            "57P01" | "57P02" | "57P03" | "57P05" | "53000" | "53100" | "53200" | "53300" => (ErrorKind::Server, None),
+            "57P04" => (ErrorKind::Login, None),
+            "08P01" => (ErrorKind::Protocol, None),
+            sqlstate if sqlstate.starts_with("08") => (ErrorKind::Server, None),
+            _ => (ErrorKind::Other, None),
+        }
+    }
+
+    /// 55000, `object_not_in_prerequisite_state`, which says many things about a slot.
+    fn not_in_state(&self, about: &About) -> (ErrorKind, Option<String>) {
+        if self.says("wal_level") {
+            let line = "A superuser has to run: ALTER SYSTEM SET wal_level = logical; and the server has to be restarted.";
+            (ErrorKind::Setup, Some(line.to_owned()))
+        } else if self.says("recovery") {
+            (ErrorKind::Setup, Some("Connect to the primary: target_session_attrs=read-write finds it among several hosts.".to_owned()))
+        } else if self.says("physical replication slot") {
+            (ErrorKind::SlotPlugin, Some(create_slot(about)))
+        } else if self.says("not created in this database") {
+            (
+                ErrorKind::SlotDatabase,
+                Some("Connect to the slot's database: SELECT database FROM pg_replication_slots shows it.".to_owned()),
+            )
+        } else if self.says("can no longer") || self.says("cannot read from logical") || self.says("invalidated") {
+            (ErrorKind::SlotInvalidated, Some(replace_slot(about.slot.as_deref())))
+        } else {
+            (ErrorKind::Other, None)
+        }
+    }
+
+    fn refuses_plugin(&self) -> bool {
+        self.sqlstate == "42501" && (self.reported_by("StartupDecodingContext") || self.says("output plugin"))
+    }
+
+    fn lacks_replication(&self) -> bool {
+        self.sqlstate == "42501"
+            && !self.says("must be superuser to connect")
+            && (self.reported_by("CheckSlotPermissions")
+                || self.reported_by("InitPostgres")
+                || ["replication role", "WAL sender", "walsender", "REPLICATION attribute"].iter().any(|words| self.says(words)))
+    }
+
+    fn reported_by(&self, routine: &str) -> bool {
+        self.routine == routine
+    }
+
+    fn says(&self, words: &str) -> bool {
+        self.message.contains(words) || self.detail.as_ref().is_some_and(|detail| detail.contains(words))
+    }
+}
+
+/// Whether the server refused the plugin for want of `output_plugin_libraries`; the list in force then makes the
+/// remedy exact.
+pub(crate) fn refuses_plugin(error: &Error) -> bool {
+    error.kind() == ErrorKind::Setup
+        && error.sqlstate() == Some("42501")
+        && error.hint().is_some_and(|hint| hint.contains("output_plugin_libraries"))
+}
+
+/// The line that lets `role` use the plugin, given the list in force. Without the list, PostgreSQL's default stands in.
+pub(crate) fn allow_plugin(role: Option<&str>, list: Option<&str>) -> String {
+    let role = role.map_or("<role>".to_owned(), quote);
+    let known = list.map(str::trim).filter(|list| !list.is_empty());
+    let listed = known.unwrap_or("pgoutput, test_decoding");
+    let caution = match known {
+        Some(_) => "",
+        None => " Should the server's list differ from the default (SHOW output_plugin_libraries;), keep what it names.",
+    };
+    format!(
+        "A superuser has to run: ALTER ROLE {role} SET output_plugin_libraries = {listed}, {PLUGIN}; Then connect again.{caution}"
+    )
+}
+
+/// What was set for the role itself, which everybody may read, unlike the list in force.
+pub(crate) const PLUGIN_LIST_OF_ROLE: &str = "SELECT pg_catalog.split_part(setting, '=', 2) \
+     FROM pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) setting \
+     WHERE s.setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user) \
+     AND s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
+     AND setting LIKE 'output_plugin_libraries=%' ORDER BY s.setdatabase DESC LIMIT 1";
+
+/// How to get a slot.
+pub(crate) fn create_slot(about: &About) -> String {
+    let slot = about.slot.as_deref().unwrap_or("<slot>").replace('\'', "''");
+    format!(
+        "Create one in database {}: SELECT pg_create_logical_replication_slot('{slot}', '{PLUGIN}'); or a group with \
+         `postbox group create`.",
+        about.dbname.as_deref().map_or("<database>".to_owned(), quote)
+    )
+}
+
+/// How to replace a slot that has lost its WAL.
+pub(crate) fn replace_slot(slot: Option<&str>) -> String {
+    let slot = slot.unwrap_or("<slot>").replace('\'', "''");
+    format!(
+        "The slot cannot be repaired. Drop it and create it anew: SELECT pg_drop_replication_slot('{slot}'); SELECT \
+         pg_create_logical_replication_slot('{slot}', '{PLUGIN}'); Events committed before that are in the outbox \
+         tables, not in the stream. max_slot_wal_keep_size and idle_replication_slot_timeout decide when slots are lost."
+    )
+}
+
+fn install_plugin() -> String {
+    format!(
+        "The library {PLUGIN}.so is not installed in this server: run make install PG_CONFIG=<path of the server's \
+         pg_config> on the server's machine."
+    )
+}
+
+/// An identifier in double quotes, whatever it contains.
+pub(crate) fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+impl From<tokio_postgres::Error> for Error {
+    /// Errors of SQL statements: what the server reports is classified, anything else is a broken link.
+    fn from(error: tokio_postgres::Error) -> Self {
+        if let Some(report) = error.as_db_error() {
+            return Report::from_sql(report).into_error(&About::default());
+        }
+        let io = std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
+        if error.is_closed() || io {
+            Self::new(ErrorKind::Connect, "the connection for SQL broke").with_source(error)
+        } else {
+            Self::new(ErrorKind::Other, "an SQL statement failed in the client").with_source(error)
+        }
+    }
+}

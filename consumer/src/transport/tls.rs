@@ -1,0 +1,280 @@
+//! TLS by libpq's rules: asking the server for it, and what its certificate must prove.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::crypto::{ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::certificate;
+use super::conninfo::{Host, Place, Roots, SslMode, Tls};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The protocol's name in the handshake, by which a proxy can tell it from others on the same port.
+const ALPN: &[u8] = b"postgresql";
+
+/// Asks the server for TLS; false if it has none.
+pub(super) async fn request(stream: &mut TcpStream) -> Result<bool> {
+    let mut message = BytesMut::new();
+    frontend::ssl_request(&mut message);
+    let lost = |error: io::Error| {
+        Error::new(ErrorKind::Connect, "the link broke while the server was asked for TLS").with_source(error)
+    };
+    stream.write_all(&message).await.map_err(lost)?;
+    // Exactly one byte is read: whatever somebody on the way appends to it goes into the handshake and fails there.
+    match stream.read_u8().await.map_err(lost)? {
+        b'S' => Ok(true),
+        b'N' => Ok(false),
+        // A server that cannot start a process for us answers with an error, whose text nobody vouches for.
+        b'E' => Err(Error::new(ErrorKind::Server, "the server answered the request for TLS with an error")
+            .with_hint("The server's log says why.")),
+        other => Err(Error::new(
+            ErrorKind::Protocol,
+            format!("the server answered the request for TLS with byte 0x{other:02x}"),
+        )
+        .with_hint("Is it a PostgreSQL server that listens on this port?")),
+    }
+}
+
+/// Does the handshake, and checks the certificate as far as `tls` demands.
+pub(super) async fn handshake(stream: TcpStream, host: &Host, tls: &Tls) -> Result<TlsStream<TcpStream>> {
+    let (config, name) = prepare(&stream, host, tls)?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| failure(error, host, tls))?;
+    if tls.direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+        return Err(Error::new(ErrorKind::Tls, format!("{host} does not speak PostgreSQL's protocol over direct TLS"))
+            .with_hint("sslnegotiation=direct needs PostgreSQL 17; leave it out for older servers."));
+    }
+    Ok(stream)
+}
+
+/// What a login over this stream can be bound to.
+pub(super) fn end_point(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> {
+    let certificates = stream.get_ref().1.peer_certificates()?;
+    certificate::end_point(certificates.first()?)
+}
+
+fn prepare(stream: &TcpStream, host: &Host, tls: &Tls) -> Result<(ClientConfig, ServerName<'static>)> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Verifier {
+        trusted: trusted(tls)?,
+        check_name: tls.mode == SslMode::VerifyFull,
+        algorithms: provider.signature_verification_algorithms,
+    };
+    // The provider is given here because a library must not choose one for the whole process.
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(ErrorKind::Other, "TLS cannot be set up").with_source(error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.enable_sni = tls.sni;
+
+    let name = match &host.place {
+        Place::Name(name) | Place::Address { name: Some(name), .. } => ServerName::try_from(name.clone()).ok(),
+        Place::Address { addr, name: None } => Some(ServerName::from(*addr)),
+        Place::Default => ServerName::try_from("localhost").ok(),
+        Place::SocketDir(_) => None,
+    };
+    let name = match name {
+        Some(name) => name,
+        None if tls.mode == SslMode::VerifyFull => {
+            return Err(Error::new(ErrorKind::Usage, format!("{host} is not a name that a certificate can carry")));
+        }
+        // Resolvers take names that certificates cannot carry; the address then serves where no name is checked.
+        None => {
+            let peer = stream.peer_addr().map_err(|error| failure(error, host, tls))?;
+            ServerName::from(peer.ip())
+        }
+    };
+    Ok((config, name))
+}
+
+/// The authorities to check the certificate against; nothing if it is not to be checked.
+fn trusted(tls: &Tls) -> Result<Option<Trusted>> {
+    let file = match &tls.roots {
+        Roots::System => {
+            let found = rustls_native_certs::load_native_certs();
+            let trusted = Trusted::new(found.certs);
+            return if trusted.store.is_empty() {
+                Err(Error::new(ErrorKind::Usage, "the operating system has no trusted authorities (sslrootcert=system)")
+                    .with_hint("Install them (Debian: ca-certificates), or name a file in sslrootcert."))
+            } else {
+                Ok(Some(trusted))
+            };
+        }
+        Roots::File(file) => file,
+        Roots::UserFile(Some(file)) if file.exists() => file,
+        Roots::UserFile(_) if tls.mode < SslMode::VerifyCa => return Ok(None),
+        Roots::UserFile(file) => {
+            let file = file.as_ref().map_or("~/.postgresql/root.crt".into(), |file| file.display().to_string());
+            return Err(Error::new(ErrorKind::Usage, format!("root certificate file {file} does not exist"))
+                .with_hint("Name the authority's certificate in sslrootcert, or use the system's: sslrootcert=system."));
+        }
+    };
+    let unreadable = |error: pem::Error| {
+        Error::new(ErrorKind::Usage, format!("root certificate file {} cannot be read", file.display())).with_source(error)
+    };
+    let certificates = CertificateDer::pem_file_iter(file).map_err(unreadable)?.collect::<Result<Vec<_>, _>>();
+    let trusted = Trusted::new(certificates.map_err(unreadable)?);
+    if trusted.store.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("root certificate file {} holds no certificate", file.display()),
+        )
+        .with_hint("It must be in PEM: -----BEGIN CERTIFICATE-----."));
+    }
+    Ok(Some(trusted))
+}
+
+/// Authorities, and the certificates as they were given.
+struct Trusted {
+    store: RootCertStore,
+    exact: Vec<CertificateDer<'static>>,
+}
+
+impl Trusted {
+    fn new(exact: Vec<CertificateDer<'static>>) -> Self {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(exact.iter().cloned());
+        Self { store, exact }
+    }
+}
+
+/// Checks the server's certificate.
+struct Verifier {
+    trusted: Option<Trusted>,
+    check_name: bool,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(trusted) = &self.trusted else { return Ok(ServerCertVerified::assertion()) };
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let chain = verify_server_cert_signed_by_trust_anchor(
+            &certificate,
+            &trusted.store,
+            intermediates,
+            now,
+            self.algorithms.all,
+        );
+        match chain {
+            // A self-signed certificate that is its own authority, as `openssl req -x509` makes it, is refused only
+            // because it may sign others. Being the very one that was given, it is trusted; were it out of date, the
+            // error would be another.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) if trusted.exact.contains(end_entity) => {}
+            other => other?,
+        }
+        if self.check_name {
+            verify_server_name(&certificate, server_name)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    // The signature is checked even where the certificate is not: channel binding rests on the server holding the key.
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").field("check_name", &self.check_name).finish_non_exhaustive()
+    }
+}
+
+/// Says what a failed handshake means.
+fn failure(error: io::Error, host: &Host, tls: &Tls) -> Error {
+    let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return Error::new(ErrorKind::Connect, format!("the link to {host} broke in the TLS handshake"))
+            .with_source(error);
+    };
+    let (message, hint) = match cause {
+        rustls::Error::InvalidCertificate(problem) => certificate_failure(problem, host, tls),
+        rustls::Error::AlertReceived(alert) => (
+            format!("{host} ended the TLS handshake: {alert:?}"),
+            "If the server asks for a client certificate: those are not supported; let it accept a password.".to_owned(),
+        ),
+        _ => (format!("the TLS handshake with {host} failed"), "The server's log may say why.".to_owned()),
+    };
+    Error::new(ErrorKind::Tls, message).with_hint(hint).with_source(error)
+}
+
+fn certificate_failure(problem: &CertificateError, host: &Host, tls: &Tls) -> (String, String) {
+    let roots = match &tls.roots {
+        Roots::System => "the operating system's authorities".to_owned(),
+        Roots::File(file) | Roots::UserFile(Some(file)) => file.display().to_string(),
+        Roots::UserFile(None) => "~/.postgresql/root.crt".to_owned(),
+    };
+    match problem {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
+            format!("no authority in {roots} has issued the certificate of {host}"),
+            "Name the file with the issuing authority's certificate in sslrootcert.".to_owned(),
+        ),
+        CertificateError::NotValidForName => (
+            format!("the certificate of {host} carries another name"),
+            "Connect by a name in its subjectAltName, or use sslmode=verify-ca.".to_owned(),
+        ),
+        CertificateError::NotValidForNameContext { expected, presented } => (
+            match presented.as_slice() {
+                [] => format!("the certificate of {host} carries no name in subjectAltName"),
+                names => format!("the certificate is for {}, not for {}", names.join(", "), expected.to_str()),
+            },
+            "Connect by a name in its subjectAltName, or use sslmode=verify-ca.".to_owned(),
+        ),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
+            format!("the certificate of {host} has expired"),
+            "Renew it on the server, or set this machine's clock.".to_owned(),
+        ),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            (format!("the certificate of {host} is not valid yet"), "Set this machine's clock.".to_owned())
+        }
+        _ => (
+            format!("the certificate of {host} cannot be used"),
+            "It must be an X.509 version 3 certificate for server authentication, with the host in subjectAltName."
+                .to_owned(),
+        ),
+    }
+}

@@ -1,0 +1,173 @@
+//! The C functions behind `postbox.publish`: their arguments, and the table that one of them names.
+
+use core::ffi::c_char;
+use core::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
+
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
+use pgrx::pg_getarg_datum;
+use pgrx::pg_sys::panic::pgrx_extern_c_guard;
+
+use crate::pg::relation::Rel;
+use crate::publish;
+
+/// Defines a C function, and the record by which PostgreSQL recognises its calling convention.
+macro_rules! publish_function {
+    ($name:ident, $record:ident, $payload:path) => {
+        /// `postbox.publish` for one type of payload.
+        ///
+        /// # Safety
+        /// Called by PostgreSQL for a function that `sql/publish.sql` declares.
+        #[unsafe(no_mangle)]
+        pub(crate) unsafe extern "C-unwind" fn $name(call: FunctionCallInfo) -> Datum {
+            // SAFETY: the declaration says which arguments there are and what types they have. No caller on the stack is Rust.
+            unsafe { insert(call, $payload) }
+        }
+
+        /// Says that the function takes its arguments as version 1.
+        #[unsafe(no_mangle)]
+        pub(crate) extern "C" fn $record() -> &'static pg_sys::Pg_finfo_record {
+            const RECORD: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+            &RECORD
+        }
+    };
+}
+
+publish_function!(postbox_publish_text, pg_finfo_postbox_publish_text, pg_sys::TEXTOID);
+publish_function!(postbox_publish_jsonb, pg_finfo_postbox_publish_jsonb, pg_sys::JSONBOID);
+publish_function!(postbox_publish_json, pg_finfo_postbox_publish_json, pg_sys::JSONOID);
+publish_function!(postbox_publish_bytea, pg_finfo_postbox_publish_bytea, pg_sys::BYTEAOID);
+
+/// Everything that may fail in Rust happens behind the guard; the INSERT itself comes after it, when nothing is left to be dropped.
+///
+/// # Safety
+/// As for [`Arguments::new`] and [`Plan::insert`](crate::pg::spi::Plan::insert).
+unsafe fn insert(call: FunctionCallInfo, payload_type: Oid) -> Datum {
+    // SAFETY: the caller says so.
+    let mut arguments = unsafe { Arguments::new(call, payload_type) };
+    // SAFETY: PostgreSQL called this function, so the guard's ERROR has nothing but this frame to jump over.
+    let plan = unsafe { pgrx_extern_c_guard(AssertUnwindSafe(|| publish::plan(&mut arguments))) };
+    // SAFETY: no frame up to PostgreSQL's owns anything.
+    let rows = unsafe { plan.insert(&mut arguments) };
+    // A trigger or a rule of the table may have kept the row out: then there is no event.
+    // SAFETY: the call is PostgreSQL's, for as long as it lasts.
+    unsafe { (*call).isnull = rows == 0 };
+    if rows == 0 { Datum::null() } else { arguments.values[Field::EventId as usize] }
+}
+
+/// The columns of an event as `publish` has them, in the order of the statement's parameters.
+#[derive(Clone, Copy)]
+pub(crate) enum Field {
+    EventId = 0,
+    Type = 1,
+    Payload = 2,
+    Key = 3,
+    Headers = 4,
+}
+
+/// Number of [`Field`]s.
+pub(super) const FIELDS: usize = 5;
+
+const UUID_BYTES: usize = 16;
+
+/// What `publish` was called with.
+pub(crate) struct Arguments<'call> {
+    outbox: Option<Datum>,
+    payload_type: Oid,
+    pub(super) values: [Datum; FIELDS],
+    /// As SPI wants it: a space, or `n` for NULL.
+    pub(super) nulls: [c_char; FIELDS],
+    call: PhantomData<&'call ()>,
+}
+
+impl Arguments<'_> {
+    /// # Safety
+    /// The call has six arguments: outbox text, type text, payload of `payload_type`, key text, headers jsonb, event_id uuid. They
+    /// live as long as the value.
+    unsafe fn new(call: FunctionCallInfo, payload_type: Oid) -> Self {
+        // SAFETY: there are six, see above.
+        let argument = |index| unsafe { pg_getarg_datum(call, index) };
+        let fields = [argument(5), argument(1), argument(2), argument(3), argument(4)];
+        Self {
+            outbox: argument(0),
+            payload_type,
+            values: fields.map(|value| value.unwrap_or(Datum::null())),
+            nulls: fields.map(|value| if value.is_none() { b'n' as c_char } else { b' ' as c_char }),
+            call: PhantomData,
+        }
+    }
+
+    /// The type of the payload: text, jsonb, json or bytea.
+    pub(crate) fn payload_type(&self) -> Oid {
+        self.payload_type
+    }
+
+    pub(crate) fn is_null(&self, field: Field) -> bool {
+        self.nulls[field as usize] == b'n' as c_char
+    }
+
+    /// Gives the event a random id (a UUID of version 4, as the column's default makes).
+    pub(crate) fn make_event_id(&mut self) {
+        // SAFETY: 16 bytes are allocated in the caller's memory context, where they outlive the call, and all are written.
+        unsafe {
+            let id: *mut u8 = pg_sys::palloc(UUID_BYTES).cast();
+            // The server's own generator asks the same source; without entropy there is no id to be had.
+            if !pg_sys::pg_strong_random(id.cast(), UUID_BYTES) {
+                crate::pg::report::raise(
+                    pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                    "could not generate random values for an event id".to_owned(),
+                    "Pass event_id.".to_owned(),
+                );
+            }
+            *id.add(6) = (*id.add(6) & 0x0f) | 0x40;
+            *id.add(8) = (*id.add(8) & 0x3f) | 0x80;
+            self.values[Field::EventId as usize] = Datum::from(id);
+        }
+        self.nulls[Field::EventId as usize] = b' ' as c_char;
+    }
+
+    /// The outbox's name as it was given, in the database's encoding; `None` if it was NULL.
+    pub(crate) fn outbox(&self) -> Option<Vec<u8>> {
+        let outbox = self.outbox?;
+        // SAFETY: the argument is text, see `new`; text_to_cstring copies it into the current memory context.
+        unsafe {
+            let name = pg_sys::text_to_cstring(outbox.cast_mut_ptr());
+            Some(core::ffi::CStr::from_ptr(name).to_bytes().to_vec())
+        }
+    }
+
+    /// The table of the outbox's name, looked up as for a regclass: along search_path, unless it is qualified. It is locked as
+    /// INSERT locks it, before the caller's rights are checked, which is the order of INSERT too.
+    pub(crate) fn find_table(&self) -> Option<Oid> {
+        let outbox = self.outbox?;
+        // SAFETY: the argument is text, see `new`; what the functions allocate lies in the current memory context.
+        let table = unsafe {
+            let name = pg_sys::makeRangeVarFromNameList(pg_sys::textToQualifiedNameList(outbox.cast_mut_ptr()));
+            pg_sys::RangeVarGetRelidExtended(
+                name,
+                pg_sys::RowExclusiveLock as pg_sys::LOCKMODE,
+                pg_sys::RVROption::RVR_MISSING_OK,
+                None,
+                core::ptr::null_mut(),
+            )
+        };
+        (table != Oid::INVALID).then_some(table)
+    }
+}
+
+/// Looks at a table that is locked.
+pub(crate) fn with_table<T>(table: Oid, look: impl FnOnce(&Rel<'_>) -> T) -> T {
+    // SAFETY: the relation is open until it is closed here; after an ERROR the transaction's resource owner closes it.
+    unsafe {
+        let relation = pg_sys::relation_open(table, pg_sys::NoLock as pg_sys::LOCKMODE);
+        let result = look(&Rel::new(relation));
+        pg_sys::relation_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        result
+    }
+}
+
+/// The name of a type, as it is written in SQL.
+pub(crate) fn type_name(type_oid: Oid) -> String {
+    // SAFETY: returns a C string in the current memory context, also for a type that is gone.
+    unsafe { core::ffi::CStr::from_ptr(pg_sys::format_type_be(type_oid)).to_string_lossy().into_owned() }
+}
