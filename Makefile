@@ -66,7 +66,7 @@ lint: server-$(NEWEST) ## Check formatting, lints and documentation
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps $(PLAIN)
 	diff <(grep -v '^#' sql/order | sort) <(cd sql && ls *.sql) || { echo 'sql/order does not list every file of sql/ once' >&2; exit 1; }
 
-bench: build server-$(NEWEST) floor-$(NEWEST) ## Measure; ARGS="…" goes to the benchmark
+bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goes to the benchmark
 	@POSTBOX_PG=$(NEWEST) $(CARGO) run --quiet --release -p postbox-tests --bin bench -- $(ARGS)
 
 # A private server in target/pg with Postbox in it.

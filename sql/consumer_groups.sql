@@ -5,15 +5,17 @@ create or replace view postbox.consumer_groups as
            coalesce(s.active, false)                                    as active,
            s.active_pid                                                 as active_pid,
            s.confirmed_flush_lsn                                        as confirmed_flush_lsn,
-           greatest(pg_wal_lsn_diff(
-               case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end,
-               s.confirmed_flush_lsn), 0)::bigint                       as lag_bytes,
+           (select greatest(pg_wal_lsn_diff(wal.position, s.confirmed_flush_lsn), 0)::bigint
+            where s.confirmed_flush_lsn is not null)                    as lag_bytes,
            case when s.slot_name is null then 'missing' else s.wal_status end as wal_status,
            g.created_at                                                 as created_at,
            members.missing_outboxes                                     as missing_outboxes
     from postbox.consumer_group g
     -- A copy of this database carries the same rows; the slot they name is the original's.
     left join pg_replication_slots s on s.slot_name = g.slot_name and s.database = current_database()
+    cross join (
+        select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end as position
+    ) wal
     cross join lateral (
         select coalesce(array_agg(listed.name order by listed.name), '{}') as outboxes,
                coalesce(array_agg(listed.name order by listed.name) filter (where listed.missing), '{}') as missing_outboxes

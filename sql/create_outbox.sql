@@ -69,7 +69,7 @@ begin
             detail = format('An outbox of this name consists of the tables %s and %s_g0 to %s_g3.', name, name, name),
             hint = case when taken = name
                 then 'Choose another name, or call postbox.adopt_outbox if this table is to be the outbox.'
-                else 'Choose another name.' end;
+                else 'Choose another name, or rename that table: leaves keep their names when an outbox is renamed.' end;
     end if;
 
     execute format(

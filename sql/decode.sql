@@ -4,8 +4,7 @@ create or replace function postbox._decode_lines(frame bytea) returns text[]
     language c stable strict parallel safe as 'MODULE_PATHNAME', 'decode_lines_wrapper';
 comment on function postbox._decode_lines(bytea) is 'Private: the events of a frame, one native JSON line each';
 
--- `->` before `#>> '{}'`: ->> would unescape the whole line, and fail where a payload of type json holds \u0000, which
--- json may and text may not. A payload that is itself such a string stays as it is written in JSON.
+-- A payload of type json may hold \u0000, which no text of PostgreSQL can; it is shown as U+FFFD, the replacement character.
 create or replace function postbox.decode(frame bytea)
     returns table (
         outbox      text,
@@ -22,25 +21,19 @@ create or replace function postbox.decode(frame bytea)
     )
     language sql stable strict parallel safe
     begin atomic
-        select event -> 'outbox' #>> '{}',
-               event -> 'event_id' #>> '{}',
-               event -> 'type' #>> '{}',
-               event -> 'key' #>> '{}',
-               nullif(event ->> 'headers', '')::jsonb,
-               case
-                   when json_typeof(event -> 'payload') = 'null' then null
-                   when json_typeof(event -> 'payload') = 'string'
-                       and (event -> 'payload')::text !~ '(^|[^\\])(\\\\)*\\u0000'
-                   then event -> 'payload' #>> '{}'
-                   else (event -> 'payload')::text
-               end,
-               (event -> 'commit_lsn' #>> '{}')::pg_lsn,
-               (event -> 'ordinal' #>> '{}')::bigint,
-               (event -> 'commit_time' #>> '{}')::timestamptz,
-               (event -> 'xid' #>> '{}')::xid8,
-               (event -> 'error')::text::jsonb
+        select event ->> 'outbox',
+               event ->> 'event_id',
+               event ->> 'type',
+               event ->> 'key',
+               (event ->> 'headers')::jsonb,
+               event ->> 'payload',
+               (event ->> 'commit_lsn')::pg_lsn,
+               (event ->> 'ordinal')::bigint,
+               (event ->> 'commit_time')::timestamptz,
+               (event ->> 'xid')::xid8,
+               (event ->> 'error')::jsonb
         from unnest(postbox._decode_lines(frame)) with ordinality as listed(line, n)
-        cross join lateral cast(line as json) as event
+        cross join lateral cast(regexp_replace(line, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g') as json) as event
         order by n;
     end;
 comment on function postbox.decode(bytea) is 'The events of a frame of the output plugin, as pg_logical_slot_peek_binary_changes returns it';

@@ -9,13 +9,19 @@ create or replace function postbox.drop_outbox(
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    target regclass := to_regclass(format('%I.%I', schema, name));
+    target regclass;
     is_adopted boolean;
     readers text;
 begin
+    if name is null or schema is null then
+        raise exception using errcode = 'null_value_not_allowed',
+            message = 'the name and the schema of an outbox cannot be NULL',
+            hint = 'postbox.outbox_status() lists the outboxes.';
+    end if;
+    target := to_regclass(format('%I.%I', schema, name));
     if target is null then
         raise exception using errcode = 'undefined_table',
-            message = format('outbox "%s.%s" does not exist', coalesce(schema, 'NULL'), coalesce(name, 'NULL')),
+            message = format('outbox "%s.%s" does not exist', schema, name),
             hint = 'postbox.outbox_status() lists the outboxes. Give the bare name, unquoted, and the schema as the second argument.';
     end if;
     select m.adopted into is_adopted from postbox._marker m where m.outbox = target;

@@ -61,13 +61,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that reads `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
-            kind,
-            message: message.into(),
-            hint: None,
-            sqlstate: None,
-            source: None,
-        }))
+        Self(Box::new(Inner { kind, message: message.into(), hint: None, sqlstate: None, source: None }))
     }
 
     /// The same error with a remedy; an earlier one is replaced.
@@ -167,5 +161,51 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_hint_and_cause_are_told_apart() {
+        let cause = std::io::Error::other("the cause");
+        let error = Error::new(ErrorKind::Connect, "what happened")
+            .with_hint("first")
+            .with_hint("what to do")
+            .with_sqlstate("08006")
+            .with_source(cause);
+        assert_eq!(error.to_string(), "what happened");
+        assert_eq!(error.chain(), "what happened: the cause");
+        assert_eq!(error.hint(), Some("what to do"));
+        assert_eq!(error.sqlstate(), Some("08006"));
+        assert!(error.source().is_some());
+    }
+
+    #[test]
+    fn kinds_decide_retries_and_exit_codes() {
+        let all = [
+            (ErrorKind::Usage, 2, false),
+            (ErrorKind::Connect, 3, true),
+            (ErrorKind::Tls, 3, false),
+            (ErrorKind::Login, 3, false),
+            (ErrorKind::Server, 3, true),
+            (ErrorKind::SlotMissing, 4, false),
+            (ErrorKind::SlotInUse, 4, false),
+            (ErrorKind::SlotPlugin, 4, false),
+            (ErrorKind::SlotInvalidated, 4, false),
+            (ErrorKind::SlotDatabase, 4, false),
+            (ErrorKind::GroupMissing, 4, false),
+            (ErrorKind::Setup, 5, false),
+            (ErrorKind::Sink, 6, false),
+            (ErrorKind::Protocol, 1, false),
+            (ErrorKind::Decode, 1, false),
+            (ErrorKind::Other, 1, false),
+        ];
+        for (kind, code, transient) in all {
+            let error = Error::new(kind, "");
+            assert_eq!((error.exit_code(), error.is_transient()), (code, transient), "{kind:?}");
+        }
     }
 }

@@ -43,8 +43,11 @@ impl SlotState {
         let name = &self.name;
         let about = About { dbname: Some(dbname.to_owned()), slot: Some(name.clone()), role: None };
         let (Some(plugin), Some(database)) = (&self.plugin, &self.database) else {
-            return Err(Error::new(ErrorKind::SlotPlugin, format!("replication slot \"{name}\" is physical, not logical"))
-                .with_hint(refusal::create_slot(&about)));
+            return Err(Error::new(
+                ErrorKind::SlotPlugin,
+                format!("replication slot \"{name}\" is physical, not logical"),
+            )
+            .with_hint(refusal::create_slot(&about)));
         };
         if plugin != PLUGIN {
             return Err(Error::new(
@@ -89,8 +92,11 @@ pub async fn inspect(client: &Client, slot: &str) -> Result<SlotState> {
 
 /// Says who reads the slot, as an error to give up or to wait with.
 pub async fn explain_in_use(client: &Client, slot: &str) -> Error {
-    let error = match client.query_opt(HOLDER, &[&slot]).await.map_err(Error::from).and_then(|row| holder(row.as_ref())) {
-        Ok(Some(holder)) => Error::new(ErrorKind::SlotInUse, format!("replication slot \"{slot}\" is in use by {holder}")),
+    let error = match client.query_opt(HOLDER, &[&slot]).await.map_err(Error::from).and_then(|row| holder(row.as_ref()))
+    {
+        Ok(Some(holder)) => {
+            Error::new(ErrorKind::SlotInUse, format!("replication slot \"{slot}\" is in use by {holder}"))
+        }
         // Between the attempt and this question it has become free.
         Ok(None) => Error::new(ErrorKind::SlotInUse, format!("replication slot \"{slot}\" was in use a moment ago")),
         Err(error) => {
@@ -201,7 +207,9 @@ fn holder(row: Option<&Row>) -> Result<Option<String>> {
         words.push_str(&format!(", role \"{role}\""));
     }
     match (address, port) {
-        (Some(address), _) => words.push_str(&format!(", from {}", address.trim_end_matches("/32").trim_end_matches("/128"))),
+        (Some(address), _) => {
+            words.push_str(&format!(", from {}", address.trim_end_matches("/32").trim_end_matches("/128")))
+        }
         // -1 stands for a Unix socket, null for what this role may not see.
         (None, Some(-1)) => words.push_str(", from the server's own machine"),
         (None, _) => {}

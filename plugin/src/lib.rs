@@ -16,6 +16,7 @@ mod decode;
 mod marker;
 #[allow(unsafe_code, reason = "the one fenced place: every wrapper states what it relies on")]
 mod pg;
+mod publish;
 mod route;
 mod row;
 mod session;

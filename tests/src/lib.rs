@@ -17,6 +17,8 @@ mod nest;
 mod tree;
 mod wait;
 
+pub mod tap;
+
 pub use cluster::{Builder, Cluster, Stop};
 pub use tree::{major, postbox_binary};
 pub use wait::{wait_until, wait_until_async};

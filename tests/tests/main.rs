@@ -2,3 +2,6 @@
 
 mod harness;
 mod jsonb;
+mod decoding;
+mod live;
+mod transport;

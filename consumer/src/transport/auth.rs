@@ -95,7 +95,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
                     self.answer(code, message.body).await?;
                 }
                 b'v' => {
-                    return Err(Error::new(ErrorKind::Protocol, "the server does not speak version 3.0 of the protocol"));
+                    return Err(Error::new(
+                        ErrorKind::Protocol,
+                        "the server does not speak version 3.0 of the protocol",
+                    ));
                 }
                 tag => return Err(unexpected(tag)),
             }
@@ -107,6 +110,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
 
     /// Answers a demand for proof.
     async fn answer(&mut self, code: i32, mut body: Bytes) -> Result<()> {
+        // One proof is enough: a second demand, for a weaker one, cannot come from an honest server.
+        if matches!(code, 3 | 5 | 10) && !matches!(self.state, State::Unproved) {
+            return Err(unexpected(b'R'));
+        }
         match code {
             // Clear text.
             3 => {
@@ -161,9 +168,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
     }
 
     fn begin_scram(&mut self, body: &[u8]) -> Result<()> {
-        if !matches!(self.state, State::Unproved) {
-            return Err(unexpected(b'R'));
-        }
         let offered = body.split(|byte| *byte == 0).collect::<Vec<_>>();
         let offers = |mechanism: &str| offered.contains(&mechanism.as_bytes());
         let end_point = match self.credentials.channel_binding {
@@ -194,9 +198,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
     /// A server that says "welcome" has not necessarily seen the proof, nor given its own.
     fn check_proof(&self) -> Result<()> {
         match self.state {
-            State::Scram { .. } => {
-                Err(Error::new(ErrorKind::Protocol, "the server ended SCRAM without proving that it knows the password"))
-            }
+            State::Scram { .. } => Err(Error::new(
+                ErrorKind::Protocol,
+                "the server ended SCRAM without proving that it knows the password",
+            )),
             State::Unproved | State::Proved { bound: false }
                 if self.credentials.channel_binding == ChannelBinding::Require =>
             {
@@ -256,4 +261,133 @@ fn unusable(error: io::Error) -> Error {
 fn unexpected(tag: u8) -> Error {
     Error::new(ErrorKind::Protocol, format!("unexpected or malformed message of type 0x{tag:02x} during the login"))
         .with_hint("Is it a PostgreSQL server that listens there?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conninfo::ConnInfo;
+    use super::super::refusal::About;
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+    }
+
+    fn request(code: u32, rest: &[u8]) -> Vec<u8> {
+        message(b'R', &[&code.to_be_bytes(), rest].concat())
+    }
+
+    fn ready() -> Vec<u8> {
+        [request(0, b""), message(b'S', b"in_hot_standby\0off\0"), message(b'K', &[0; 8]), message(b'Z', b"I")].concat()
+    }
+
+    /// Logs in with the password `secret` to a server that says `says` whatever it is told; returns what it was told.
+    async fn log_in_to(says: Vec<u8>, private: bool, binding: ChannelBinding) -> (Result<Greeting, Failure>, Vec<u8>) {
+        let (ours, mut server) = duplex(1 << 16);
+        let info = ConnInfo::parse("user=u password=secret host=h").expect("read");
+        let credentials = Credentials {
+            user: "u",
+            password: info.password(&info.hosts[0]),
+            private,
+            end_point: None,
+            channel_binding: binding,
+        };
+        server.write_all(&says).await.expect("sent");
+        server.shutdown().await.expect("ended");
+        let mut link = Link::new(ours, About::default());
+        let result = log_in(&mut link, &[("user", "u")], credentials).await;
+        drop(link);
+        let mut told = Vec::new();
+        server.read_to_end(&mut told).await.expect("read");
+        (result, told)
+    }
+
+    fn contains(bytes: &[u8], part: &[u8]) -> bool {
+        bytes.windows(part.len()).any(|window| window == part)
+    }
+
+    #[tokio::test]
+    async fn a_password_goes_in_clear_text_over_private_links_only() {
+        let says = [request(3, b""), ready()].concat();
+        let (result, told) = log_in_to(says.clone(), true, ChannelBinding::Prefer).await;
+        assert_eq!(result.expect("logged in").parameter("in_hot_standby"), Some("off"));
+        assert!(contains(&told, b"secret\0"));
+
+        let (result, told) = log_in_to(says, false, ChannelBinding::Prefer).await;
+        let failure = result.expect_err("refused");
+        assert_eq!((failure.error.kind(), failure.unasked), (ErrorKind::Login, false));
+        assert!(!contains(&told, b"secret"));
+    }
+
+    #[tokio::test]
+    async fn md5_sends_the_hash() {
+        let (result, told) =
+            log_in_to([request(5, &[1, 2, 3, 4]), ready()].concat(), false, ChannelBinding::Prefer).await;
+        result.expect("logged in");
+        assert!(contains(&told, md5_hash(b"u", b"secret", [1, 2, 3, 4]).as_bytes()));
+        assert!(!contains(&told, b"secret"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_skips_its_own_proof_is_refused() {
+        let (result, _) =
+            log_in_to([request(10, b"SCRAM-SHA-256\0\0"), ready()].concat(), false, ChannelBinding::Prefer).await;
+        assert_eq!(result.expect_err("refused").error.kind(), ErrorKind::Protocol);
+    }
+
+    #[tokio::test]
+    async fn a_second_demand_for_proof_is_refused() {
+        for second in [request(3, b""), request(5, &[0; 4]), request(10, b"SCRAM-SHA-256\0\0")] {
+            let says = [request(10, b"SCRAM-SHA-256\0\0"), second, ready()].concat();
+            let (result, told) = log_in_to(says, true, ChannelBinding::Prefer).await;
+            assert_eq!(result.expect_err("refused").error.kind(), ErrorKind::Protocol);
+            assert!(!contains(&told, b"secret"));
+        }
+    }
+
+    #[tokio::test]
+    async fn channel_binding_that_is_required_is_not_given_up() {
+        for says in [ready(), [request(3, b""), ready()].concat(), request(10, b"SCRAM-SHA-256\0\0")] {
+            let (result, _) = log_in_to(says, true, ChannelBinding::Require).await;
+            let error = result.expect_err("refused").error;
+            assert!(error.to_string().contains("channel_binding=require"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_methods_are_named() {
+        for (code, name) in [(2, "Kerberos"), (7, "GSSAPI"), (9, "SSPI"), (77, "77")] {
+            let (result, _) = log_in_to(request(code, b""), true, ChannelBinding::Prefer).await;
+            let error = result.expect_err("refused").error;
+            assert_eq!(error.kind(), ErrorKind::Login);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        let (result, _) = log_in_to(request(10, b"SCRAM-SHA-3\0\0"), true, ChannelBinding::Prefer).await;
+        assert_eq!(result.expect_err("refused").error.kind(), ErrorKind::Login);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_before_any_request_is_told_apart() {
+        let refusal = message(b'E', b"C28000\0Mno pg_hba.conf entry\0\0");
+        let (result, _) = log_in_to(refusal.clone(), true, ChannelBinding::Prefer).await;
+        assert!(result.expect_err("refused").unasked);
+        let (result, _) = log_in_to([request(3, b""), refusal].concat(), true, ChannelBinding::Prefer).await;
+        assert!(!result.expect_err("refused").unasked);
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_servers_do_no_harm(
+            code in prop_oneof![Just(0), Just(3), Just(5), Just(10), Just(11), Just(12), any::<u32>()],
+            rest in prop::collection::vec(any::<u8>(), 0..40),
+            then in prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(b'R')], 0..60),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let says = [request(10, b"SCRAM-SHA-256\0\0"), request(code, &rest), then.clone()].concat();
+            assert!(runtime.block_on(log_in_to(says, true, ChannelBinding::Prefer)).0.is_err());
+            let _ = runtime.block_on(log_in_to([request(code, &rest), then].concat(), true, ChannelBinding::Prefer));
+        }
+    }
 }

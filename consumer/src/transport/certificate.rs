@@ -24,21 +24,21 @@ enum Hash {
 
 /// Contents of the object identifiers of signatures and hashes. MD5 and SHA-1 stand for SHA-256, as the RFC has it.
 const ALGORITHMS: [(&[u8], Hash); 15] = [
-    (&[42, 134, 72, 134, 247, 13, 1, 1, 4], Hash::Sha256),  // md5WithRSAEncryption
-    (&[42, 134, 72, 134, 247, 13, 1, 1, 5], Hash::Sha256),  // sha1WithRSAEncryption
+    (&[42, 134, 72, 134, 247, 13, 1, 1, 4], Hash::Sha256), // md5WithRSAEncryption
+    (&[42, 134, 72, 134, 247, 13, 1, 1, 5], Hash::Sha256), // sha1WithRSAEncryption
     (&[42, 134, 72, 134, 247, 13, 1, 1, 11], Hash::Sha256), // sha256WithRSAEncryption
     (&[42, 134, 72, 134, 247, 13, 1, 1, 12], Hash::Sha384), // sha384WithRSAEncryption
     (&[42, 134, 72, 134, 247, 13, 1, 1, 13], Hash::Sha512), // sha512WithRSAEncryption
     (&[42, 134, 72, 134, 247, 13, 1, 1, 14], Hash::Sha224), // sha224WithRSAEncryption
-    (&[42, 134, 72, 206, 61, 4, 1], Hash::Sha256),          // ecdsa-with-SHA1
-    (&[42, 134, 72, 206, 61, 4, 3, 1], Hash::Sha224),       // ecdsa-with-SHA224
-    (&[42, 134, 72, 206, 61, 4, 3, 2], Hash::Sha256),       // ecdsa-with-SHA256
-    (&[42, 134, 72, 206, 61, 4, 3, 3], Hash::Sha384),       // ecdsa-with-SHA384
-    (&[42, 134, 72, 206, 61, 4, 3, 4], Hash::Sha512),       // ecdsa-with-SHA512
-    (&[96, 134, 72, 1, 101, 3, 4, 2, 1], Hash::Sha256),     // sha256
-    (&[96, 134, 72, 1, 101, 3, 4, 2, 2], Hash::Sha384),     // sha384
-    (&[96, 134, 72, 1, 101, 3, 4, 2, 3], Hash::Sha512),     // sha512
-    (&[96, 134, 72, 1, 101, 3, 4, 2, 4], Hash::Sha224),     // sha224
+    (&[42, 134, 72, 206, 61, 4, 1], Hash::Sha256),         // ecdsa-with-SHA1
+    (&[42, 134, 72, 206, 61, 4, 3, 1], Hash::Sha224),      // ecdsa-with-SHA224
+    (&[42, 134, 72, 206, 61, 4, 3, 2], Hash::Sha256),      // ecdsa-with-SHA256
+    (&[42, 134, 72, 206, 61, 4, 3, 3], Hash::Sha384),      // ecdsa-with-SHA384
+    (&[42, 134, 72, 206, 61, 4, 3, 4], Hash::Sha512),      // ecdsa-with-SHA512
+    (&[96, 134, 72, 1, 101, 3, 4, 2, 1], Hash::Sha256),    // sha256
+    (&[96, 134, 72, 1, 101, 3, 4, 2, 2], Hash::Sha384),    // sha384
+    (&[96, 134, 72, 1, 101, 3, 4, 2, 3], Hash::Sha512),    // sha512
+    (&[96, 134, 72, 1, 101, 3, 4, 2, 4], Hash::Sha224),    // sha224
 ];
 
 /// RSASSA-PSS, which names its hash in its parameters.

@@ -118,10 +118,8 @@ async fn addresses(host: &Host, info: &ConnInfo) -> Result<Vec<Address>> {
         Some(limit) => timeout(limit, resolving).await.map_err(|_| unknown(io::ErrorKind::TimedOut.into()))?,
         None => resolving.await,
     };
-    let addresses: Vec<_> = found
-        .map_err(unknown)?
-        .map(|addr| Address { host: host.clone(), socket: SocketAddress::Tcp(addr) })
-        .collect();
+    let addresses: Vec<_> =
+        found.map_err(unknown)?.map(|addr| Address { host: host.clone(), socket: SocketAddress::Tcp(addr) }).collect();
     if addresses.is_empty() { Err(unknown(io::ErrorKind::NotFound.into())) } else { Ok(addresses) }
 }
 
@@ -155,7 +153,11 @@ async fn attempt(info: &ConnInfo, address: &Address, startup: &[(&str, &str)]) -
         match &result {
             // pg_hba.conf may take the same login otherwise; a TLS that fails is as good as none in mode prefer.
             Err(Failure { error, unasked: true }) if matches!(error.kind(), ErrorKind::Login | ErrorKind::Tls) => {
-                tracing::debug!("{}: {error}; trying again {} TLS", address.host, if *encrypted { "without" } else { "with" });
+                tracing::debug!(
+                    "{}: {error}; trying again {} TLS",
+                    address.host,
+                    if *encrypted { "without" } else { "with" }
+                );
             }
             _ => return accept(info, address, result),
         }
@@ -200,9 +202,7 @@ async fn dial(
             (io::ErrorKind::PermissionDenied, SocketAddress::Unix(_)) => "This user may not use the server's socket.",
             _ => "Is the server running there, and does it listen on this port (listen_addresses)?",
         };
-        Error::new(ErrorKind::Connect, format!("cannot connect to {}", address.host))
-            .with_hint(hint)
-            .with_source(error)
+        Error::new(ErrorKind::Connect, format!("cannot connect to {}", address.host)).with_hint(hint).with_source(error)
     };
     let (addr, encrypted) = match (&address.socket, tcp) {
         (SocketAddress::Unix(path), _) => return Ok((Socket::unix(path).await.map_err(unreachable)?, None)),
@@ -227,11 +227,7 @@ async fn dial(
 }
 
 /// Takes a server that lets us in, if it is one of those wanted.
-fn accept(
-    info: &ConnInfo,
-    address: &Address,
-    result: Result<(Link, Greeting), Failure>,
-) -> Result<(Link, Greeting)> {
+fn accept(info: &ConnInfo, address: &Address, result: Result<(Link, Greeting), Failure>) -> Result<(Link, Greeting)> {
     let (link, greeting) = result.map_err(|failure| failure.error)?;
     let on = |name| greeting.parameter(name).map(|value| value == "on");
     let standby = on("in_hot_standby").unwrap_or(false);
@@ -263,23 +259,11 @@ fn summary(mut failures: Vec<Error>) -> Error {
     if failures.is_empty() {
         return last;
     }
-    let all = failures.iter().chain([&last]).map(with_causes).collect::<Vec<_>>().join("; ");
+    let all = failures.iter().chain([&last]).map(Error::chain).collect::<Vec<_>>().join("; ");
     let hint = last.hint().map(str::to_owned);
     let error = Error::new(last.kind(), format!("no server can be used: {all}"));
     match hint {
         Some(hint) => error.with_hint(hint),
         None => error,
     }
-}
-
-/// The text of an error that is about to become a part of another.
-fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(deeper) = cause {
-        text.push_str(": ");
-        text.push_str(&deeper.to_string());
-        cause = deeper.source();
-    }
-    text
 }

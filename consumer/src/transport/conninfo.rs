@@ -326,8 +326,11 @@ fn place(name: String, addr: &str) -> Result<Place> {
         return Ok(Place::Address { addr, name: Some(name).filter(|name| !name.is_empty()) });
     }
     if name.starts_with('@') {
-        return Err(Error::new(ErrorKind::Usage, "sockets in the abstract namespace (a host that begins with '@') are not supported")
-            .with_hint("Give a directory, or percent-encode an '@' in the password of a URI as %40."));
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "sockets in the abstract namespace (a host that begins with '@') are not supported",
+        )
+        .with_hint("Give a directory, or percent-encode an '@' in the password of a URI as %40."));
     }
     Ok(match name.as_str() {
         "" => Place::Default,
@@ -340,9 +343,10 @@ fn port(text: &str) -> Result<u16> {
     if text.is_empty() {
         return Ok(5432);
     }
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
-        Error::new(ErrorKind::Usage, format!("port \"{text}\" is not a number from 1 to 65535"))
-    })
+    text.parse()
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| Error::new(ErrorKind::Usage, format!("port \"{text}\" is not a number from 1 to 65535")))
 }
 
 fn tls(settings: &Settings) -> Result<Tls> {
@@ -367,11 +371,15 @@ fn tls(settings: &Settings) -> Result<Tls> {
         ],
     )?;
     if roots == Roots::System && mode != SslMode::VerifyFull {
-        return Err(Error::new(ErrorKind::Usage, "sslrootcert=system needs sslmode=verify-full")
-            .with_hint("Anybody can have a certificate from a public authority; only the host's name tells servers apart."));
+        return Err(Error::new(ErrorKind::Usage, "sslrootcert=system needs sslmode=verify-full").with_hint(
+            "Anybody can have a certificate from a public authority; only the host's name tells servers apart.",
+        ));
     }
     if direct && mode < SslMode::Require {
-        return Err(Error::new(ErrorKind::Usage, "sslnegotiation=direct needs sslmode=require, verify-ca or verify-full"));
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "sslnegotiation=direct needs sslmode=require, verify-ca or verify-full",
+        ));
     }
     Ok(Tls { mode, roots, direct, sni: settings.one_of("sslsni", true, &[("0", false), ("1", true)])? })
 }
@@ -399,4 +407,156 @@ fn keepalive(settings: &Settings) -> Result<Option<Keepalive>> {
         count: positive("keepalives_count", 6)?,
     };
     Ok(settings.one_of("keepalives", true, &[("0", false), ("1", true)])?.then_some(keepalive))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(string: Option<&str>, env: &[(&str, &str)]) -> Result<ConnInfo> {
+        ConnInfo::from_sources(string, &|name| {
+            Ok(env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+        })
+    }
+
+    fn hosts(info: &ConnInfo) -> String {
+        info.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ")
+    }
+
+    #[test]
+    fn the_string_comes_before_the_environment_and_that_before_the_defaults() {
+        let env = [("PGHOST", "env"), ("PGPORT", "6543"), ("PGUSER", "envuser"), ("PGPASSWORD", "envpw")];
+        let info = read(Some("host=given user=me"), &env).expect("read");
+        assert_eq!((hosts(&info).as_str(), info.user(), info.dbname()), ("given port 6543", "me", "me"));
+        assert_eq!(info.password, Some(Password::new("envpw".to_owned())));
+
+        let info = read(None, &env).expect("read");
+        assert_eq!((hosts(&info).as_str(), info.user(), info.dbname()), ("env port 6543", "envuser", "envuser"));
+
+        let info = read(None, &[]).expect("read");
+        assert_eq!(hosts(&info), "localhost port 5432");
+        assert_eq!(info.user(), whoami::username().expect("a user"));
+        assert_eq!(info.dbname(), info.user());
+        assert_eq!(info.tls.mode, SslMode::Prefer);
+        assert_eq!(info.connect_timeout, Some(CONNECT_TIMEOUT));
+        assert_eq!(info.password, None);
+    }
+
+    #[test]
+    fn database_url_stands_in_for_a_string_and_is_not_mixed_with_one() {
+        let env = [("DATABASE_URL", "postgres://u:secret@url:7777/d"), ("PGPORT", "1"), ("PGUSER", "nobody")];
+        let info = read(None, &env).expect("read");
+        assert_eq!((hosts(&info).as_str(), info.user(), info.dbname()), ("url port 7777", "u", "d"));
+        let info = read(Some("host=other"), &env).expect("read");
+        assert_eq!((hosts(&info).as_str(), info.user()), ("other port 1", "nobody"));
+        assert_eq!(info.password, None);
+    }
+
+    #[test]
+    fn hosts_are_sockets_names_and_addresses() {
+        for (string, expected) in [
+            ("host=/tmp/x port=5433", "socket /tmp/x/.s.PGSQL.5433"),
+            ("host=a,b,/c", "a port 5432 | b port 5432 | socket /c/.s.PGSQL.5432"),
+            ("host=a,b port=1,2", "a port 1 | b port 2"),
+            ("host=a,b port=,2", "a port 5432 | b port 2"),
+            ("host=a, port=1,2", "a port 1 | localhost port 2"),
+            ("hostaddr=10.0.0.1", "10.0.0.1 port 5432"),
+            ("host=a hostaddr=::1 port=5", "a (::1) port 5"),
+            ("host='' port=''", "localhost port 5432"),
+            ("postgres://a:1,[::1]/", "a port 1 | ::1 port 5432"),
+            ("postgres://%2Ftmp%2Fx:5/", "socket /tmp/x/.s.PGSQL.5"),
+        ] {
+            assert_eq!(hosts(&read(Some(string), &[]).expect(string)), expected, "{string}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_followed_are_refused_by_name() {
+        for (string, env, words) in [
+            ("hots=a", ("", ""), "unknown keyword \"hots\""),
+            ("postgres://a/?hots=b", ("", ""), "unknown keyword \"hots\""),
+            ("service=prod", ("", ""), "service"),
+            ("sslcert=c", ("", ""), "sslcert"),
+            ("", ("PGSERVICE", "prod"), "PGSERVICE"),
+            ("", ("PGSSLKEY", "k"), "PGSSLKEY"),
+            ("", ("PGGSSENCMODE", "require"), "PGGSSENCMODE"),
+            ("gssencmode=require", ("", ""), "gssencmode \"require\""),
+            ("replication=database", ("", ""), "replication"),
+            ("client_encoding=latin1", ("", ""), "client_encoding \"latin1\""),
+            ("sslmode=verify_full", ("", ""), "sslmode \"verify_full\""),
+            ("", ("PGSSLMODE", "on"), "PGSSLMODE"),
+            ("sslrootcert=system sslmode=require", ("", ""), "sslrootcert=system"),
+            ("sslnegotiation=direct", ("", ""), "sslnegotiation=direct"),
+            ("port=0", ("", ""), "port \"0\""),
+            ("port=65536", ("", ""), "port \"65536\""),
+            ("", ("PGPORT", "5432x"), "port \"5432x\""),
+            ("host=a,b port=1,2,3", ("", ""), "3 ports for 2 hosts"),
+            ("host=a,b hostaddr=::1", ("", ""), "2 names and hostaddr 1"),
+            ("hostaddr=localhost", ("", ""), "hostaddr \"localhost\""),
+            ("host=@abstract", ("", ""), "abstract"),
+            ("connect_timeout=soon", ("", ""), "connect_timeout \"soon\""),
+            ("keepalives_idle=-1", ("", ""), "keepalives_idle \"-1\""),
+        ] {
+            let error = read(Some(string), &[env]).expect_err(string);
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.to_string().contains(words), "{string} {env:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn harmless_settings_of_others_are_accepted() {
+        let string = "gssencmode=prefer client_encoding=UTF8 sslcompression=0 load_balance_hosts=disable sslcert=''";
+        read(Some(string), &[("PGCLIENTENCODING", "LATIN1"), ("PGSERVICE", ""), ("PGHOST", "")]).expect("read");
+    }
+
+    #[test]
+    fn values_mean_what_they_mean_to_libpq() {
+        let info = |string: &str| read(Some(string), &[]).expect(string);
+        assert_eq!(info("connect_timeout=0").connect_timeout, None);
+        assert_eq!(info("connect_timeout=-1").connect_timeout, None);
+        assert_eq!(info("connect_timeout=1").connect_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(info("connect_timeout=9").connect_timeout, Some(Duration::from_secs(9)));
+        assert_eq!(info("keepalives=0").keepalive, None);
+        assert_eq!(info("keepalives_idle=7").keepalive.map(|probes| probes.idle), Some(Duration::from_secs(7)));
+        assert_eq!(info("tcp_user_timeout=1500").tcp_user_timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(info("sslrootcert=system").tls.mode, SslMode::VerifyFull);
+        assert_eq!(info("sslrootcert=/ca.pem").tls.roots, Roots::File("/ca.pem".into()));
+        assert_eq!(info("sslmode=require sslnegotiation=direct").tls.direct, true);
+        assert_eq!(info("sslsni=0").tls.sni, false);
+        assert_eq!(info("channel_binding=require").channel_binding, ChannelBinding::Require);
+        assert_eq!(info("target_session_attrs=read-write").target, Target::ReadWrite);
+        assert_eq!(info("fallback_application_name=a").application_name.as_deref(), Some("a"));
+        assert_eq!(info("fallback_application_name=a application_name=b").application_name.as_deref(), Some("b"));
+        assert_eq!(info("options='-c geqo=off'").options.as_deref(), Some("-c geqo=off"));
+        assert_eq!(info("user=a user=b").user(), "b");
+        assert_eq!(info("orders").dbname(), "orders");
+        // An empty value hides the environment, and then the default applies.
+        let hidden = read(Some("password='' user=u dbname=''"), &[("PGPASSWORD", "x"), ("PGDATABASE", "y")]);
+        let hidden = hidden.expect("read");
+        assert_eq!((hidden.password.clone(), hidden.dbname()), (None, "u"));
+    }
+
+    #[test]
+    fn debug_output_and_errors_show_no_password() {
+        let info = read(Some("postgres://u:hunter2@h/d"), &[("PGPASSWORD", "hunter2")]).expect("read");
+        assert!(!format!("{info:?} {info:#?}").contains("hunter2"), "{info:?}");
+        assert!(format!("{info:?}").contains("***"));
+        for string in ["password=hunter2 port=x", "password=hunter2 nonsense=1", "password=hunter2 sslmode=x"] {
+            let error = read(Some(string), &[]).expect_err(string);
+            assert!(!format!("{error:?} {error}").contains("hunter2"), "{error:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_string_and_environment_is_read_or_refused(
+            string in "(postgres://)?([a-z_]{1,14}=[^ ]{0,6} ){0,4}\\PC{0,30}",
+            variable in prop::sample::select(vec!["PGHOST", "PGPORT", "PGSSLMODE", "PGCONNECT_TIMEOUT", "DATABASE_URL"]),
+            value in "\\PC{0,20}",
+        ) {
+            let _ = read(Some(&string), &[(variable, &value)]);
+            let _ = read(None, &[(variable, &value)]);
+        }
+    }
 }

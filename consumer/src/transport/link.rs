@@ -55,14 +55,7 @@ struct Large {
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// A link on which nobody has logged in yet.
     pub(super) fn new(socket: S, about: About) -> Self {
-        Self {
-            socket,
-            inbox: BytesMut::new(),
-            large: None,
-            outbox: BytesMut::new(),
-            limit: MAX_STARTUP_MESSAGE,
-            about,
-        }
+        Self { socket, inbox: BytesMut::new(), large: None, outbox: BytesMut::new(), limit: MAX_STARTUP_MESSAGE, about }
     }
 
     /// Allows messages of any size that PostgreSQL can send, once the login is done.
@@ -157,7 +150,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         if !(4..=self.limit).contains(&len) {
             return Err(Error::new(
                 ErrorKind::Protocol,
-                format!("the server sent a message of type 0x{tag:02x} with length {len}, allowed is 4 to {}", self.limit),
+                format!(
+                    "the server sent a message of type 0x{tag:02x} with length {len}, allowed is 4 to {}",
+                    self.limit
+                ),
             )
             .with_hint("Is it a PostgreSQL server that listens there?"));
         }
@@ -229,7 +225,22 @@ mod tests {
 
     #[tokio::test]
     async fn messages_of_every_size_arrive_whole() {
-        let sizes = [0, 1, 100, READ - 5, READ, READ + 1, LARGE - 4, LARGE - 3, LARGE, FIRST - 1, FIRST, FIRST + 1, 5 * FIRST + 7, 3];
+        let sizes = [
+            0,
+            1,
+            100,
+            READ - 5,
+            READ,
+            READ + 1,
+            LARGE - 4,
+            LARGE - 3,
+            LARGE,
+            FIRST - 1,
+            FIRST,
+            FIRST + 1,
+            5 * FIRST + 7,
+            3,
+        ];
         let (ours, mut theirs) = duplex(50_000);
         let sender = tokio::spawn(async move {
             for (index, size) in sizes.iter().enumerate() {

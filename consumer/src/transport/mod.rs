@@ -10,8 +10,8 @@
 
 mod auth;
 mod certificate;
-mod conninfo;
 mod connect;
+mod conninfo;
 mod copy;
 mod link;
 pub(crate) mod refusal;
@@ -21,7 +21,7 @@ mod socket;
 mod tls;
 
 // The public interface is:
-pub use conninfo::ConnInfo;
 pub use connect::connect_sql;
+pub use conninfo::ConnInfo;
 pub use copy::{CopyBoth, Received, Status};
 pub use replication::{Replication, SystemId};

@@ -178,10 +178,16 @@ impl Report {
     /// 55000, `object_not_in_prerequisite_state`, which says many things about a slot.
     fn not_in_state(&self, about: &About) -> (ErrorKind, Option<String>) {
         if self.says("wal_level") {
-            let line = "A superuser has to run: ALTER SYSTEM SET wal_level = logical; and the server has to be restarted.";
+            let line =
+                "A superuser has to run: ALTER SYSTEM SET wal_level = logical; and the server has to be restarted.";
             (ErrorKind::Setup, Some(line.to_owned()))
         } else if self.says("recovery") {
-            (ErrorKind::Setup, Some("Connect to the primary: target_session_attrs=read-write finds it among several hosts.".to_owned()))
+            (
+                ErrorKind::Setup,
+                Some(
+                    "Connect to the primary: target_session_attrs=read-write finds it among several hosts.".to_owned(),
+                ),
+            )
         } else if self.says("physical replication slot") {
             (ErrorKind::SlotPlugin, Some(create_slot(about)))
         } else if self.says("not created in this database") {
@@ -205,7 +211,9 @@ impl Report {
             && !self.says("must be superuser to connect")
             && (self.reported_by("CheckSlotPermissions")
                 || self.reported_by("InitPostgres")
-                || ["replication role", "WAL sender", "walsender", "REPLICATION attribute"].iter().any(|words| self.says(words)))
+                || ["replication role", "WAL sender", "walsender", "REPLICATION attribute"]
+                    .iter()
+                    .any(|words| self.says(words)))
     }
 
     fn reported_by(&self, routine: &str) -> bool {
@@ -232,7 +240,9 @@ pub(crate) fn allow_plugin(role: Option<&str>, list: Option<&str>) -> String {
     let listed = known.unwrap_or("pgoutput, test_decoding");
     let caution = match known {
         Some(_) => "",
-        None => " Should the server's list differ from the default (SHOW output_plugin_libraries;), keep what it names.",
+        None => {
+            " Should the server's list differ from the default (SHOW output_plugin_libraries;), keep what it names."
+        }
     };
     format!(
         "A superuser has to run: ALTER ROLE {role} SET output_plugin_libraries = {listed}, {PLUGIN}; Then connect again.{caution}"
@@ -289,6 +299,258 @@ impl From<tokio_postgres::Error> for Error {
             Self::new(ErrorKind::Connect, "the connection for SQL broke").with_source(error)
         } else {
             Self::new(ErrorKind::Other, "an SQL statement failed in the client").with_source(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn about() -> About {
+        About { role: Some("r\"1".to_owned()), dbname: Some("d".to_owned()), slot: Some("s'1".to_owned()) }
+    }
+
+    /// The body of an ErrorResponse.
+    fn body(sqlstate: &str, routine: &str, message: &str, detail: &str) -> Bytes {
+        let mut body = format!("SFEHLER\0VERROR\0C{sqlstate}\0M{message}\0");
+        if !detail.is_empty() {
+            body.push_str(&format!("D{detail}\0"));
+        }
+        body.push_str(&format!("Hhint of the server\0Fx.c\0L1\0R{routine}\0\0"));
+        Bytes::from(body)
+    }
+
+    /// Texts of PostgreSQL 15 to 18, each with the kind it means and words of the remedy.
+    #[test]
+    fn every_refusal_has_its_kind_and_its_remedy() {
+        use ErrorKind::*;
+        let table = [
+            ("28P01", "auth_failed", "password authentication failed for user \"r\"", "", Login, "PGPASSWORD"),
+            (
+                "28000",
+                "ClientAuthentication",
+                "no pg_hba.conf entry for host \"::1\", user \"r\", database \"d\", no encryption",
+                "",
+                Login,
+                "pg_hba.conf",
+            ),
+            ("28000", "InitializeSessionUserId", "role \"r\" does not exist", "", Login, "hint of the server"),
+            (
+                "28000",
+                "InitializeSessionUserId",
+                "role \"r\" is not permitted to log in",
+                "",
+                Login,
+                "hint of the server",
+            ),
+            ("3D000", "InitPostgres", "database \"d\" does not exist", "", Login, "dbname="),
+            (
+                "42501",
+                "CheckMyDatabase",
+                "permission denied for database \"d\"",
+                "User does not have CONNECT privilege.",
+                Login,
+                "GRANT CONNECT ON DATABASE \"d\" TO \"r\"\"1\";",
+            ),
+            (
+                "42501",
+                "InitPostgres",
+                "must be superuser or replication role to start walsender",
+                "",
+                Setup,
+                "ALTER ROLE \"r\"\"1\" REPLICATION;",
+            ),
+            (
+                "42501",
+                "InitPostgres",
+                "permission denied to start WAL sender",
+                "Only roles with the REPLICATION attribute may start a WAL sender process.",
+                Setup,
+                "ALTER ROLE",
+            ),
+            ("42501", "InitPostgres", "nur Superuser und Replikationsrollen dürfen das", "", Setup, "not inherited"),
+            (
+                "42501",
+                "CheckSlotPermissions",
+                "must be superuser or replication role to use replication slots",
+                "",
+                Setup,
+                "ALTER ROLE",
+            ),
+            (
+                "42501",
+                "StartupDecodingContext",
+                "library \"postbox\" may not be used as an output plugin",
+                "",
+                Setup,
+                "ALTER ROLE \"r\"\"1\" SET output_plugin_libraries = pgoutput, test_decoding, postbox;",
+            ),
+            ("42501", "StartupDecodingContext", "anders gesagt", "", Setup, "output_plugin_libraries"),
+            ("42501", "aclcheck_error", "permission denied for table t", "", Other, "hint of the server"),
+            (
+                "42704",
+                "ReplicationSlotAcquire",
+                "replication slot \"s\" does not exist",
+                "",
+                SlotMissing,
+                "pg_create_logical_replication_slot('s''1', 'postbox')",
+            ),
+            ("42704", "find_option", "unrecognized configuration parameter \"x\"", "", Other, "hint of the server"),
+            (
+                "55006",
+                "ReplicationSlotAcquire",
+                "replication slot \"s\" is active for PID 1",
+                "",
+                SlotInUse,
+                "pg_stat_replication",
+            ),
+            (
+                "55000",
+                "CheckLogicalDecodingRequirements",
+                "logical decoding requires wal_level >= logical",
+                "",
+                Setup,
+                "ALTER SYSTEM SET wal_level = logical;",
+            ),
+            (
+                "55000",
+                "CheckLogicalDecodingRequirements",
+                "logical decoding requires \"wal_level\" >= \"logical\"",
+                "",
+                Setup,
+                "restarted",
+            ),
+            (
+                "55000",
+                "CreateDecodingContext",
+                "cannot use physical replication slot for logical decoding",
+                "",
+                SlotPlugin,
+                "pg_create_logical",
+            ),
+            (
+                "55000",
+                "CreateDecodingContext",
+                "replication slot \"s\" was not created in this database",
+                "",
+                SlotDatabase,
+                "pg_replication_slots",
+            ),
+            (
+                "55000",
+                "StartLogicalReplication",
+                "cannot read from logical replication slot \"s\"",
+                "This slot has been invalidated because it exceeded the maximum reserved size.",
+                SlotInvalidated,
+                "pg_drop_replication_slot('s''1')",
+            ),
+            (
+                "55000",
+                "ReplicationSlotAcquire",
+                "can no longer access replication slot \"s\"",
+                "This replication slot has been invalidated due to \"wal_removed\".",
+                SlotInvalidated,
+                "Drop it",
+            ),
+            (
+                "55000",
+                "pg_logical_slot_get_changes_guts",
+                "can no longer get changes from replication slot \"s\"",
+                "",
+                SlotInvalidated,
+                "Drop it",
+            ),
+            ("55000", "x", "something else", "", Other, "hint of the server"),
+            (
+                "58P01",
+                "internal_load_library",
+                "could not access file \"postbox\": No such file or directory",
+                "",
+                Setup,
+                "make install",
+            ),
+            (
+                "58P01",
+                "x",
+                "requested WAL segment 000000010000000000000001 has already been removed",
+                "",
+                SlotInvalidated,
+                "Drop it",
+            ),
+            ("22023", "x", "unsupported proto_version \"9\"", "", Setup, "proto_version 1 to 1"),
+            ("22023", "x", "option \"x\" is unknown", "", Other, "hint of the server"),
+            (
+                "53300",
+                "InitWalSenderSlot",
+                "number of requested standby connections exceeds \"max_wal_senders\" (currently 0)",
+                "",
+                Setup,
+                "max_wal_senders = 10",
+            ),
+            (
+                "53300",
+                "InitWalSenderSlot",
+                "number of requested standby connections exceeds max_wal_senders (currently 10)",
+                "",
+                Server,
+                "Raise max_wal_senders",
+            ),
+            ("53300", "InitProcess", "sorry, too many clients already", "", Server, "hint of the server"),
+            ("53400", "ReplicationSlotCreate", "all replication slots are in use", "", Setup, "max_replication_slots"),
+            ("3F000", "x", "schema \"postbox\" does not exist", "", Setup, "CREATE EXTENSION postbox"),
+            (
+                "42883",
+                "x",
+                "function postbox.create_consumer_group(unknown) does not exist",
+                "",
+                Setup,
+                "ALTER EXTENSION",
+            ),
+            (
+                "57P01",
+                "ProcessInterrupts",
+                "terminating connection due to administrator command",
+                "",
+                Server,
+                "hint of the server",
+            ),
+            ("57P02", "quickdie", "terminating connection because of crash of another server process", "", Server, ""),
+            ("57P03", "ProcessStartupPacket", "the database system is starting up", "", Server, ""),
+            ("57P04", "x", "database dropped", "", Login, ""),
+            ("08006", "x", "connection failure", "", Server, ""),
+            ("08P01", "x", "protocol violation", "", Protocol, ""),
+            ("XX000", "x", "internal", "", Other, ""),
+        ];
+        for (sqlstate, routine, message, detail, kind, remedy) in table {
+            let error = Report::parse(&body(sqlstate, routine, message, detail)).expect(message).into_error(&about());
+            assert_eq!(error.kind(), kind, "{message}");
+            assert_eq!(error.sqlstate(), Some(sqlstate));
+            assert!(error.to_string().contains(message), "{error}");
+            assert!(error.to_string().contains(detail.trim_end_matches('.')), "{error}");
+            assert!(error.hint().expect(message).contains(remedy), "{message}: {:?}", error.hint());
+        }
+    }
+
+    #[test]
+    fn the_list_in_force_makes_the_remedy_exact() {
+        assert_eq!(
+            allow_plugin(Some("app"), Some("pgoutput, wal2json")),
+            "A superuser has to run: ALTER ROLE \"app\" SET output_plugin_libraries = pgoutput, wal2json, postbox; Then \
+             connect again."
+        );
+        assert!(allow_plugin(Some("app"), None).contains("pgoutput, test_decoding, postbox;"));
+        assert!(allow_plugin(Some("app"), None).contains("SHOW output_plugin_libraries"));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_reports_do_no_harm(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(b'C'), Just(b'M')], 0..80)) {
+            if let Ok(report) = Report::parse(&bytes.into()) {
+                report.log();
+                let _ = report.into_error(&about());
+            }
         }
     }
 }

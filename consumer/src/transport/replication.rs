@@ -71,7 +71,10 @@ impl Replication {
     /// There is no such setting, or the role may not see it.
     pub async fn show(&mut self, name: &str) -> Result<String> {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte)) {
-            return Err(Error::new(ErrorKind::Usage, format!("\"{}\" is not the name of a setting", name.escape_debug())));
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("\"{}\" is not the name of a setting", name.escape_debug()),
+            ));
         }
         let rows = self.query(&format!("SHOW {name}")).await?;
         match rows.into_iter().next().and_then(|row| row.into_iter().next()) {

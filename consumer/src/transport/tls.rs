@@ -52,10 +52,8 @@ pub(super) async fn request(stream: &mut TcpStream) -> Result<bool> {
 /// Does the handshake, and checks the certificate as far as `tls` demands.
 pub(super) async fn handshake(stream: TcpStream, host: &Host, tls: &Tls) -> Result<TlsStream<TcpStream>> {
     let (config, name) = prepare(&stream, host, tls)?;
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .map_err(|error| failure(error, host, tls))?;
+    let stream =
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| failure(error, host, tls))?;
     if tls.direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
         return Err(Error::new(ErrorKind::Tls, format!("{host} does not speak PostgreSQL's protocol over direct TLS"))
             .with_hint("sslnegotiation=direct needs PostgreSQL 17; leave it out for older servers."));
@@ -113,8 +111,11 @@ fn trusted(tls: &Tls) -> Result<Option<Trusted>> {
             let found = rustls_native_certs::load_native_certs();
             let trusted = Trusted::new(found.certs);
             return if trusted.store.is_empty() {
-                Err(Error::new(ErrorKind::Usage, "the operating system has no trusted authorities (sslrootcert=system)")
-                    .with_hint("Install them (Debian: ca-certificates), or name a file in sslrootcert."))
+                Err(Error::new(
+                    ErrorKind::Usage,
+                    "the operating system has no trusted authorities (sslrootcert=system)",
+                )
+                .with_hint("Install them (Debian: ca-certificates), or name a file in sslrootcert."))
             } else {
                 Ok(Some(trusted))
             };
@@ -125,11 +126,14 @@ fn trusted(tls: &Tls) -> Result<Option<Trusted>> {
         Roots::UserFile(file) => {
             let file = file.as_ref().map_or("~/.postgresql/root.crt".into(), |file| file.display().to_string());
             return Err(Error::new(ErrorKind::Usage, format!("root certificate file {file} does not exist"))
-                .with_hint("Name the authority's certificate in sslrootcert, or use the system's: sslrootcert=system."));
+                .with_hint(
+                    "Name the authority's certificate in sslrootcert, or use the system's: sslrootcert=system.",
+                ));
         }
     };
     let unreadable = |error: pem::Error| {
-        Error::new(ErrorKind::Usage, format!("root certificate file {} cannot be read", file.display())).with_source(error)
+        Error::new(ErrorKind::Usage, format!("root certificate file {} cannot be read", file.display()))
+            .with_source(error)
     };
     let certificates = CertificateDer::pem_file_iter(file).map_err(unreadable)?.collect::<Result<Vec<_>, _>>();
     let trusted = Trusted::new(certificates.map_err(unreadable)?);
@@ -186,7 +190,8 @@ impl ServerCertVerifier for Verifier {
             // A self-signed certificate that is its own authority, as `openssl req -x509` makes it, is refused only
             // because it may sign others. Being the very one that was given, it is trusted; were it out of date, the
             // error would be another.
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) if trusted.exact.contains(end_entity) => {}
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
+                if trusted.exact.contains(end_entity) => {}
             other => other?,
         }
         if self.check_name {
@@ -235,7 +240,8 @@ fn failure(error: io::Error, host: &Host, tls: &Tls) -> Error {
         rustls::Error::InvalidCertificate(problem) => certificate_failure(problem, host, tls),
         rustls::Error::AlertReceived(alert) => (
             format!("{host} ended the TLS handshake: {alert:?}"),
-            "If the server asks for a client certificate: those are not supported; let it accept a password.".to_owned(),
+            "If the server asks for a client certificate: those are not supported; let it accept a password."
+                .to_owned(),
         ),
         _ => (format!("the TLS handshake with {host} failed"), "The server's log may say why.".to_owned()),
     };

@@ -2,9 +2,10 @@
 //!
 //! Rules. A wrapper borrows what PostgreSQL owns and lives no longer than the callback that received it. Every call into
 //! the server goes through pgrx's guards, which turn an ERROR into an unwinding panic and the callback's `#[pg_guard]`
-//! turns that back into the ERROR; so nothing here may own memory that an unwind would leak. Text arrives in the
+//! turns that back into the ERROR, so destructors run. Text arrives in the
 //! database's encoding and leaves as UTF-8 through [`encoding`].
 
+pub(crate) mod call;
 pub(crate) mod change;
 pub(crate) mod context;
 pub(crate) mod datum;
@@ -13,3 +14,4 @@ pub(crate) mod invalidation;
 pub(crate) mod memory;
 pub(crate) mod relation;
 pub(crate) mod report;
+pub(crate) mod spi;

@@ -124,9 +124,8 @@ impl Settings {
     /// A number.
     pub(super) fn number<T: FromStr>(&self, keyword: &str) -> Result<Option<T>> {
         let Some(Setting { value, origin, .. }) = self.find(keyword) else { return Ok(None) };
-        let wrong = |_| {
-            Error::new(ErrorKind::Usage, format!("{keyword} \"{value}\" in {origin} is not a number in its range"))
-        };
+        let wrong =
+            |_| Error::new(ErrorKind::Usage, format!("{keyword} \"{value}\" in {origin} is not a number in its range"));
         value.trim().parse().map(Some).map_err(wrong)
     }
 

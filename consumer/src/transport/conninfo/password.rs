@@ -41,10 +41,7 @@ pub(super) fn look_up(file: &Path, host: &Host, dbname: &str, user: &str) -> Opt
         return None;
     }
     if metadata.permissions().mode() & 0o077 != 0 {
-        tracing::warn!(
-            "password file {0} is not used: group or others may read it; chmod 0600 {0}",
-            file.display()
-        );
+        tracing::warn!("password file {0} is not used: group or others may read it; chmod 0600 {0}", file.display());
         return None;
     }
     let mut text = String::new();

@@ -118,13 +118,16 @@ fn hosts(authority: &str, pairs: &mut Pairs) -> Result<()> {
     Ok(())
 }
 
-const ENCODE: &str = "Percent-encode '@', ':', '/', '?', '#' and '%' in user and password: '@' is %40, ':' is %3A, '/' is %2F.";
+const ENCODE: &str =
+    "Percent-encode '@', ':', '/', '?', '#' and '%' in user and password: '@' is %40, ':' is %3A, '/' is %2F.";
 
 fn decode(text: &str) -> Result<String> {
     let bytes = text.as_bytes();
     for (at, _) in text.match_indices('%') {
         if !matches!(bytes.get(at + 1..at + 3), Some(digits) if digits.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(invalid("a '%' in the connection URI is not followed by two hexadecimal digits").with_hint(ENCODE));
+            return Err(
+                invalid("a '%' in the connection URI is not followed by two hexadecimal digits").with_hint(ENCODE)
+            );
         }
     }
     let decoded = percent_decode_str(text)

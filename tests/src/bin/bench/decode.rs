@@ -44,8 +44,8 @@ struct Measured {
 /// Measures all variants on one workload.
 pub(crate) async fn run(workload: Workload, arguments: &Arguments) -> Outcome<Report> {
     let (title, amount) = match workload {
-        Workload::Small => ("Decoding: a business INSERT and UPDATE and one event a transaction", 100_000),
-        Workload::Bulk => ("Decoding: 1,000 events a transaction", 200),
+        Workload::Small => ("Decoding: a business INSERT and UPDATE and one event a transaction", 200_000),
+        Workload::Bulk => ("Decoding: 1,000 events a transaction", 500),
         Workload::None => ("Decoding: a business INSERT and UPDATE a transaction, no events", 200_000),
         Workload::Single => ("Decoding: one transaction", 1_000_000),
     };

@@ -21,7 +21,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
         ),
         &["backlog", "client", "median ms", "min–max", "events/s", "server CPU ms", "file MB"],
     );
-    for (name, workload, amount) in [("small", Workload::Small, 100_000), ("bulk", Workload::Bulk, 200)] {
+    for (name, workload, amount) in [("small", Workload::Small, 200_000), ("bulk", Workload::Bulk, 500)] {
         let backlog = Backlog::produce(workload, arguments.scaled(amount), &["postbox"]).await?;
         let mut receiver = Vec::new();
         let mut consumer = Vec::new();

@@ -1,0 +1,149 @@
+//! Configuration that changes under a running stream: what the stream gives at once is what a slot gives that is read later.
+
+use postbox_tests::Cluster;
+use postbox_tests::tap::{Tap, make_slot, peek_events, prepare, to_json};
+use serde_json::Value;
+
+/// Runs the steps, each in a session of its own, with a stream running; between steps the stream is known to have come so far.
+/// The result is (outbox, type) of the events.
+async fn watch(steps: &[&str]) -> Vec<(String, String)> {
+    let cluster = Cluster::start();
+    prepare(&cluster, "postgres");
+    make_slot(&cluster, "postgres", "live");
+    make_slot(&cluster, "postgres", "later");
+    let mut tap = Tap::open(&cluster, "live").await;
+    let mut live = Vec::new();
+    for (number, step) in steps.iter().enumerate() {
+        cluster.psql("postgres", step);
+        cluster.psql("postgres", &format!("INSERT INTO fence (type) VALUES ('{number}')"));
+        live.extend(tap.until(&number.to_string()).await.iter().map(to_json));
+    }
+    tap.close().await;
+    let later = peek_events(&cluster, "later").into_iter().filter(|event| event["outbox"] != "public.fence");
+    assert_eq!(live, later.collect::<Vec<_>>(), "read later, the same events come");
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    live.iter().map(|event| (text(&event["outbox"]), text(&event["type"]))).collect()
+}
+
+fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(outbox, name)| ((*outbox).to_owned(), (*name).to_owned())).collect()
+}
+
+const PLAIN: &str = "CREATE TABLE plain (event_id uuid DEFAULT gen_random_uuid(), type text, payload jsonb)";
+
+#[tokio::test]
+async fn an_outbox_made_while_the_stream_runs() {
+    let steps = ["SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')", "INSERT INTO made (type) VALUES ('b')"];
+    assert_eq!(watch(&steps).await, pairs(&[("public.made", "a"), ("public.made", "b")]));
+}
+
+#[tokio::test]
+async fn an_outbox_made_and_filled_in_one_transaction() {
+    let steps = ["BEGIN; SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a'); COMMIT"];
+    assert_eq!(watch(&steps).await, pairs(&[("public.made", "a")]));
+}
+
+#[tokio::test]
+async fn a_table_whose_rows_were_skipped_before_it_was_adopted() {
+    let steps = [
+        PLAIN,
+        "INSERT INTO plain (type) VALUES ('skipped')",
+        "SELECT postbox.adopt_outbox('plain')",
+        "INSERT INTO plain (type) VALUES ('a')",
+    ];
+    assert_eq!(watch(&steps).await, pairs(&[("public.plain", "a")]));
+}
+
+#[tokio::test]
+async fn a_table_adopted_in_mid_transaction() {
+    let steps = [
+        PLAIN,
+        "INSERT INTO plain (type) VALUES ('skipped')",
+        "BEGIN; INSERT INTO plain (type) VALUES ('before'); SELECT postbox.adopt_outbox('plain'); INSERT INTO plain (type) VALUES ('after'); COMMIT",
+        "INSERT INTO plain (type) VALUES ('later')",
+    ];
+    assert_eq!(watch(&steps).await, pairs(&[("public.plain", "after"), ("public.plain", "later")]));
+}
+
+#[tokio::test]
+async fn an_adoption_that_is_rolled_back_to_a_savepoint() {
+    let steps = [
+        PLAIN,
+        "BEGIN; SAVEPOINT s; SELECT postbox.adopt_outbox('plain'); INSERT INTO plain (type) VALUES ('gone'); ROLLBACK TO s;
+         INSERT INTO plain (type) VALUES ('plain'); COMMIT",
+        "INSERT INTO plain (type) VALUES ('still plain')",
+    ];
+    assert_eq!(watch(&steps).await, pairs(&[]));
+}
+
+#[tokio::test]
+async fn an_adopted_table_that_is_let_go() {
+    let steps = [
+        PLAIN,
+        "SELECT postbox.adopt_outbox('plain'); INSERT INTO plain (type) VALUES ('a')",
+        "BEGIN; INSERT INTO plain (type) VALUES ('b'); SELECT postbox.drop_outbox('plain'); INSERT INTO plain (type) VALUES ('no more'); COMMIT",
+        "INSERT INTO plain (type) VALUES ('nor now')",
+        "SELECT postbox.adopt_outbox('plain'); INSERT INTO plain (type) VALUES ('c')",
+    ];
+    assert_eq!(watch(&steps).await, pairs(&[("public.plain", "a"), ("public.plain", "b"), ("public.plain", "c")]));
+}
+
+#[tokio::test]
+async fn an_outbox_dropped_and_made_anew() {
+    let steps = [
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')",
+        "SELECT postbox.drop_outbox('made')",
+        "CREATE TABLE made (event_id uuid DEFAULT gen_random_uuid(), type text, payload jsonb); INSERT INTO made (type) VALUES ('an ordinary table')",
+        "DROP TABLE made; SELECT postbox.create_outbox('made', payload_type => 'text'); INSERT INTO made (type, payload) VALUES ('b', 'text')",
+    ];
+    assert_eq!(watch(&steps).await, pairs(&[("public.made", "a"), ("public.made", "b")]));
+}
+
+#[tokio::test]
+async fn events_bear_the_name_that_the_outbox_had() {
+    let steps = [
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')",
+        "ALTER TABLE made RENAME TO renamed; INSERT INTO renamed (type) VALUES ('b')",
+        "CREATE SCHEMA other; ALTER TABLE renamed SET SCHEMA other; INSERT INTO other.renamed (type) VALUES ('c')",
+        "ALTER SCHEMA other RENAME TO another; INSERT INTO another.renamed (type) VALUES ('d')",
+        "BEGIN; INSERT INTO another.renamed (type) VALUES ('e'); ALTER TABLE another.renamed RENAME TO again; INSERT INTO another.again (type) VALUES ('f'); COMMIT",
+    ];
+    assert_eq!(
+        watch(&steps).await,
+        pairs(&[
+            ("public.made", "a"),
+            ("public.renamed", "b"),
+            ("other.renamed", "c"),
+            ("another.renamed", "d"),
+            ("another.renamed", "e"),
+            ("another.again", "f"),
+        ])
+    );
+}
+
+#[tokio::test]
+async fn a_leaf_that_is_detached_and_attached() {
+    let steps = [
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')",
+        "ALTER TABLE made DETACH PARTITION made_g0; INSERT INTO made_g0 (seq, type) OVERRIDING SYSTEM VALUE VALUES (5, 'on its own')",
+        "ALTER TABLE made ATTACH PARTITION made_g0 FOR VALUES IN (0); INSERT INTO made (type) VALUES ('b')",
+    ];
+    assert_eq!(watch(&steps).await, pairs(&[("public.made", "a"), ("public.made", "b")]));
+}
+
+#[tokio::test]
+async fn an_outbox_dropped_while_a_slot_lags_behind_does_not_wedge_it() {
+    let cluster = Cluster::start();
+    prepare(&cluster, "postgres");
+    make_slot(&cluster, "postgres", "s");
+    cluster.psql(
+        "postgres",
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type, payload) SELECT 'a', to_jsonb(repeat(md5(n::text), 1000)) FROM generate_series(1, 5) n;
+         SELECT postbox.drop_outbox('made'); DROP EXTENSION postbox; INSERT INTO fence (type) VALUES ('end')",
+    );
+    cluster.restart(postbox_tests::Stop::Immediate);
+    let events = peek_events(&cluster, "s");
+    assert_eq!(events.len(), 6);
+    assert_eq!(events[0]["payload"].as_str().unwrap().len(), 32_000);
+    assert_eq!(events[5]["type"], "end");
+}

@@ -1,0 +1,204 @@
+//! Consumer groups: the slot and the rows stay together.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use postbox_tests::{Cluster, wait_until_async};
+use tokio_postgres::Client;
+
+use super::{error, refused, row, rows, run, start};
+
+const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
+const GROUPS: &str = "SELECT count(*) FROM postbox.consumer_group";
+
+async fn with_outboxes() -> (Cluster, Client) {
+    let (cluster, client) = start().await;
+    run(&client, "CREATE SCHEMA shop; SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('Bills', 'shop')").await;
+    (cluster, client)
+}
+
+#[tokio::test]
+async fn a_group_is_a_slot_of_the_plugin_and_its_outboxes() {
+    let (_cluster, client) = with_outboxes().await;
+    let oid = row(&client, "SELECT oid FROM pg_database WHERE datname = current_database()").await;
+    let sql = "SELECT postbox.create_consumer_group('billing', ARRAY['orders', 'shop.\"Bills\"', 'public.orders'])";
+    let slot = row(&client, sql).await;
+    assert_eq!(slot, format!("postbox_{oid}_billing"));
+    let made = "SELECT plugin, slot_type, database, temporary FROM pg_replication_slots";
+    assert_eq!(row(&client, made).await, "postbox|logical|postgres|f");
+    let shown = "SELECT name, outboxes, slot_name, active, active_pid, confirmed_flush_lsn IS NOT NULL,
+        lag_bytes >= 0, wal_status, created_at <= now(), missing_outboxes FROM postbox.consumer_groups";
+    let expected = format!("billing|{{public.orders,shop.Bills}}|{slot}|f||t|t|reserved|t|{{}}");
+    assert_eq!(row(&client, shown).await, expected);
+    let table = "SELECT group_name, outbox, outbox_name FROM postbox.consumer_group_outbox ORDER BY 3";
+    assert_eq!(rows(&client, table).await, ["billing|orders|public.orders", "billing|shop.\"Bills\"|shop.Bills"]);
+
+    run(&client, "SELECT postbox.drop_consumer_group('billing')").await;
+    assert_eq!(row(&client, SLOTS).await, "0");
+    assert_eq!(row(&client, GROUPS).await, "0");
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.consumer_group_outbox").await, "0");
+}
+
+#[tokio::test]
+async fn outboxes_of_a_group_are_looked_up_along_the_callers_search_path() {
+    let (_cluster, client) = with_outboxes().await;
+    run(&client, "SELECT postbox.create_outbox('orders', 'shop')").await;
+    run(&client, "SET search_path = shop; SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    assert_eq!(row(&client, "SELECT outboxes FROM postbox.consumer_groups").await, "{shop.orders}");
+}
+
+#[tokio::test]
+async fn wrong_groups_are_refused_before_a_slot_is_made() {
+    let (_cluster, client) = with_outboxes().await;
+    run(&client, "CREATE TABLE plain ()").await;
+    let long = format!("'{}', '{{orders}}'", "g".repeat(41));
+    let cases = [
+        ("'Billing', '{orders}'", "42602", "\"Billing\" is not 1 to 40 characters of a-z, 0-9 and _", ""),
+        ("'', '{orders}'", "42602", "\"\" is not 1 to 40", ""),
+        ("NULL, '{orders}'", "42602", "NULL is not 1 to 40", ""),
+        ("E'a\\n', '{orders}'", "42602", "is not 1 to 40", ""),
+        (&long, "42602", "is not 1 to 40", ""),
+        ("'g', '{}'", "22023", "needs at least one outbox", "create_consumer_group"),
+        ("'g', NULL", "22023", "needs at least one outbox", "create_consumer_group"),
+        ("'g', '{orders,nowhere}'", "42P01", "outbox \"nowhere\" does not exist", "outbox_status"),
+        ("'g', '{NULL}'", "42P01", "outbox NULL does not exist", "outbox_status"),
+        ("'g', '{orders,plain}'", "42809", "\"plain\" is not an outbox", "adopt_outbox"),
+        ("'g', '{orders_g0}'", "42809", "\"orders_g0\" is not an outbox", "outbox_status"),
+    ];
+    for (arguments, code, message, hint) in cases {
+        let sql = format!("SELECT postbox.create_consumer_group({arguments})");
+        refused(&client, &sql, code, message, hint).await;
+        assert_eq!(row(&client, SLOTS).await, "0", "{sql}");
+    }
+    let create = "SELECT postbox.create_consumer_group('g', '{orders}')";
+    let written = format!("BEGIN; SELECT postbox.publish('orders', 't', '{{}}'); {create}");
+    refused(&client, &written, "25001", "in a transaction that has written", "transaction of its own").await;
+    run(&client, "ROLLBACK").await;
+    assert_eq!(row(&client, SLOTS).await, "0");
+
+    run(&client, create).await;
+    refused(&client, create, "42710", "consumer group \"g\" already exists", "drop_consumer_group").await;
+    assert_eq!(row(&client, SLOTS).await, "1");
+    let drop = "SELECT postbox.drop_consumer_group('other')";
+    refused(&client, drop, "42704", "consumer group \"other\" does not exist", "postbox.consumer_groups").await;
+    refused(&client, "SELECT postbox.drop_consumer_group(NULL)", "42704", "NULL does not exist", "").await;
+}
+
+#[tokio::test]
+async fn a_group_that_cannot_be_stored_leaves_no_slot() {
+    let (cluster, client) = with_outboxes().await;
+    run(&client, "CREATE ROLE weak LOGIN REPLICATION; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postbox TO weak").await;
+    let create = "SELECT postbox.create_consumer_group('g', '{orders}')";
+    run(&client, "SET ROLE weak").await;
+    refused(&client, create, "42501", "permission denied for table consumer_group", "").await;
+    run(&client, "RESET ROLE").await;
+    assert_eq!(row(&client, SLOTS).await, "0");
+
+    // A cancel is no ordinary error to PL/pgSQL.
+    run(
+        &client,
+        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); RETURN new; END $$;
+         CREATE TRIGGER hang BEFORE INSERT ON postbox.consumer_group FOR EACH ROW EXECUTE FUNCTION hang()",
+    )
+    .await;
+    let canceller = cluster.client("postgres").await;
+    let cancel = async {
+        wait_until_async("the INSERT hangs", Duration::from_secs(60), async || {
+            let hanging = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            rows(&canceller, hanging).await.pop()
+        })
+        .await;
+    };
+    let (failed, _) = tokio::join!(error(&client, create), cancel);
+    assert_eq!(failed.code().code(), "57014");
+    assert_eq!(row(&client, SLOTS).await, "0");
+
+    run(&client, "DROP TRIGGER hang ON postbox.consumer_group").await;
+    run(&client, "GRANT INSERT, DELETE ON postbox.consumer_group, postbox.consumer_group_outbox TO weak").await;
+    run(&client, &format!("SET ROLE weak; {create}; SELECT postbox.drop_consumer_group('g')")).await;
+}
+
+#[tokio::test]
+async fn a_slot_left_by_an_earlier_installation_is_named() {
+    let (_cluster, client) = with_outboxes().await;
+    let create = "SELECT postbox.create_consumer_group('g', '{orders}')";
+    let slot = row(&client, create).await;
+    run(&client, "DROP EXTENSION postbox; CREATE EXTENSION postbox").await;
+    refused(&client, create, "42710", &format!("replication slot \"{slot}\""), "pg_drop_replication_slot").await;
+    assert_eq!(row(&client, GROUPS).await, "0");
+    run(&client, &format!("SELECT pg_drop_replication_slot('{slot}'); {create}")).await;
+}
+
+/// A consumer of the slot; gone when it is dropped.
+struct Reader(Child);
+
+impl Reader {
+    fn start(cluster: &Cluster, slot: &str) -> Self {
+        let conninfo = format!("{} application_name=reader-1", cluster.conninfo("postgres"));
+        let mut command = Command::new(cluster.bin("pg_recvlogical"));
+        command.args(["--start", "--file", "-", "--slot", slot, "--dbname", &conninfo]);
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_group_in_use_is_not_dropped_and_its_reader_is_named() {
+    let (cluster, client) = with_outboxes().await;
+    let slot = row(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    let reader = Reader::start(&cluster, &slot);
+    let state = "SELECT active, coalesce(active_pid, 0) FROM postbox.consumer_groups";
+    let pid = wait_until_async("the reader is connected", Duration::from_secs(60), async || {
+        row(&client, state).await.strip_prefix("t|").map(str::to_owned)
+    })
+    .await;
+    let message = format!("\"g\" is in use by process {pid} (application reader-1)");
+    let hint = format!("pg_terminate_backend({pid})");
+    refused(&client, "SELECT postbox.drop_consumer_group('g')", "55006", &message, &hint).await;
+    assert_eq!(row(&client, GROUPS).await, "1");
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.consumer_group_outbox").await, "1");
+
+    drop(reader);
+    wait_until_async("the reader is gone", Duration::from_secs(60), async || {
+        (row(&client, state).await == "f|0").then_some(())
+    })
+    .await;
+    run(&client, "SELECT postbox.drop_consumer_group('g')").await;
+    assert_eq!(row(&client, SLOTS).await, "0");
+}
+
+#[tokio::test]
+async fn renamed_outboxes_are_followed_and_dropped_ones_are_still_named() {
+    let (_cluster, client) = with_outboxes().await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders,\"shop.\\\"Bills\\\"\"}')").await;
+    run(&client, "ALTER TABLE orders RENAME TO sales; ALTER TABLE sales SET SCHEMA shop; DROP TABLE shop.\"Bills\"").await;
+    let shown = "SELECT outboxes, missing_outboxes FROM postbox.consumer_groups";
+    assert_eq!(row(&client, shown).await, "{shop.Bills,shop.sales}|{shop.Bills}");
+    assert_eq!(row(&client, "SELECT groups FROM postbox.outbox_status('sales')").await, "{g}");
+}
+
+#[tokio::test]
+async fn a_missing_slot_is_shown_and_the_group_can_be_dropped() {
+    let (_cluster, client) = with_outboxes().await;
+    let slot = row(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, &format!("SELECT pg_drop_replication_slot('{slot}')")).await;
+    let shown = "SELECT active, active_pid, confirmed_flush_lsn, lag_bytes, wal_status FROM postbox.consumer_groups";
+    assert_eq!(row(&client, shown).await, "f||||missing");
+    run(&client, "SELECT postbox.drop_consumer_group('g')").await;
+    assert_eq!(row(&client, GROUPS).await, "0");
+}
+
+#[tokio::test]
+async fn a_rolled_back_drop_leaves_a_group_that_can_be_dropped_again() {
+    let (_cluster, client) = with_outboxes().await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "BEGIN; SELECT postbox.drop_consumer_group('g'); ROLLBACK").await;
+    assert_eq!(row(&client, "SELECT wal_status FROM postbox.consumer_groups").await, "missing");
+    run(&client, "SELECT postbox.drop_consumer_group('g')").await;
+}

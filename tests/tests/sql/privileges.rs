@@ -1,0 +1,158 @@
+//! Who may do what, and what nobody can smuggle in.
+
+use super::{error, row, rows, run, start};
+
+#[tokio::test]
+async fn a_role_with_nothing_but_insert_can_publish_and_nothing_else() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('secret')").await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}'); CREATE ROLE app; GRANT INSERT ON orders TO app").await;
+    run(&client, "SET ROLE app; SELECT postbox.publish('orders', 'by function', '{}', 'k')").await;
+    run(&client, "INSERT INTO orders (type, payload) VALUES ('by insert', '{}')").await;
+    run(&client, "SELECT * FROM postbox.outbox_status(); SELECT * FROM postbox.consumer_groups").await;
+    assert_eq!(row(&client, "SELECT last_seq FROM postbox.outbox_status('orders')").await, "");
+    let denied = [
+        "SELECT postbox.publish('secret', 't', '{}')",
+        "SELECT * FROM orders",
+        "UPDATE orders SET type = 'x'",
+        "DELETE FROM orders",
+        "TRUNCATE orders",
+        "SELECT postbox.create_outbox('mine')",
+        "SELECT postbox.adopt_outbox('orders')",
+        "SELECT postbox.drop_outbox('orders')",
+        "SELECT postbox.create_consumer_group('h', '{orders}')",
+        "SELECT postbox._create_consumer_group('h', '{orders}', '{orders}')",
+        "SELECT postbox.drop_consumer_group('g')",
+        "INSERT INTO postbox.consumer_group VALUES ('h', 'h')",
+        "DELETE FROM postbox.consumer_group",
+        "UPDATE postbox.consumer_group_outbox SET group_name = 'h'",
+        "CREATE TABLE postbox.mine ()",
+    ];
+    for sql in denied {
+        assert_eq!(error(&client, sql).await.code().code(), "42501", "{sql}");
+    }
+    run(&client, "RESET ROLE").await;
+    assert_eq!(rows(&client, "SELECT type FROM orders ORDER BY seq").await, ["by function", "by insert"]);
+
+    // A plan made by one role gives nothing to another.
+    run(&client, "SELECT postbox.publish('secret', 't', '{}'); CREATE ROLE nobody; SET ROLE nobody").await;
+    assert_eq!(error(&client, "SELECT postbox.publish('orders', 't', '{}')").await.code().code(), "42501");
+    assert_eq!(error(&client, "SELECT postbox.publish('secret', 't', '{}')").await.code().code(), "42501");
+}
+
+#[tokio::test]
+async fn row_security_holds_for_publish() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "SELECT postbox.create_outbox('orders'); CREATE ROLE app; GRANT INSERT ON orders TO app;
+         ALTER TABLE orders ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY own ON orders FOR INSERT TO app WITH CHECK (key = 'app')",
+    )
+    .await;
+    run(&client, "SELECT postbox.publish('orders', 't', '{}', 'any'); SET ROLE app").await;
+    run(&client, "SELECT postbox.publish('orders', 't', '{}', 'app')").await;
+    let denied = error(&client, "SELECT postbox.publish('orders', 't', '{}', 'other')").await;
+    assert_eq!(denied.code().code(), "42501", "{denied:?}");
+}
+
+#[tokio::test]
+async fn public_may_execute_and_read_what_is_listed_and_no_more() {
+    let (_cluster, client) = start().await;
+    let functions = "SELECT p.oid::regprocedure FROM pg_proc p
+        WHERE p.pronamespace = 'postbox'::regnamespace AND has_function_privilege('public', p.oid, 'execute') ORDER BY p.oid::regprocedure::text";
+    let allowed = [
+        "postbox._decode_lines(bytea)",
+        "postbox._marker_arguments(bytea)",
+        "postbox._marker_column(text[],text)",
+        "postbox.decode(bytea)",
+        "postbox.outbox_status(text,text)",
+        "postbox.publish(text,text,bytea,text,jsonb,uuid)",
+        "postbox.publish(text,text,json,text,jsonb,uuid)",
+        "postbox.publish(text,text,jsonb,text,jsonb,uuid)",
+        "postbox.publish(text,text,text,text,jsonb,uuid)",
+    ];
+    assert_eq!(rows(&client, functions).await, allowed);
+    let relations = "SELECT c.oid::regclass, privilege_type FROM pg_class c, aclexplode(c.relacl)
+        WHERE c.relnamespace = 'postbox'::regnamespace AND grantee = 0 ORDER BY c.relname, 2";
+    let allowed = ["_marker", "consumer_group", "consumer_group_outbox", "consumer_groups", "outboxes"];
+    assert_eq!(rows(&client, relations).await, allowed.map(|name| format!("postbox.{name}|SELECT")));
+    let schema = "SELECT has_schema_privilege('public', 'postbox', 'usage'), has_schema_privilege('public', 'postbox', 'create')";
+    assert_eq!(row(&client, schema).await, "t|f");
+}
+
+#[tokio::test]
+async fn functions_run_as_their_caller_pin_their_search_path_and_are_described() {
+    let (_cluster, client) = start().await;
+    let definers = "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'postbox'::regnamespace AND prosecdef";
+    assert_eq!(rows(&client, definers).await, [""; 0]);
+    // Of a SQL function the parsed body is kept; what is kept as text is looked up when it runs.
+    let unpinned = "SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+        WHERE p.pronamespace = 'postbox'::regnamespace AND l.lanname <> 'c' AND p.prosqlbody IS NULL
+            AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)";
+    assert_eq!(rows(&client, unpinned).await, [""; 0]);
+    let pinned = "SELECT count(*) > 4 FROM pg_proc WHERE pronamespace = 'postbox'::regnamespace AND proconfig IS NOT NULL";
+    assert_eq!(row(&client, pinned).await, "t");
+    let nameless = "SELECT pg_describe_object(classid, objid, 0) FROM pg_depend
+        WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
+            AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'postbox')
+            AND classid IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)
+            AND obj_description(objid, classid::regclass::name) IS NULL";
+    assert_eq!(rows(&client, nameless).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn objects_in_the_callers_search_path_are_never_run() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "CREATE SCHEMA evil; CREATE TABLE evil.log (what text);
+         CREATE FUNCTION evil.spring(what text) RETURNS text LANGUAGE plpgsql AS
+             $$ BEGIN INSERT INTO evil.log VALUES (what); RETURN what; END $$;
+         CREATE FUNCTION evil.format(text, text, text) RETURNS text LANGUAGE sql AS $$ SELECT evil.spring('format') $$;
+         CREATE FUNCTION evil.format(text, text) RETURNS text LANGUAGE sql AS $$ SELECT evil.spring('format') $$;
+         CREATE FUNCTION evil.quote_ident(text) RETURNS text LANGUAGE sql AS $$ SELECT evil.spring('quote_ident') $$;
+         CREATE FUNCTION evil.octet_length(text) RETURNS int LANGUAGE sql AS $$ SELECT evil.spring('length')::int $$;
+         CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT evil.spring('now')::timestamptz $$;
+         CREATE FUNCTION evil.gen_random_uuid() RETURNS uuid LANGUAGE sql AS $$ SELECT evil.spring('uuid')::uuid $$;
+         CREATE FUNCTION evil.current_database() RETURNS name LANGUAGE sql AS $$ SELECT evil.spring('db')::name $$;
+         CREATE FUNCTION evil.suppress_redundant_updates_trigger() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM evil.spring('trigger'); RETURN new; END $$;
+         CREATE FUNCTION evil.glue(text, text) RETURNS text LANGUAGE sql AS $$ SELECT evil.spring('||') $$;
+         CREATE OPERATOR evil.|| (FUNCTION = evil.glue, LEFTARG = text, RIGHTARG = text);
+         CREATE FUNCTION evil.same(name, text) RETURNS boolean LANGUAGE sql AS $$ SELECT evil.spring('=') IS NULL $$;
+         CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = name, RIGHTARG = text);
+         CREATE FUNCTION evil.equal(text, text) RETURNS boolean LANGUAGE sql AS $$ SELECT evil.spring('=') IS NULL $$;
+         CREATE OPERATOR evil.= (FUNCTION = evil.equal, LEFTARG = text, RIGHTARG = text);
+         CREATE TYPE evil.jsonb AS (trap text); CREATE TYPE evil.uuid AS (trap text); CREATE VIEW evil.pg_class AS SELECT 1 AS trap;
+         CREATE TABLE old (id pg_catalog.uuid, type text, payload pg_catalog.jsonb); SET search_path = evil, public, pg_catalog",
+    )
+    .await;
+    assert_eq!(row(&client, "SELECT format('%s', 'x'), 'a'::text || 'b'::text").await, "format|||");
+    run(&client, "TRUNCATE evil.log").await;
+    run(
+        &client,
+        "SELECT postbox.create_outbox('orders'); SELECT postbox.adopt_outbox('old', event_id => 'id');
+         SELECT * FROM postbox.outbox_status('orders')",
+    )
+    .await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders,old}')").await;
+    run(
+        &client,
+        "SELECT * FROM postbox.consumer_groups;
+         SELECT postbox.publish('orders', 't', '{}'::text, 'k', '{}'); SELECT postbox.publish('old', 't', '{}'::text);
+         INSERT INTO orders (type) VALUES ('t'); UPDATE orders SET type = 'u';
+         SELECT d.* FROM postbox.consumer_group g, pg_logical_slot_peek_binary_changes(g.slot_name, NULL, NULL), postbox.decode(data) d;
+         SELECT postbox.drop_consumer_group('g'); SELECT postbox.drop_outbox('old')",
+    )
+    .await;
+    assert_eq!(rows(&client, "SELECT what FROM evil.log").await, [""; 0]);
+    run(&client, "SET search_path = pg_catalog").await;
+    let column = "SELECT atttypid::regtype FROM pg_attribute WHERE attrelid = 'public.orders'::regclass AND attname = 'payload'";
+    assert_eq!(row(&client, column).await, "jsonb");
+    let foreign = "SELECT count(*) FROM pg_depend d JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+        WHERE p.pronamespace = 'evil'::regnamespace AND d.classid IN ('pg_attrdef'::regclass, 'pg_trigger'::regclass)";
+    assert_eq!(row(&client, foreign).await, "0");
+    run(&client, "SET search_path = evil, public, pg_catalog; SELECT postbox.drop_outbox('orders')").await;
+    assert_eq!(row(&client, "SELECT count(*) FROM evil.log").await, "0");
+}

@@ -1,0 +1,174 @@
+//! Who may log in, and by what proof.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use postbox::ErrorKind;
+use postbox_tests::{Cluster, Stop};
+
+use super::{ask, refused, replication};
+
+#[tokio::test]
+async fn trust_over_a_unix_socket_and_over_tcp() {
+    let cluster = Cluster::start();
+    cluster.psql("postgres", "ALTER ROLE postgres SET statement_timeout = '7s'");
+    for string in [cluster.conninfo("postgres"), cluster.tcp_conninfo("postgres")] {
+        let over = ask(&string, "SELECT coalesce(host(inet_client_addr()), 'socket')").await.expect("connected");
+        assert_eq!(over, if string.contains("127.0.0.1") { "127.0.0.1" } else { "socket" });
+        assert_eq!(ask(&string, "SELECT current_setting('application_name')").await.expect("asked"), "postbox");
+        assert_eq!(ask(&string, "SELECT current_setting('statement_timeout')").await.expect("asked"), "7s");
+
+        let mut replication = replication(&string).await.expect("connected");
+        let id = replication.identify().await.expect("identified");
+        assert_eq!(
+            id.system_id.to_string(),
+            cluster.psql("postgres", "SELECT system_identifier FROM pg_control_system()")
+        );
+        assert_eq!((id.timeline, id.dbname.as_deref()), (1, Some("postgres")));
+        assert!(id.xlogpos.0 > 0);
+        assert_eq!(replication.show("application_name").await.expect("shown"), "postbox-test");
+        assert_eq!(replication.show("statement_timeout").await.expect("shown"), "0");
+        assert_eq!(replication.show("client_encoding").await.expect("shown"), "UTF8");
+        let error = replication.show("nonsense").await.expect_err("no such setting");
+        assert_eq!(error.sqlstate(), Some("42704"));
+        // The connection has survived the error.
+        assert_eq!(replication.show("wal_level").await.expect("shown"), "logical");
+    }
+}
+
+#[tokio::test]
+async fn settings_of_the_connection_string_reach_the_server() {
+    let cluster = Cluster::start();
+    let string =
+        format!("{} application_name=mine options='-c geqo_effort=7 -c work_mem=99kB'", cluster.conninfo("postgres"));
+    assert_eq!(ask(&string, "SELECT current_setting('work_mem')").await.expect("asked"), "99kB");
+    let mut replication = replication(&string).await.expect("connected");
+    assert_eq!(replication.show("application_name").await.expect("shown"), "mine");
+    assert_eq!(replication.show("geqo_effort").await.expect("shown"), "7");
+    let uri = format!(
+        "postgresql://postgres@{}:{}/postgres?application_name=a%20b",
+        cluster.socket_dir().display().to_string().replace('/', "%2F"),
+        cluster.port()
+    );
+    assert_eq!(ask(&uri, "SELECT current_setting('application_name')").await.expect("asked"), "a b");
+}
+
+/// One role per method, over TCP and over the socket, each with the password that its name says.
+fn cluster_with_passwords() -> Cluster {
+    let mut builder = Cluster::builder();
+    for (role, method) in [("scram", "scram-sha-256"), ("md5", "md5"), ("clear", "password")] {
+        builder = builder.hba(&format!("local all {role} {method}")).hba(&format!("host all {role} all {method}"));
+    }
+    let cluster = builder.start();
+    cluster.psql(
+        "postgres",
+        "SET password_encryption = 'scram-sha-256'; CREATE ROLE scram LOGIN REPLICATION PASSWORD 'pä ß''word'; \
+         CREATE ROLE clear LOGIN REPLICATION PASSWORD 'pä ß''word'; \
+         SET password_encryption = 'md5'; CREATE ROLE md5 LOGIN REPLICATION PASSWORD 'pä ß''word';",
+    );
+    cluster
+}
+
+#[tokio::test]
+async fn passwords_are_proved_by_every_method() {
+    let cluster = cluster_with_passwords();
+    let socket = format!("host={} port={} dbname=postgres", cluster.socket_dir().display(), cluster.port());
+    let tcp = format!("host=127.0.0.1 port={} dbname=postgres", cluster.port());
+    for role in ["scram", "md5", "clear"] {
+        for place in [&socket, &tcp] {
+            let string = format!("{place} user={role}");
+            let right = format!("{string} password='pä ß\\'word'");
+            if role == "clear" && place == &tcp {
+                let error = refused(&right).await;
+                assert_eq!(error.kind(), ErrorKind::Login);
+                assert!(error.to_string().contains("not encrypted"), "{error}");
+                continue;
+            }
+            assert_eq!(ask(&right, "SELECT current_user::text").await.expect("logged in"), role);
+            replication(&right).await.expect("logged in").identify().await.expect("identified");
+
+            let error = refused(&format!("{string} password=wr0ngword")).await;
+            assert_eq!((error.kind(), error.sqlstate()), (ErrorKind::Login, Some("28P01")));
+            assert!(error.to_string().contains(role), "{error}");
+            assert!(!format!("{error:?}").contains("wr0ngword"), "{error:?}");
+
+            let error = refused(&format!("{string} password='' passfile=/nonexistent")).await;
+            assert_eq!(error.kind(), ErrorKind::Login);
+            assert!(error.to_string().contains("wants a password"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_password_file_is_read() {
+    let cluster = cluster_with_passwords();
+    let file = cluster.socket_dir().join("pgpass");
+    let line = format!("127.0.0.1:{}:postgres:scram:pä ß'word\n", cluster.port());
+    fs::write(&file, line).expect("written");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("permissions set");
+    let string = format!("host=127.0.0.1 port={} user=scram passfile={}", cluster.port(), file.display());
+    assert_eq!(ask(&format!("{string} dbname=postgres"), "SELECT current_user::text").await.expect("in"), "scram");
+    assert_eq!(refused(&format!("{string} dbname=template1")).await.kind(), ErrorKind::Login);
+}
+
+#[tokio::test]
+async fn a_database_or_a_role_that_is_not_there_is_named() {
+    let cluster = Cluster::builder().hba("local all unlisted reject").hba("host all unlisted all reject").start();
+    let error = refused(&cluster.conninfo("nowhere")).await;
+    assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Login, 3));
+    assert!(error.to_string().contains("\"nowhere\""), "{error}");
+    assert!(error.hint().expect("a hint").contains("dbname"), "{error:?}");
+
+    let error = refused(&format!("{} user=nobody", cluster.conninfo("postgres"))).await;
+    assert_eq!(error.kind(), ErrorKind::Login);
+    assert!(error.to_string().contains("\"nobody\""), "{error}");
+
+    let error = refused(&format!("{} user=unlisted", cluster.tcp_conninfo("postgres"))).await;
+    assert_eq!(error.kind(), ErrorKind::Login);
+    assert!(error.hint().expect("a hint").contains("pg_hba.conf"), "{error:?}");
+}
+
+#[tokio::test]
+async fn hosts_are_tried_in_turn_until_one_will_do() {
+    let cluster = Cluster::start();
+    cluster.psql("postgres", "CREATE DATABASE ro; ALTER DATABASE ro SET default_transaction_read_only = on");
+    let hosts = format!("host=/nonexistent,{} port={} user=postgres", cluster.socket_dir().display(), cluster.port());
+    assert_eq!(ask(&format!("{hosts} dbname=postgres"), "SELECT 'here'").await.expect("connected"), "here");
+
+    let writable = format!("{hosts} dbname=ro target_session_attrs=read-write");
+    let error = refused(&writable).await;
+    assert!(error.is_transient() && error.to_string().contains("read-only"), "{error}");
+    assert!(error.to_string().contains("/nonexistent"), "all hosts are named: {error}");
+    let string = format!("{hosts} dbname=ro target_session_attrs=read-only");
+    assert_eq!(ask(&string, "SELECT 'here'").await.expect("connected"), "here");
+    let string = format!("{hosts} dbname=postgres target_session_attrs=primary");
+    assert_eq!(ask(&string, "SELECT 'here'").await.expect("connected"), "here");
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_or_full_is_worth_another_try() {
+    let cluster =
+        Cluster::builder().setting("max_connections", "5").setting("superuser_reserved_connections", "1").start();
+    cluster.psql("postgres", "CREATE ROLE plain LOGIN");
+    let string = format!("{} user=plain", cluster.conninfo("postgres"));
+    let mut open = Vec::new();
+    let error = loop {
+        match postbox::transport::connect_sql(&super::info(&string)).await {
+            Ok(client) => open.push(client),
+            Err(error) => break error,
+        }
+        assert!(open.len() <= 5, "more connections than allowed");
+    };
+    assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Server, true), "{error:?}");
+    drop(open);
+
+    cluster.stop(Stop::Immediate);
+    for string in [cluster.conninfo("postgres"), cluster.tcp_conninfo("postgres")] {
+        let error = refused(&string).await;
+        assert_eq!((error.kind(), error.is_transient(), error.exit_code()), (ErrorKind::Connect, true, 3));
+        assert!(error.to_string().contains(&cluster.port().to_string()), "{error}");
+    }
+    let error = refused("host=postbox.invalid user=u dbname=d").await;
+    assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Connect, true), "{error:?}");
+    assert!(error.to_string().contains("postbox.invalid"), "{error}");
+}
