@@ -51,6 +51,11 @@ mod sink;
 mod slot;
 pub mod transport;
 
+/// The README's example is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 // The public interface is:
 #[doc(hidden)]
 pub use cli::Cli;

@@ -5,3 +5,4 @@ mod jsonb;
 mod decoding;
 mod live;
 mod transport;
+mod docs;

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
@@ -209,10 +209,9 @@ async fn dial(
         (SocketAddress::Tcp(addr), None) => (*addr, false),
         (SocketAddress::Tcp(_), Some(way)) => way,
     };
-    let mut stream: TcpStream = Socket::tcp(addr, info).await.map_err(unreachable)?;
-    if !encrypted {
-        return Ok((Socket::Tcp(stream), None));
-    }
+    let config = if encrypted { Some(tls::config(&info.tls)?) } else { None };
+    let mut stream = Socket::tcp(addr, info).await.map_err(unreachable)?;
+    let Some(config) = config else { return Ok((Socket::Tcp(stream), None)) };
     if !info.tls.direct && !tls::request(&mut stream).await? {
         return if info.tls.mode == SslMode::Prefer {
             Ok((Socket::Tcp(stream), None))
@@ -221,7 +220,7 @@ async fn dial(
                 .with_hint("Set ssl = on with a certificate on the server, or use sslmode=prefer."))
         };
     }
-    let stream = tls::handshake(stream, &address.host, &info.tls).await?;
+    let stream = tls::handshake(stream, &address.host, &info.tls, config).await?;
     let end_point = tls::end_point(&stream);
     Ok((Socket::Tls(Box::new(stream)), end_point))
 }

@@ -114,18 +114,16 @@ impl CopyBoth {
     }
 
     async fn end(&mut self) -> Result<()> {
-        // CopyDone, and after the end of the command Terminate.
+        // CopyDone.
         self.link.outbox().put_slice(&[b'c', 0, 0, 0, 4]);
         self.link.flush().await?;
         loop {
             match self.link.recv().await?.tag {
                 b'd' | b'S' | b'c' | b'C' => {}
-                b'Z' => break,
+                b'Z' => return Ok(()),
                 tag => return Err(unexpected(tag)),
             }
         }
-        self.link.outbox().put_slice(&[b'X', 0, 0, 0, 4]);
-        self.link.flush().await
     }
 }
 

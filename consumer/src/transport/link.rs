@@ -106,9 +106,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         self.socket.flush().await.map_err(lost)
     }
 
-    /// Closes the link for writing; errors no longer matter.
+    /// Takes leave, so that the server does not have to find out and to log it. Errors no longer matter.
     pub(super) async fn close(mut self) {
-        let _ = self.socket.shutdown().await;
+        // Terminate.
+        self.outbox.put_slice(&[b'X', 0, 0, 0, 4]);
+        if self.flush().await.is_ok() {
+            let _ = self.socket.shutdown().await;
+        }
     }
 
     async fn recv_any(&mut self) -> Result<Message> {

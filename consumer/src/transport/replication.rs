@@ -91,15 +91,17 @@ impl Replication {
     pub async fn start(mut self, slot: &str, options: &[(&str, String)]) -> Result<CopyBoth> {
         self.link.about().slot = Some(slot.to_owned());
         let command = start_command(slot, options);
-        match self.begin(&command).await {
-            Ok(()) => Ok(CopyBoth::new(self.link)),
+        let error = match self.begin(&command).await {
+            Ok(()) => return Ok(CopyBoth::new(self.link)),
             Err(error) if refusal::refuses_plugin(&error) => {
                 let role = self.link.about().role.clone();
                 let list = self.plugin_list().await;
-                Err(error.with_hint(refusal::allow_plugin(role.as_deref(), list.as_deref())))
+                error.with_hint(refusal::allow_plugin(role.as_deref(), list.as_deref()))
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => error,
+        };
+        self.link.close().await;
+        Err(error)
     }
 
     async fn begin(&mut self, command: &str) -> Result<()> {

@@ -49,9 +49,14 @@ pub(super) async fn request(stream: &mut TcpStream) -> Result<bool> {
     }
 }
 
-/// Does the handshake, and checks the certificate as far as `tls` demands.
-pub(super) async fn handshake(stream: TcpStream, host: &Host, tls: &Tls) -> Result<TlsStream<TcpStream>> {
-    let (config, name) = prepare(&stream, host, tls)?;
+/// Does the handshake with the `config` for `tls`, and checks the certificate as far as that demands.
+pub(super) async fn handshake(
+    stream: TcpStream,
+    host: &Host,
+    tls: &Tls,
+    config: ClientConfig,
+) -> Result<TlsStream<TcpStream>> {
+    let name = server_name(&stream, host, tls)?;
     let stream =
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| failure(error, host, tls))?;
     if tls.direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
@@ -67,7 +72,8 @@ pub(super) fn end_point(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> {
     certificate::end_point(certificates.first()?)
 }
 
-fn prepare(stream: &TcpStream, host: &Host, tls: &Tls) -> Result<(ClientConfig, ServerName<'static>)> {
+/// How to do the handshake. Files are read anew for every connection, as they may have been replaced.
+pub(super) fn config(tls: &Tls) -> Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier {
         trusted: trusted(tls)?,
@@ -83,25 +89,28 @@ fn prepare(stream: &TcpStream, host: &Host, tls: &Tls) -> Result<(ClientConfig, 
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = tls.sni;
+    Ok(config)
+}
 
+/// The name that the certificate must carry and that is sent along.
+fn server_name(stream: &TcpStream, host: &Host, tls: &Tls) -> Result<ServerName<'static>> {
     let name = match &host.place {
         Place::Name(name) | Place::Address { name: Some(name), .. } => ServerName::try_from(name.clone()).ok(),
         Place::Address { addr, name: None } => Some(ServerName::from(*addr)),
         Place::Default => ServerName::try_from("localhost").ok(),
         Place::SocketDir(_) => None,
     };
-    let name = match name {
-        Some(name) => name,
+    match name {
+        Some(name) => Ok(name),
         None if tls.mode == SslMode::VerifyFull => {
-            return Err(Error::new(ErrorKind::Usage, format!("{host} is not a name that a certificate can carry")));
+            Err(Error::new(ErrorKind::Usage, format!("{host} is not a name that a certificate can carry")))
         }
         // Resolvers take names that certificates cannot carry; the address then serves where no name is checked.
         None => {
             let peer = stream.peer_addr().map_err(|error| failure(error, host, tls))?;
-            ServerName::from(peer.ip())
+            Ok(ServerName::from(peer.ip()))
         }
-    };
-    Ok((config, name))
+    }
 }
 
 /// The authorities to check the certificate against; nothing if it is not to be checked.
@@ -133,6 +142,7 @@ fn trusted(tls: &Tls) -> Result<Option<Trusted>> {
     };
     let unreadable = |error: pem::Error| {
         Error::new(ErrorKind::Usage, format!("root certificate file {} cannot be read", file.display()))
+            .with_hint("sslrootcert names a file with the authority's certificate in PEM: -----BEGIN CERTIFICATE-----.")
             .with_source(error)
     };
     let certificates = CertificateDer::pem_file_iter(file).map_err(unreadable)?.collect::<Result<Vec<_>, _>>();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use postbox::ErrorKind;
 use postbox_tests::{Cluster, major};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SignatureAlgorithm,
 };
 
@@ -22,13 +22,15 @@ struct Issued {
     key: String,
 }
 
+/// A certificate for `names`, signed by `algorithm`.
 fn issue(algorithm: &'static SignatureAlgorithm, names: &[&str]) -> Issued {
-    let key = || KeyPair::generate_for(algorithm).expect("a key");
     let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, key()).expect("an authority");
+    let signer = KeyPair::generate_for(algorithm).expect("a key");
+    authority.distinguished_name.push(DnType::CommonName, format!("authority {:?}", signer.public_key_raw()));
+    let authority = CertifiedIssuer::self_signed(authority, signer).expect("an authority");
     let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    let key = key();
+    let key = KeyPair::generate().expect("a key");
     let certificate = CertificateParams::new(names).expect("parameters").signed_by(&key, &authority).expect("signed");
     Issued { authority: authority.pem(), certificate: certificate.pem(), key: key.serialize_pem() }
 }
@@ -105,8 +107,10 @@ async fn a_server_without_tls_serves_those_who_can_do_without() {
     let cluster = Cluster::start();
     let string = cluster.tcp_conninfo("postgres");
     assert_eq!(ask(&string, ENCRYPTED).await.expect("connected"), "false");
-    for mode in ["require", "verify-ca sslrootcert=/nonexistent", "verify-full sslrootcert=/nonexistent"] {
-        let error = refused(&format!("{string} sslmode={mode}")).await;
+    let authority = cluster.socket_dir().join("authority.pem");
+    fs::write(&authority, issue(&PKCS_ECDSA_P256_SHA256, &[]).authority).expect("written");
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let error = refused(&format!("{string} sslmode={mode} sslrootcert={}", authority.display())).await;
         assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Tls, 3), "{error:?}");
         assert!(error.to_string().contains("does not offer TLS"), "{error}");
     }

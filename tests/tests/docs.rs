@@ -1,0 +1,108 @@
+//! The commands of the README and of docs/ are run as they stand there.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use postbox_tests::tap::make_slot;
+use postbox_tests::{Cluster, postbox_binary, wait_until};
+use serde_json::Value;
+
+/// The fenced blocks of a document: language and content.
+fn blocks(document: &str) -> Vec<(String, String)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document);
+    let text = fs::read_to_string(&path).unwrap();
+    let mut blocks = Vec::new();
+    let mut open: Option<(String, String)> = None;
+    for line in text.lines() {
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(language), None) => open = Some((language.to_owned(), String::new())),
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (None, Some((_, content))) => {
+                content.push_str(line);
+                content.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    blocks
+}
+
+fn postbox(cluster: &Cluster, line: &str) -> Command {
+    let mut command = Command::new("sh");
+    let binary = postbox_binary();
+    let path = format!("{}:/usr/bin:/bin", binary.parent().unwrap().display());
+    command.args(["-c", &format!("exec {line}")]).env_clear().env("PATH", path);
+    command.env("PGHOST", cluster.socket_dir()).env("PGPORT", cluster.port().to_string());
+    command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
+    command
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_readme_does_what_it_says() {
+    let cluster = Cluster::start();
+    let mut running = None;
+    let mut shown = None;
+    let makefile = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Makefile")).unwrap();
+    for (language, content) in blocks("README.md") {
+        match language.as_str() {
+            "sql" => drop(cluster.psql("postgres", &content)),
+            "sh" => {
+                for line in content.lines() {
+                    let mut words = line.split_whitespace();
+                    match words.next() {
+                        Some("make") => {
+                            let target = words.next().unwrap();
+                            assert!(makefile.contains(&format!("\n{target}: ")), "make {target}");
+                        }
+                        Some("postbox") if line.starts_with("postbox run") => {
+                            running = Some(Running(postbox(&cluster, line).stdout(Stdio::piped()).spawn().unwrap()));
+                        }
+                        _ => {
+                            let output = postbox(&cluster, line).output().unwrap();
+                            assert!(output.status.success(), "{line}: {output:?}");
+                        }
+                    }
+                }
+            }
+            "json" => shown = Some(serde_json::from_str::<Value>(&content).unwrap()),
+            "text" | "rust,no_run" => {}
+            other => panic!("a block in {other:?} that nobody runs"),
+        }
+    }
+    let mut printed = String::new();
+    BufReader::new(running.unwrap().0.stdout.take().unwrap()).read_line(&mut printed).unwrap();
+    let (printed, shown) = (serde_json::from_str::<Value>(&printed).unwrap(), shown.unwrap());
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&printed), keys(&shown));
+    for name in ["outbox", "type", "key", "headers", "payload", "ordinal"] {
+        assert_eq!(printed[name], shown[name], "{name}");
+    }
+}
+
+#[test]
+fn the_statements_of_the_operations_guide_run() {
+    let cluster = Cluster::start();
+    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events')");
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('billing', '{order_events}')");
+    make_slot(&cluster, "postgres", "by_hand");
+    cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '1')");
+    let statements = blocks("docs/operations.md");
+    assert_eq!(statements.len(), 2, "each is looked at below");
+    assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
+    let rows = wait_until("the event is decodable", std::time::Duration::from_secs(10), || {
+        let rows = cluster.psql("postgres", &statements[1].1.replace("SLOT", "by_hand"));
+        (!rows.is_empty()).then_some(rows)
+    });
+    assert!(rows.starts_with("public.order_events|"), "{rows}");
+}
