@@ -64,6 +64,13 @@ impl Error {
         Self(Box::new(Inner { kind, message: message.into(), hint: None, sqlstate: None, source: None }))
     }
 
+    /// The same error, known to be of another kind.
+    #[must_use]
+    pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
     /// The same error with a remedy; an earlier one is replaced.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {

@@ -1,6 +1,7 @@
 //! Consumer groups and outboxes, as the schema `postbox` has them.
 
 use postbox_wire::{Lsn, OutboxSelector, parse_selectors};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
@@ -153,15 +154,25 @@ pub async fn outboxes(client: &Client) -> Result<Vec<OutboxStatus>> {
 }
 
 async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-    use tokio_postgres::error::SqlState;
-    let missing = [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_FUNCTION];
     client.query(sql, parameters).await.map_err(|error| {
-        let db = error.as_db_error().filter(|db| missing.contains(db.code()) && db.message().contains("postbox"));
-        if db.is_none() {
-            return Error::from(error);
+        let Some(db) = error.as_db_error() else { return Error::from(error) };
+        let lacks = ["schema \"postbox\"", "relation \"postbox.", "function postbox."];
+        if lacks.iter().any(|object| db.message().starts_with(object)) && db.code().code().starts_with(['3', '4']) {
+            return Error::new(ErrorKind::Setup, "the extension postbox is not installed in this database")
+                .with_hint("Run CREATE EXTENSION postbox; as a superuser, in the database that has the outboxes.")
+                .with_source(error);
         }
-        Error::new(ErrorKind::Setup, "the extension postbox is not installed in this database")
-            .with_hint("Run CREATE EXTENSION postbox; as a superuser, in the database that has the outboxes.")
-            .with_source(error)
+        // What the functions of sql/ raise about their arguments.
+        let kind = match *db.code() {
+            SqlState::INVALID_NAME
+            | SqlState::INVALID_PARAMETER_VALUE
+            | SqlState::UNDEFINED_TABLE
+            | SqlState::WRONG_OBJECT_TYPE
+            | SqlState::DUPLICATE_OBJECT => ErrorKind::Usage,
+            SqlState::UNDEFINED_OBJECT => ErrorKind::GroupMissing,
+            SqlState::OBJECT_IN_USE => ErrorKind::SlotInUse,
+            _ => return Error::from(error),
+        };
+        Error::from(error).with_kind(kind)
     })
 }

@@ -1,7 +1,8 @@
 //! `postbox.publish`: an INSERT by the caller, through a plan that is kept.
 //!
-//! Every call looks the outbox's name up and locks the table. What was found out about the table, and the plan of its INSERT,
-//! is then good for as long as PostgreSQL keeps the plan valid: whatever is done to the table, its marker or its schema ends that.
+//! Every call looks the outbox's name up and locks the table. What was found out about the table, and the plan of its
+//! INSERT, is then good for as long as PostgreSQL keeps the plan valid: whatever is done to the table, its marker or
+//! its schema ends that.
 
 use core::cell::RefCell;
 use std::ffi::CString;
@@ -162,7 +163,8 @@ impl Refusal {
         Self {
             code: ERRCODE_WRONG_OBJECT_TYPE,
             message: format!("\"{}\" is not an outbox", outbox(arguments)),
-            hint: "postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.".to_owned(),
+            hint: "postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one."
+                .to_owned(),
         }
     }
 

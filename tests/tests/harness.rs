@@ -1,7 +1,14 @@
 //! The harness itself: what the other tests take for granted.
 
+use std::env;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use postbox_tests::{Cluster, Stop, major, wait_until, wait_until_async};
 
@@ -64,6 +71,47 @@ fn a_dropped_cluster_leaves_no_process_and_no_file() {
     drop(cluster);
     assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
     assert!(!dir.exists());
+}
+
+#[test]
+fn a_killed_process_leaves_no_server_and_no_file() {
+    const VICTIM: &str = "POSTBOX_VICTIM";
+    if env::var_os(VICTIM).is_some() {
+        let cluster = Cluster::start();
+        println!("cluster {}", cluster.socket_dir().display());
+        loop {
+            thread::park();
+        }
+    }
+    let mut victim = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "harness::a_killed_process_leaves_no_server_and_no_file", "--nocapture"])
+        .env(VICTIM, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(victim.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // The test runner may have printed on the same line.
+    let line = lines.into_iter().find(|line| line.contains("cluster /tmp/")).expect("the victim starts a cluster");
+    let dir = Path::new(line.split_once("cluster ").unwrap().1).to_owned();
+    let pidfile = fs::read_to_string(dir.join("data/postmaster.pid")).unwrap();
+    let pid: u32 = pidfile.lines().next().unwrap().parse().unwrap();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    wait_until("the directory is gone", Duration::from_secs(30), || (!dir.parent()?.exists()).then_some(()));
+    assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+#[test]
+fn a_kept_cluster_outlives_its_value() {
+    let cluster = Cluster::start();
+    let (pid, psql, conninfo) = (cluster.pid(), cluster.bin("psql"), cluster.conninfo("postgres"));
+    let dir = cluster.keep();
+    let answer = Command::new(psql).args(["-XAtc", "SELECT 42", &conninfo]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), "42\n");
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::INT).unwrap();
+    let pidfile = dir.join("data/postmaster.pid");
+    wait_until("the server is gone", Duration::from_secs(30), || (!pidfile.exists()).then_some(()));
+    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]

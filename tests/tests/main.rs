@@ -6,3 +6,5 @@ mod decoding;
 mod live;
 mod transport;
 mod docs;
+mod messages;
+mod sql;

@@ -118,6 +118,17 @@ impl Report {
                      connections match by the database's own name, not by the word replication."
                 )),
             ),
+            "28000" if self.reported_by("InitializeSessionUserId") => {
+                (ErrorKind::Login, Some("Name a role that exists and may log in: user=… or PGUSER.".to_owned()))
+            }
+            // No password was wrong: the server has looked at something else, most often at the name of the local user.
+            "28000" if self.reported_by("auth_failed") => (
+                ErrorKind::Login,
+                Some(format!(
+                    "Methods peer and ident take the operating system's user name for the role's. Run as that user, or let \
+                     pg_hba.conf ask role {role} for scram-sha-256, or try TCP: host=localhost."
+                )),
+            ),
             "28000" => (ErrorKind::Login, None),
             "3D000" => (ErrorKind::Login, Some("Name an existing database: dbname=… or PGDATABASE.".to_owned())),
             "42501" if self.refuses_plugin() => (ErrorKind::Setup, Some(allow_plugin(about.role.as_deref(), None))),
@@ -189,7 +200,7 @@ impl Report {
                 ),
             )
         } else if self.says("physical replication slot") {
-            (ErrorKind::SlotPlugin, Some(create_slot(about)))
+            (ErrorKind::SlotPlugin, Some(other_slot(about.slot.as_deref())))
         } else if self.says("not created in this database") {
             (
                 ErrorKind::SlotDatabase,
@@ -266,6 +277,15 @@ pub(crate) fn create_slot(about: &About) -> String {
     )
 }
 
+/// What to do about a slot that serves another purpose.
+pub(crate) fn other_slot(slot: Option<&str>) -> String {
+    let slot = slot.unwrap_or("<slot>").replace('\'', "''");
+    format!(
+        "Name another slot, or, if nobody needs this one, replace it: SELECT pg_drop_replication_slot('{slot}'); SELECT \
+         pg_create_logical_replication_slot('{slot}', '{PLUGIN}');"
+    )
+}
+
 /// How to replace a slot that has lost its WAL.
 pub(crate) fn replace_slot(slot: Option<&str>) -> String {
     let slot = slot.unwrap_or("<slot>").replace('\'', "''");
@@ -336,14 +356,14 @@ mod tests {
                 Login,
                 "pg_hba.conf",
             ),
-            ("28000", "InitializeSessionUserId", "role \"r\" does not exist", "", Login, "hint of the server"),
+            ("28000", "InitializeSessionUserId", "role \"r\" does not exist", "", Login, "PGUSER"),
             (
                 "28000",
                 "InitializeSessionUserId",
                 "role \"r\" is not permitted to log in",
                 "",
                 Login,
-                "hint of the server",
+                "may log in",
             ),
             ("3D000", "InitPostgres", "database \"d\" does not exist", "", Login, "dbname="),
             (

@@ -4,9 +4,9 @@ use core::ffi::c_char;
 use core::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 
-use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 use pgrx::pg_getarg_datum;
 use pgrx::pg_sys::panic::pgrx_extern_c_guard;
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 
 use crate::pg::relation::Rel;
 use crate::publish;
@@ -20,7 +20,8 @@ macro_rules! publish_function {
         /// Called by PostgreSQL for a function that `sql/publish.sql` declares.
         #[unsafe(no_mangle)]
         pub(crate) unsafe extern "C-unwind" fn $name(call: FunctionCallInfo) -> Datum {
-            // SAFETY: the declaration says which arguments there are and what types they have. No caller on the stack is Rust.
+            // SAFETY: the declaration says which arguments there are and what types they have. No caller on the stack
+            // is Rust.
             unsafe { insert(call, $payload) }
         }
 
@@ -38,7 +39,8 @@ publish_function!(postbox_publish_jsonb, pg_finfo_postbox_publish_jsonb, pg_sys:
 publish_function!(postbox_publish_json, pg_finfo_postbox_publish_json, pg_sys::JSONOID);
 publish_function!(postbox_publish_bytea, pg_finfo_postbox_publish_bytea, pg_sys::BYTEAOID);
 
-/// Everything that may fail in Rust happens behind the guard; the INSERT itself comes after it, when nothing is left to be dropped.
+/// Everything that may fail in Rust happens behind the guard; the INSERT itself comes after it, when nothing is left to
+/// be dropped.
 ///
 /// # Safety
 /// As for [`Arguments::new`] and [`Plan::insert`](crate::pg::spi::Plan::insert).
@@ -82,8 +84,8 @@ pub(crate) struct Arguments<'call> {
 
 impl Arguments<'_> {
     /// # Safety
-    /// The call has six arguments: outbox text, type text, payload of `payload_type`, key text, headers jsonb, event_id uuid. They
-    /// live as long as the value.
+    /// The call has six arguments: outbox text, type text, payload of `payload_type`, key text, headers jsonb, event_id
+    /// uuid. They live as long as the value.
     unsafe fn new(call: FunctionCallInfo, payload_type: Oid) -> Self {
         // SAFETY: there are six, see above.
         let argument = |index| unsafe { pg_getarg_datum(call, index) };
@@ -108,7 +110,8 @@ impl Arguments<'_> {
 
     /// Gives the event a random id (a UUID of version 4, as the column's default makes).
     pub(crate) fn make_event_id(&mut self) {
-        // SAFETY: 16 bytes are allocated in the caller's memory context, where they outlive the call, and all are written.
+        // SAFETY: 16 bytes are allocated in the caller's memory context, where they outlive the call, and all are
+        // written.
         unsafe {
             let id: *mut u8 = pg_sys::palloc(UUID_BYTES).cast();
             // The server's own generator asks the same source; without entropy there is no id to be had.
@@ -136,8 +139,8 @@ impl Arguments<'_> {
         }
     }
 
-    /// The table of the outbox's name, looked up as for a regclass: along search_path, unless it is qualified. It is locked as
-    /// INSERT locks it, before the caller's rights are checked, which is the order of INSERT too.
+    /// The table of the outbox's name, looked up as for a regclass: along search_path, unless it is qualified. It is
+    /// locked as INSERT locks it, before the caller's rights are checked, which is the order of INSERT too.
     pub(crate) fn find_table(&self) -> Option<Oid> {
         let outbox = self.outbox?;
         // SAFETY: the argument is text, see `new`; what the functions allocate lies in the current memory context.

@@ -8,7 +8,8 @@ use pgrx::pg_sys::{self, Datum, Oid, SPIPlanPtr};
 use crate::pg::call::{Arguments, FIELDS, Field};
 use crate::pg::report;
 
-/// The plan of an INSERT whose parameters are the [`Field`]s of an event. It lives until the end of the transaction at least.
+/// The plan of an INSERT whose parameters are the [`Field`]s of an event. It lives until the end of the transaction at
+/// least.
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
     plan: SPIPlanPtr,
@@ -24,8 +25,8 @@ impl Plan {
         types[Field::Payload as usize] = payload_type;
         types[Field::Key as usize] = pg_sys::TEXTOID;
         types[Field::Headers as usize] = pg_sys::JSONBOID;
-        // SAFETY: statement and types are read during the call. After an ERROR PostgreSQL closes the connection itself; a plan
-        // that is kept lives until it is freed.
+        // SAFETY: statement and types are read during the call. After an ERROR PostgreSQL closes the connection itself;
+        // a plan that is kept lives until it is freed.
         unsafe {
             check("SPI_connect", pg_sys::SPI_connect(), pg_sys::SPI_OK_CONNECT);
             // No value of a parameter could change this plan, so none is ever planned for.
@@ -49,8 +50,9 @@ impl Plan {
     /// Inserts, and returns how many rows went in.
     ///
     /// # Safety
-    /// An ERROR jumps straight to PostgreSQL's handler: no function on the stack below may own anything. pgrx's guards would
-    /// allow that, but make a new error of it, without the names of constraint and columns that applications look at.
+    /// An ERROR jumps straight to PostgreSQL's handler: no function on the stack below may own anything. pgrx's guards
+    /// would allow that, but make a new error of it, without the names of constraint and columns that applications look
+    /// at.
     pub(super) unsafe fn insert(self, arguments: &mut Arguments<'_>) -> u64 {
         unsafe extern "C-unwind" {
             fn SPI_connect() -> c_int;
@@ -63,8 +65,8 @@ impl Plan {
             ) -> c_int;
             fn SPI_finish() -> c_int;
         }
-        // SAFETY: declared as in executor/spi.h. The plan is alive in this transaction, and the arguments have the types it was
-        // prepared for. After an ERROR PostgreSQL closes the connection itself.
+        // SAFETY: declared as in executor/spi.h. The plan is alive in this transaction, and the arguments have the
+        // types it was prepared for. After an ERROR PostgreSQL closes the connection itself.
         unsafe {
             // Cannot fail in any way but an ERROR.
             SPI_connect();
@@ -84,8 +86,8 @@ const MOST_PLANS: usize = 64;
 pub(crate) struct Plans<T> {
     kept: Vec<Kept<T>>,
     uses: u64,
-    /// Plans that are used no more, but may be running further down the stack: a trigger of an outbox can publish as well, and
-    /// change tables before.
+    /// Plans that are used no more, but may be running further down the stack: a trigger of an outbox can publish as
+    /// well, and change tables before.
     retired: Vec<Plan>,
     retired_in: pg_sys::TimestampTz,
 }

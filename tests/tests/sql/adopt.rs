@@ -7,7 +7,8 @@ async fn adoption_changes_nothing_but_the_mark() {
     let (_cluster, client) = start().await;
     run(&client, "CREATE TABLE old (id bigint PRIMARY KEY, kind varchar(20), body json, note text)").await;
     run(&client, "INSERT INTO old VALUES (1, 'before', '{}', 'n')").await;
-    let shape = "SELECT relfilenode, relnatts, relhasindex, reloptions, relacl, xmin FROM pg_class WHERE relname = 'old'";
+    let shape =
+        "SELECT relfilenode, relnatts, relhasindex, reloptions, relacl, xmin FROM pg_class WHERE relname = 'old'";
     let before = row(&client, &shape.replace(", xmin", "")).await;
     let adopt = "SELECT postbox.adopt_outbox('old', event_id => 'id', type => 'kind', payload => 'body')";
     assert_eq!(row(&client, adopt).await, "old");
@@ -47,11 +48,14 @@ async fn columns_that_an_adopted_table_lacks_cannot_be_published() {
     run(&client, "CREATE TABLE old (event_id uuid, type text, key text, payload jsonb, n int)").await;
     run(&client, "SELECT postbox.adopt_outbox('old', key => NULL)").await;
     run(&client, "SELECT postbox.publish('old', 't', '{}')").await;
-    refused(&client, "SELECT postbox.publish('old', 't', '{}', 'k')", "42703", "no column for key", "adopt_outbox").await;
-    refused(&client, "SELECT postbox.publish('old', 't', '{}', headers => '{}')", "42703", "for headers", "adopt").await;
+    refused(&client, "SELECT postbox.publish('old', 't', '{}', 'k')", "42703", "no column for key", "adopt_outbox")
+        .await;
+    refused(&client, "SELECT postbox.publish('old', 't', '{}', headers => '{}')", "42703", "for headers", "adopt")
+        .await;
     // A column added later is not taken for one of the event's.
     run(&client, "ALTER TABLE old ADD headers jsonb").await;
-    refused(&client, "SELECT postbox.publish('old', 't', '{}', headers => '{}')", "42703", "for headers", "adopt").await;
+    refused(&client, "SELECT postbox.publish('old', 't', '{}', headers => '{}')", "42703", "for headers", "adopt")
+        .await;
     run(&client, "SELECT postbox.drop_outbox('old'); SELECT postbox.adopt_outbox('old')").await;
     run(&client, "SELECT postbox.publish('old', 't', '{}', 'k', '{}')").await;
     assert_eq!(rows(&client, "SELECT key, headers FROM old").await, ["|", "k|{}"]);

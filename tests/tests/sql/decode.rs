@@ -7,7 +7,11 @@ const EVENTS: &str = "FROM pg_logical_slot_peek_binary_changes('s', NULL, NULL),
 #[tokio::test]
 async fn a_peeked_frame_reads_as_the_rows_that_were_published() {
     let (_cluster, client) = start().await;
-    run(&client, "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('files', payload_type => 'bytea')").await;
+    run(
+        &client,
+        "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('files', payload_type => 'bytea')",
+    )
+    .await;
     run(&client, "SELECT pg_create_logical_replication_slot('s', 'postbox')").await;
     run(
         &client,
@@ -45,7 +49,8 @@ async fn text_comes_out_as_it_went_in() {
     assert_eq!(row(&client, &equal).await, format!("{}|t", texts.len()));
 
     // json keeps what jsonb and text cannot hold.
-    for json in ["{\"a\":  1, \"a\": \"\\u0000\"}", "\"\\u0000\\u0000\"", "\"a \\\\u0000\"", "[null]", "null", "1e400"] {
+    for json in ["{\"a\":  1, \"a\": \"\\u0000\"}", "\"\\u0000\\u0000\"", "\"a \\\\u0000\"", "[null]", "null", "1e400"]
+    {
         run(&client, &format!("SELECT postbox.publish('facts', 't', '{json}'::json)")).await;
     }
     let payloads = format!("SELECT d.payload {EVENTS} WHERE d.outbox = 'public.facts' ORDER BY d.commit_lsn");
@@ -56,7 +61,8 @@ async fn text_comes_out_as_it_went_in() {
 #[tokio::test]
 async fn what_is_no_frame_is_refused() {
     let (_cluster, client) = start().await;
-    refused(&client, "SELECT * FROM postbox.decode('\\xffff')", "22P03", "cannot decode the frame", "peek_binary").await;
+    refused(&client, "SELECT * FROM postbox.decode('\\xffff')", "22P03", "cannot decode the frame", "peek_binary")
+        .await;
     refused(&client, "SELECT * FROM postbox.decode('')", "22P03", "cannot decode the frame", "peek_binary").await;
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.decode(NULL)").await, "0");
 }

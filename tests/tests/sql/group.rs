@@ -13,7 +13,11 @@ const GROUPS: &str = "SELECT count(*) FROM postbox.consumer_group";
 
 async fn with_outboxes() -> (Cluster, Client) {
     let (cluster, client) = start().await;
-    run(&client, "CREATE SCHEMA shop; SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('Bills', 'shop')").await;
+    run(
+        &client,
+        "CREATE SCHEMA shop; SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('Bills', 'shop')",
+    )
+    .await;
     (cluster, client)
 }
 
@@ -177,7 +181,8 @@ async fn a_group_in_use_is_not_dropped_and_its_reader_is_named() {
 async fn renamed_outboxes_are_followed_and_dropped_ones_are_still_named() {
     let (_cluster, client) = with_outboxes().await;
     run(&client, "SELECT postbox.create_consumer_group('g', '{orders,\"shop.\\\"Bills\\\"\"}')").await;
-    run(&client, "ALTER TABLE orders RENAME TO sales; ALTER TABLE sales SET SCHEMA shop; DROP TABLE shop.\"Bills\"").await;
+    run(&client, "ALTER TABLE orders RENAME TO sales; ALTER TABLE sales SET SCHEMA shop; DROP TABLE shop.\"Bills\"")
+        .await;
     let shown = "SELECT outboxes, missing_outboxes FROM postbox.consumer_groups";
     assert_eq!(row(&client, shown).await, "{shop.Bills,shop.sales}|{shop.Bills}");
     assert_eq!(row(&client, "SELECT groups FROM postbox.outbox_status('sales')").await, "{g}");

@@ -8,8 +8,11 @@ use super::{refused, row, rows, run, start};
 
 /// What `pg_dump` makes of the database `postgres`.
 fn dump(cluster: &Cluster, options: &[&str]) -> String {
-    let output =
-        Command::new(cluster.bin("pg_dump")).args(options).args(["-d", &cluster.conninfo("postgres")]).output().unwrap();
+    let output = Command::new(cluster.bin("pg_dump"))
+        .args(options)
+        .args(["-d", &cluster.conninfo("postgres")])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -17,7 +20,8 @@ fn dump(cluster: &Cluster, options: &[&str]) -> String {
 #[tokio::test]
 async fn an_outbox_depends_on_nothing_of_ours_and_outlives_the_extension() {
     let (_cluster, client) = start().await;
-    run(&client, "SELECT postbox.create_outbox('orders'); CREATE TABLE old (event_id uuid, type text, payload jsonb)").await;
+    run(&client, "SELECT postbox.create_outbox('orders'); CREATE TABLE old (event_id uuid, type text, payload jsonb)")
+        .await;
     run(&client, "SELECT postbox.adopt_outbox('old'); SELECT postbox.publish('orders', 'before', '{}')").await;
     run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
     let members = "SELECT count(*) FROM pg_depend d WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
@@ -60,7 +64,8 @@ async fn a_restored_database_has_the_same_outboxes() {
     let marks = "SELECT tgrelid::regclass, tgparentid <> 0, postbox._marker_arguments(tgargs) FROM pg_trigger
         WHERE tgname = 'postbox_outbox' ORDER BY tgrelid::regclass::text";
     let table = "SELECT tableoid::regclass, seq, xid, event_id, created_at, type, payload FROM orders ORDER BY seq";
-    let definition = "SELECT format_type(atttypid, atttypmod), attname, attidentity, attnotnull, pg_get_expr(adbin, adrelid),
+    let definition =
+        "SELECT format_type(atttypid, atttypmod), attname, attidentity, attnotnull, pg_get_expr(adbin, adrelid),
         (SELECT pg_get_partkeydef(attrelid)), obj_description(attrelid)
         FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
         WHERE attrelid = 'orders'::regclass AND attnum > 0 ORDER BY attnum";
@@ -75,7 +80,10 @@ async fn a_restored_database_has_the_same_outboxes() {
         for question in [look, marks, table, definition] {
             assert_eq!(rows(&restored, question).await, rows(&client, question).await, "{options:?}: {question}");
         }
-        assert_eq!(row(&restored, "SELECT postbox.publish('orders', 'next', '{}'); SELECT max(seq) FROM orders").await, "3001");
+        assert_eq!(
+            row(&restored, "SELECT postbox.publish('orders', 'next', '{}'); SELECT max(seq) FROM orders").await,
+            "3001"
+        );
         let leaf = "SELECT tableoid::regclass FROM orders WHERE type = 'next'";
         assert_eq!(row(&restored, leaf).await, "orders_g2");
         run(&restored, "SET ROLE app; SELECT postbox.publish('orders', 'allowed', '{}')").await;

@@ -7,7 +7,8 @@ async fn a_new_outbox_has_the_row_shape_the_ring_and_the_marker() {
     let (_cluster, client) = start().await;
     assert_eq!(row(&client, "SELECT postbox.create_outbox('orders')").await, "orders");
 
-    let columns = "SELECT attname, format_type(atttypid, atttypmod), attnotnull, attidentity, pg_get_expr(adbin, adrelid)
+    let columns =
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull, attidentity, pg_get_expr(adbin, adrelid)
         FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
         WHERE attrelid = 'public.orders'::regclass AND attnum > 0 ORDER BY attnum";
     let expected = [
@@ -107,7 +108,8 @@ async fn the_longest_and_the_oddest_names_work() {
 async fn status_shows_what_there_is_and_takes_a_name_or_a_schema() {
     let (_cluster, client) = start().await;
     run(&client, "CREATE SCHEMA shop; SELECT postbox.create_outbox('orders', 'shop', 'bytea')").await;
-    run(&client, "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('bills', 'public', 'text')").await;
+    run(&client, "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('bills', 'public', 'text')")
+        .await;
     run(&client, "INSERT INTO bills (type) SELECT 't' FROM generate_series(1, 10); ANALYZE bills").await;
     let names = |filter: &str| format!("SELECT schema, name FROM postbox.outbox_status({filter})");
     assert_eq!(rows(&client, &names("")).await, ["public|bills", "public|orders", "shop|orders"]);
@@ -128,7 +130,11 @@ async fn status_locks_no_table_of_an_outbox() {
     run(&client, "SELECT postbox.create_outbox('orders')").await;
     run(&client, "BEGIN; SELECT * FROM postbox.outbox_status()").await;
     let other = cluster.client("postgres").await;
-    run(&other, "SET lock_timeout = '5s'; TRUNCATE orders_g0, orders_g1; TRUNCATE orders; ALTER TABLE orders ADD x int").await;
+    run(
+        &other,
+        "SET lock_timeout = '5s'; TRUNCATE orders_g0, orders_g1; TRUNCATE orders; ALTER TABLE orders ADD x int",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -139,11 +145,18 @@ async fn a_dropped_outbox_takes_its_leaves_along() {
     run(&client, "SELECT postbox.create_outbox('orders'); SELECT postbox.publish('orders', 't', '{}')").await;
     run(&client, "SELECT postbox.drop_outbox('orders')").await;
     assert_eq!(row(&client, count).await, "0");
-    refused(&client, "SELECT postbox.drop_outbox('orders')", "42P01", "\"public.orders\" does not exist", "outbox_status")
-        .await;
+    refused(
+        &client,
+        "SELECT postbox.drop_outbox('orders')",
+        "42P01",
+        "\"public.orders\" does not exist",
+        "outbox_status",
+    )
+    .await;
     refused(&client, "SELECT postbox.drop_outbox(NULL)", "22004", "cannot be NULL", "outbox_status").await;
     run(&client, "CREATE TABLE mine ()").await;
-    refused(&client, "SELECT postbox.drop_outbox('mine')", "42809", "\"public.mine\" is not an outbox", "DROP TABLE").await;
+    refused(&client, "SELECT postbox.drop_outbox('mine')", "42809", "\"public.mine\" is not an outbox", "DROP TABLE")
+        .await;
     assert_eq!(row(&client, "SELECT to_regclass('mine')").await, "mine");
 }
 
@@ -155,7 +168,8 @@ async fn an_outbox_that_a_group_reads_is_dropped_only_by_force() {
     assert_eq!(row(&client, "SELECT groups FROM postbox.outbox_status('orders')").await, "{billing}");
     let sql = "SELECT postbox.drop_outbox('orders')";
     refused(&client, sql, "55006", "\"public.orders\" is read by consumer group billing", "force => true").await;
-    refused(&client, "SELECT postbox.drop_outbox('orders', force => NULL)", "55006", "is read by", "force => true").await;
+    refused(&client, "SELECT postbox.drop_outbox('orders', force => NULL)", "55006", "is read by", "force => true")
+        .await;
     run(&client, "SELECT postbox.publish('orders', 'last words', '{}')").await;
     run(&client, "SELECT postbox.drop_outbox('orders', force => true)").await;
 

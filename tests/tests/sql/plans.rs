@@ -10,7 +10,8 @@ async fn renamed_and_swapped_tables_get_the_events_of_their_present_names() {
     run(&client, "ALTER TABLE orders RENAME TO former").await;
     refused(&client, publish, "42P01", "\"orders\" does not exist", "").await;
     run(&client, "SELECT postbox.publish('former', 'to former', '{}')").await;
-    run(&client, &format!("SELECT postbox.drop_outbox('former'); SELECT postbox.create_outbox('orders'); {publish}")).await;
+    run(&client, &format!("SELECT postbox.drop_outbox('former'); SELECT postbox.create_outbox('orders'); {publish}"))
+        .await;
     assert_eq!(row(&client, "SELECT count(*) FROM orders").await, "1");
 
     // Two outboxes change names in one transaction.
@@ -34,7 +35,8 @@ async fn swapped_schemas_get_the_events_of_their_present_names() {
     run(&client, publish).await;
     // By another session, so that the news comes as an invalidation.
     let other = cluster.client("postgres").await;
-    run(&other, "BEGIN; ALTER SCHEMA a RENAME TO x; ALTER SCHEMA b RENAME TO a; ALTER SCHEMA x RENAME TO b; COMMIT").await;
+    run(&other, "BEGIN; ALTER SCHEMA a RENAME TO x; ALTER SCHEMA b RENAME TO a; ALTER SCHEMA x RENAME TO b; COMMIT")
+        .await;
     run(&client, publish).await;
     assert_eq!(rows(&client, "SELECT type FROM a.orders ORDER BY seq").await, ["to b", "to a"]);
     assert_eq!(rows(&client, "SELECT type FROM b.orders ORDER BY seq").await, ["to a", "to b"]);
@@ -119,7 +121,8 @@ async fn plans_that_became_invalid_are_freed() {
     let (_cluster, client) = start().await;
     run(&client, "SELECT postbox.create_outbox('orders')").await;
     let turn = "GRANT SELECT ON orders TO PUBLIC; SELECT postbox.publish('orders', 't', '{}'); REVOKE SELECT ON orders FROM PUBLIC";
-    let plans = "SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource' AND ident LIKE 'INSERT INTO%'";
+    let plans =
+        "SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource' AND ident LIKE 'INSERT INTO%'";
     for _ in 0..200 {
         run(&client, turn).await;
     }
@@ -128,7 +131,8 @@ async fn plans_that_became_invalid_are_freed() {
     assert!((1..=3).contains(&kept), "{kept} plans kept");
     // An outbox that is gone leaves its plan behind only until the next one is made.
     for n in 0..20 {
-        run(&client, &format!("SELECT postbox.create_outbox('o{n}'); SELECT postbox.publish('o{n}', 't', '{{}}')")).await;
+        run(&client, &format!("SELECT postbox.create_outbox('o{n}'); SELECT postbox.publish('o{n}', 't', '{{}}')"))
+            .await;
         run(&client, &format!("SELECT postbox.drop_outbox('o{n}')")).await;
     }
     let kept: u32 = row(&client, plans).await.parse().unwrap();

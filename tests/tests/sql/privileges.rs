@@ -6,7 +6,11 @@ use super::{error, row, rows, run, start};
 async fn a_role_with_nothing_but_insert_can_publish_and_nothing_else() {
     let (_cluster, client) = start().await;
     run(&client, "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('secret')").await;
-    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}'); CREATE ROLE app; GRANT INSERT ON orders TO app").await;
+    run(
+        &client,
+        "SELECT postbox.create_consumer_group('g', '{orders}'); CREATE ROLE app; GRANT INSERT ON orders TO app",
+    )
+    .await;
     run(&client, "SET ROLE app; SELECT postbox.publish('orders', 'by function', '{}', 'k')").await;
     run(&client, "INSERT INTO orders (type, payload) VALUES ('by insert', '{}')").await;
     run(&client, "SELECT * FROM postbox.outbox_status(); SELECT * FROM postbox.consumer_groups").await;
@@ -91,7 +95,8 @@ async fn functions_run_as_their_caller_pin_their_search_path_and_are_described()
         WHERE p.pronamespace = 'postbox'::regnamespace AND l.lanname <> 'c' AND p.prosqlbody IS NULL
             AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)";
     assert_eq!(rows(&client, unpinned).await, [""; 0]);
-    let pinned = "SELECT count(*) > 4 FROM pg_proc WHERE pronamespace = 'postbox'::regnamespace AND proconfig IS NOT NULL";
+    let pinned =
+        "SELECT count(*) > 4 FROM pg_proc WHERE pronamespace = 'postbox'::regnamespace AND proconfig IS NOT NULL";
     assert_eq!(row(&client, pinned).await, "t");
     let nameless = "SELECT pg_describe_object(classid, objid, 0) FROM pg_depend
         WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
@@ -148,9 +153,11 @@ async fn objects_in_the_callers_search_path_are_never_run() {
     .await;
     assert_eq!(rows(&client, "SELECT what FROM evil.log").await, [""; 0]);
     run(&client, "SET search_path = pg_catalog").await;
-    let column = "SELECT atttypid::regtype FROM pg_attribute WHERE attrelid = 'public.orders'::regclass AND attname = 'payload'";
+    let column =
+        "SELECT atttypid::regtype FROM pg_attribute WHERE attrelid = 'public.orders'::regclass AND attname = 'payload'";
     assert_eq!(row(&client, column).await, "jsonb");
-    let foreign = "SELECT count(*) FROM pg_depend d JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+    let foreign =
+        "SELECT count(*) FROM pg_depend d JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
         WHERE p.pronamespace = 'evil'::regnamespace AND d.classid IN ('pg_attrdef'::regclass, 'pg_trigger'::regclass)";
     assert_eq!(row(&client, foreign).await, "0");
     run(&client, "SET search_path = evil, public, pg_catalog; SELECT postbox.drop_outbox('orders')").await;

@@ -12,8 +12,7 @@ async fn publish_inserts_one_row_and_returns_its_id() {
     let given = "00000000-0000-4000-8000-000000000001";
     let sql = format!("SELECT postbox.publish('orders', 'paid', '{{}}', 'key', '{{\"h\": 1}}', '{given}')");
     assert_eq!(row(&client, &sql).await, given);
-    let expected =
-        [format!("1|{made}||made||{{\"n\": 1}}|t|t"), format!("2|{given}|key|paid|{{\"h\": 1}}|{{}}|t|t")];
+    let expected = [format!("1|{made}||made||{{\"n\": 1}}|t|t"), format!("2|{given}|key|paid|{{\"h\": 1}}|{{}}|t|t")];
     let stored = "SELECT seq, event_id, key, type, headers, payload, xid IS NOT NULL, created_at <= now() FROM orders";
     assert_eq!(rows(&client, stored).await, expected);
     // Version 4, as the column's default makes.
@@ -138,7 +137,8 @@ async fn names_are_looked_up_along_the_search_path_of_each_call() {
         run(&client, &format!("SET search_path = {path}; SELECT postbox.publish('orders', '{path}', '{{}}')")).await;
     }
     run(&client, "SET search_path = b; SELECT postbox.publish('\"C d\".orders', 't', '{}')").await;
-    run(&client, "SELECT postbox.publish('ORDERS', 'folded', '{}'); SELECT postbox.publish('\"Mixed\"', 't', '{}')").await;
+    run(&client, "SELECT postbox.publish('ORDERS', 'folded', '{}'); SELECT postbox.publish('\"Mixed\"', 't', '{}')")
+        .await;
     refused(&client, "SELECT postbox.publish('Mixed', 't', '{}')", "42P01", "\"Mixed\" does not exist", "").await;
     run(&client, "SET search_path = ''").await;
     refused(&client, "SELECT postbox.publish('orders', 't', '{}')", "42P01", "does not exist", "search_path").await;
