@@ -44,12 +44,13 @@ test: build $(MAJORS:%=server-%) ## Run every test; MAJORS="14 15 16 17 18" choo
 build: ## Build target/release/postbox
 	@$(CARGO) build --release -p postbox
 
-install: ## Put plugin and extension into the server of PG_CONFIG=/path/to/pg_config
+install: ## Put plugin and extension into the server of PG_CONFIG=/path/to/pg_config; SUDO=sudo copies as root
 	@tests/fetch
 	$(put_plugin)
 	$(put_extension)
 	echo "Postbox $$version is in PostgreSQL $$major: $$library, $$share"
-	if "$$("$$pg_config" --bindir)/postgres" --describe-config 2>/dev/null | grep -q ^output_plugin_libraries; then
+	# Not grep -q: it leaves before postgres has said everything, which pipefail takes for a failure.
+	if "$$("$$pg_config" --bindir)/postgres" --describe-config 2>/dev/null | grep ^output_plugin_libraries >/dev/null; then
 	    echo "Now add postbox to output_plugin_libraries in postgresql.conf and reload; then CREATE EXTENSION postbox."
 	else
 	    echo "Now: CREATE EXTENSION postbox."
@@ -99,11 +100,17 @@ endef
 # every change of the major would build the plugin again.
 define put_plugin
 $(put)
-pg_config=$$(realpath -s "$$(command -v '$(PG_CONFIG)')") || { echo 'PG_CONFIG=$(PG_CONFIG) is not there' >&2; exit 1; }
+pg_config=$$(command -v '$(PG_CONFIG)') || { echo 'PG_CONFIG=$(PG_CONFIG) is not a program' >&2; exit 1; }
+pg_config=$$(realpath -s "$$pg_config")
 major=$$("$$pg_config" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+case $$major in
+    1[4-8]) ;;
+    *) echo "$$pg_config is of PostgreSQL $$major; Postbox needs 14 to 18" >&2; exit 1 ;;
+esac
 headers=$$("$$pg_config" --includedir-server)
 if [ ! -e "$$headers/postgres.h" ]; then
-    echo "$$headers has no postgres.h: install that server's headers (Debian: postgresql-server-dev-$$major)" >&2
+    echo "$$headers has no postgres.h: install that server's headers (Debian's postgresql-server-dev-$$major" >&2
+    echo "also moves an installed server to the newest minor release)" >&2
     exit 1
 fi
 target=$$CARGO_TARGET_DIR/pg$$major

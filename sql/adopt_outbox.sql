@@ -38,7 +38,8 @@ begin
         raise exception using errcode = 'wrong_object_type',
             message = format('"%s.%s" is %s and cannot be an outbox', schema, name,
                 case when is_partition then 'a partition' else 'not a table' end),
-            hint = case when is_partition then 'Adopt the partitioned table it belongs to.' else 'Adopt an ordinary or a partitioned table.' end;
+            hint = case when is_partition then 'Adopt the partitioned table it belongs to.'
+                else 'Adopt an ordinary or a partitioned table.' end;
     end if;
     if persistence <> 'p' then
         raise exception using errcode = 'wrong_object_type',

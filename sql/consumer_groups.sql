@@ -29,5 +29,6 @@ create or replace view postbox.consumer_groups as
 comment on view postbox.consumer_groups is 'The consumer groups of this database and where they stand';
 comment on column postbox.consumer_groups.outboxes is 'Outboxes as schema.table, under their present names';
 comment on column postbox.consumer_groups.lag_bytes is 'WAL written since the last confirmed position, of events and of everything else';
-comment on column postbox.consumer_groups.wal_status is 'As in pg_replication_slots; lost: the slot was invalidated; missing: there is no slot of that name in this database';
+comment on column postbox.consumer_groups.wal_status is
+    'As in pg_replication_slots; lost: the slot was invalidated; missing: there is no slot of that name in this database';
 comment on column postbox.consumer_groups.missing_outboxes is 'Those of the outboxes that were dropped, or are outboxes no more';

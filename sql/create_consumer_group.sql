@@ -19,11 +19,15 @@ begin
             message = format('consumer group "%s" needs at least one outbox', name),
             hint = format('For instance: postbox.create_consumer_group(%L, ''{orders}'').', name);
     end if;
-    select n into position_of_bad from generate_subscripts(relations, 1) as n where relations[n] is null order by n limit 1;
+    select n into position_of_bad
+        from generate_subscripts(relations, 1) as n
+        where relations[n] is null
+        order by n limit 1;
     if found then
         raise exception using errcode = 'undefined_table',
             message = format('outbox %s does not exist', coalesce('"' || outboxes[position_of_bad] || '"', 'NULL')),
-            hint = 'postbox.outbox_status() lists the outboxes; postbox.create_outbox makes one. Qualify a name whose schema is not in search_path.';
+            hint = 'postbox.outbox_status() lists the outboxes; postbox.create_outbox makes one. '
+                'Qualify a name whose schema is not in search_path.';
     end if;
     select n into position_of_bad
         from generate_subscripts(relations, 1) as n
@@ -43,12 +47,14 @@ begin
         raise exception using errcode = 'duplicate_object',
             message = format('replication slot "%s" of consumer group "%s" already exists', slot, name),
             detail = 'An earlier installation left it behind; what it has not confirmed is still held for it.',
-            hint = format('Read it with postbox run --slot %s, or discard it: SELECT pg_drop_replication_slot(%L).', slot, slot);
+            hint = format('Read it with postbox run --slot %s, or discard it: SELECT pg_drop_replication_slot(%L).',
+                slot, slot);
     end if;
     if pg_current_xact_id_if_assigned() is not null then
         raise exception using errcode = 'active_sql_transaction',
             message = format('consumer group "%s" cannot be created in a transaction that has written', name),
-            hint = 'PostgreSQL creates replication slots only before the first write: call postbox.create_consumer_group in a transaction of its own.';
+            hint = 'PostgreSQL creates replication slots only before the first write: '
+                'call postbox.create_consumer_group in a transaction of its own.';
     end if;
 
     perform pg_create_logical_replication_slot(slot, 'postbox');

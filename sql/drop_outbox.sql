@@ -37,7 +37,8 @@ begin
         raise exception using errcode = 'object_in_use',
             message = format('outbox "%s.%s" is read by consumer group %s', schema, name, readers),
             detail = 'What these groups have not consumed yet they still can after the drop, but nothing new can be published.',
-            hint = format('Drop the group with postbox.drop_consumer_group, or drop the outbox all the same: postbox.drop_outbox(%L, %L, force => true).', name, schema);
+            hint = format('Drop the group with postbox.drop_consumer_group, or drop the outbox all the same: '
+                'postbox.drop_outbox(%L, %L, force => true).', name, schema);
     end if;
     if is_adopted then
         execute format('drop trigger postbox_outbox on %I.%I', schema, name);
@@ -47,4 +48,5 @@ begin
 end
 $function$;
 comment on function postbox.drop_outbox(text, text, boolean) is
-    'Drops an outbox made by create_outbox with its rows, or takes the mark off an adopted table; refuses while a consumer group reads it unless force';
+    'Drops an outbox made by create_outbox with its rows, or takes the mark off an adopted table; '
+    'refuses while a consumer group reads it, unless force';

@@ -42,7 +42,8 @@ create or replace view postbox.outboxes as
             join pg_class c on c.oid = i.inhrelid and c.relispartition
         )
         -- The counters are the fresher ones, but a crash of the server resets them.
-        select sum(case when pg_stat_get_live_tuples(c.oid) > 0 then pg_stat_get_live_tuples(c.oid) else greatest(c.reltuples, 0) end)::bigint as rows_estimate,
+        select sum(case when pg_stat_get_live_tuples(c.oid) > 0 then pg_stat_get_live_tuples(c.oid)
+                        else greatest(c.reltuples, 0) end)::bigint as rows_estimate,
                coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint as bytes
         from part
         join pg_class c on c.oid = part.oid
@@ -54,9 +55,11 @@ create or replace view postbox.outboxes as
         where g.outbox = m.outbox
     ) readers on true;
 comment on view postbox.outboxes is 'The outboxes of this database';
-comment on column postbox.outboxes.generation is 'Generation that the newest row belongs to, counted from 0; generation modulo 4 is its leaf; NULL for adopted tables';
+comment on column postbox.outboxes.generation is
+    'Generation that the newest row belongs to, counted from 0; modulo 4 it is the number of its leaf; NULL for adopted tables';
 comment on column postbox.outboxes.rows_estimate is 'Rows stored, as the statistics of the server have it';
-comment on column postbox.outboxes.last_seq is 'Highest seq handed out; NULL before the first event, and for roles that may not read the sequence';
+comment on column postbox.outboxes.last_seq is
+    'Highest seq handed out; NULL before the first event, and for roles that may not read the sequence';
 comment on column postbox.outboxes.groups is 'Consumer groups that read the outbox';
 
 create or replace function postbox.outbox_status(name text default null, schema text default null)

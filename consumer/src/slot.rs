@@ -41,20 +41,19 @@ impl SlotState {
     /// Refuses a slot that can never be read by this consumer over a connection to `dbname`.
     fn check(&self, dbname: &str) -> Result<()> {
         let name = &self.name;
-        let about = About { dbname: Some(dbname.to_owned()), slot: Some(name.clone()), role: None };
         let (Some(plugin), Some(database)) = (&self.plugin, &self.database) else {
             return Err(Error::new(
                 ErrorKind::SlotPlugin,
                 format!("replication slot \"{name}\" is physical, not logical"),
             )
-            .with_hint(refusal::create_slot(&about)));
+            .with_hint(refusal::other_slot(Some(name))));
         };
         if plugin != PLUGIN {
             return Err(Error::new(
                 ErrorKind::SlotPlugin,
                 format!("replication slot \"{name}\" is of output plugin \"{plugin}\", not of \"{PLUGIN}\""),
             )
-            .with_hint(refusal::create_slot(&about)));
+            .with_hint(refusal::other_slot(Some(name))));
         }
         if database != dbname {
             return Err(Error::new(
@@ -103,11 +102,12 @@ pub async fn explain_in_use(client: &Client, slot: &str) -> Error {
             Error::new(ErrorKind::SlotInUse, format!("replication slot \"{slot}\" is in use")).with_source(error)
         }
     };
-    error.with_hint(
+    error.with_hint(format!(
         "One consumer reads a slot at a time. Stop the other one, or end its connection: SELECT \
-         pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = …; A consumer whose machine died \
+         pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}'; A consumer whose machine died \
          holds the slot until wal_sender_timeout.",
-    )
+        slot.replace('\'', "''")
+    ))
 }
 
 /// Makes an error that the server gave on an SQL connection as exact as a further look at the server allows: who

@@ -180,7 +180,7 @@ impl Refusal {
         Self {
             code: ERRCODE_WRONG_OBJECT_TYPE,
             message: format!("the columns of outbox \"{}\" cannot be told: {detail}", outbox(arguments)),
-            hint: "Adopt the table anew: postbox.drop_outbox takes the mark off an adopted table, then postbox.adopt_outbox."
+            hint: "Adopt the table anew: postbox.drop_outbox takes the mark off it, then postbox.adopt_outbox."
                 .to_owned(),
         }
     }

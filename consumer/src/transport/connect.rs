@@ -111,7 +111,9 @@ async fn addresses(host: &Host, info: &ConnInfo) -> Result<Vec<Address>> {
         Place::Name(name) => name,
     };
     let unknown = |error: io::Error| {
-        Error::new(ErrorKind::Connect, format!("host name \"{name}\" cannot be resolved")).with_source(error)
+        Error::new(ErrorKind::Connect, format!("host name \"{name}\" cannot be resolved"))
+            .with_hint("Is the name spelled right, and does this machine reach its name server?")
+            .with_source(error)
     };
     let resolving = lookup_host((name, port));
     let found = match info.connect_timeout {

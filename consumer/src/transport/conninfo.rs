@@ -1,16 +1,16 @@
 //! Where the server is and how to log in: the settings of libpq, from the same places.
 
+mod hosts;
 mod keywords;
 mod password;
 mod syntax;
 
 use std::env;
-use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub(super) use self::hosts::{Host, Place, SOCKET_DIR};
 use self::keywords::Settings;
 pub(super) use self::password::Password;
 use crate::error::{Error, ErrorKind, Result};
@@ -40,34 +40,6 @@ pub struct ConnInfo {
     /// How long sent data may stay unacknowledged before the kernel gives the link up.
     pub(super) tcp_user_timeout: Option<Duration>,
 }
-
-/// One server to try.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Host {
-    pub(super) place: Place,
-    pub(super) port: u16,
-}
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// The socket in [`SOCKET_DIR`] if there is one, else localhost.
-    Default,
-    /// The directory of a Unix socket.
-    SocketDir(PathBuf),
-    /// A name to resolve, or an address.
-    Name(String),
-    /// An address to connect to, with the name that its certificate must carry.
-    Address {
-        /// The address.
-        addr: IpAddr,
-        /// The name, if one was given.
-        name: Option<String>,
-    },
-}
-
-/// The directory of the server's socket where none is given: that of Debian, Red Hat and their kin.
-pub(super) const SOCKET_DIR: &str = "/var/run/postgresql";
 
 /// How the link is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,7 +171,7 @@ impl ConnInfo {
         };
         let tls = tls(&settings)?;
         Ok(Self {
-            hosts: hosts(&settings)?,
+            hosts: hosts::read(&settings)?,
             dbname: settings.get("dbname").unwrap_or(&user).to_owned(),
             user,
             password: settings.get("password").map(|password| Password::new(password.to_owned())),
@@ -248,19 +220,6 @@ impl FromStr for ConnInfo {
     }
 }
 
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let port = self.port;
-        match &self.place {
-            Place::Default => write!(f, "localhost port {port}"),
-            Place::SocketDir(dir) => write!(f, "socket {}/.s.PGSQL.{port}", dir.display()),
-            Place::Name(name) => write!(f, "{name} port {port}"),
-            Place::Address { addr, name: Some(name) } => write!(f, "{name} ({addr}) port {port}"),
-            Place::Address { addr, name: None } => write!(f, "{addr} port {port}"),
-        }
-    }
-}
-
 fn environment(name: &str) -> Result<Option<String>> {
     match env::var(name) {
         Ok(value) => Ok(Some(value)),
@@ -281,72 +240,6 @@ fn operating_system_user() -> Result<String> {
 
 fn in_home(path: &str) -> Option<PathBuf> {
     env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(path))
-}
-
-/// Pairs up the lists of hosts, addresses and ports; a single port serves all.
-fn hosts(settings: &Settings) -> Result<Vec<Host>> {
-    let list = |keyword| settings.get(keyword).map(|list| list.split(',').collect::<Vec<_>>());
-    let names = list("host");
-    let addrs = list("hostaddr");
-    let ports = list("port").unwrap_or_else(|| vec![""]);
-
-    let count = match (&names, &addrs) {
-        (Some(names), Some(addrs)) if names.len() != addrs.len() => {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("host lists {} names and hostaddr {} addresses", names.len(), addrs.len()),
-            ));
-        }
-        (Some(names), _) => names.len(),
-        (None, Some(addrs)) => addrs.len(),
-        (None, None) => 1,
-    };
-    if ports.len() != 1 && ports.len() != count {
-        return Err(Error::new(ErrorKind::Usage, format!("port lists {} ports for {count} hosts", ports.len()))
-            .with_hint("Give one port for all hosts, or one for each."));
-    }
-
-    (0..count)
-        .map(|index| {
-            let at = |list: &Option<Vec<&str>>| list.as_ref().map_or("", |list| list[index]).trim().to_owned();
-            Ok(Host {
-                place: place(at(&names), &at(&addrs))?,
-                port: port(ports[if ports.len() == 1 { 0 } else { index }].trim())?,
-            })
-        })
-        .collect()
-}
-
-fn place(name: String, addr: &str) -> Result<Place> {
-    if !addr.is_empty() {
-        let addr = addr.parse().map_err(|_| {
-            Error::new(ErrorKind::Usage, format!("hostaddr \"{addr}\" is not an IP address"))
-                .with_hint("Give names in host.")
-        })?;
-        return Ok(Place::Address { addr, name: Some(name).filter(|name| !name.is_empty()) });
-    }
-    if name.starts_with('@') {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            "sockets in the abstract namespace (a host that begins with '@') are not supported",
-        )
-        .with_hint("Give a directory, or percent-encode an '@' in the password of a URI as %40."));
-    }
-    Ok(match name.as_str() {
-        "" => Place::Default,
-        path if path.starts_with('/') => Place::SocketDir(path.into()),
-        _ => Place::Name(name),
-    })
-}
-
-fn port(text: &str) -> Result<u16> {
-    if text.is_empty() {
-        return Ok(5432);
-    }
-    text.parse()
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or_else(|| Error::new(ErrorKind::Usage, format!("port \"{text}\" is not a number from 1 to 65535")))
 }
 
 fn tls(settings: &Settings) -> Result<Tls> {
@@ -522,8 +415,8 @@ mod tests {
         assert_eq!(info("tcp_user_timeout=1500").tcp_user_timeout, Some(Duration::from_millis(1500)));
         assert_eq!(info("sslrootcert=system").tls.mode, SslMode::VerifyFull);
         assert_eq!(info("sslrootcert=/ca.pem").tls.roots, Roots::File("/ca.pem".into()));
-        assert_eq!(info("sslmode=require sslnegotiation=direct").tls.direct, true);
-        assert_eq!(info("sslsni=0").tls.sni, false);
+        assert!(info("sslmode=require sslnegotiation=direct").tls.direct);
+        assert!(!info("sslsni=0").tls.sni);
         assert_eq!(info("channel_binding=require").channel_binding, ChannelBinding::Require);
         assert_eq!(info("target_session_attrs=read-write").target, Target::ReadWrite);
         assert_eq!(info("fallback_application_name=a").application_name.as_deref(), Some("a"));

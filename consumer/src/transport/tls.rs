@@ -276,7 +276,7 @@ fn certificate_failure(problem: &CertificateError, host: &Host, tls: &Tls) -> (S
         CertificateError::NotValidForNameContext { expected, presented } => (
             match presented.as_slice() {
                 [] => format!("the certificate of {host} carries no name in subjectAltName"),
-                names => format!("the certificate is for {}, not for {}", names.join(", "), expected.to_str()),
+                names => format!("the certificate is for {}, not for {}", plain(names), expected.to_str()),
             },
             "Connect by a name in its subjectAltName, or use sslmode=verify-ca.".to_owned(),
         ),
@@ -293,4 +293,13 @@ fn certificate_failure(problem: &CertificateError, host: &Host, tls: &Tls) -> (S
                 .to_owned(),
         ),
     }
+}
+
+/// The names of a certificate without the types that are printed around them: `DnsName("a")` is `a`.
+fn plain(names: &[String]) -> String {
+    let bare = names.iter().map(|name| {
+        let inner = name.split_once('(').and_then(|(_, inner)| inner.strip_suffix(')'));
+        inner.unwrap_or(name).trim_matches('"')
+    });
+    bare.collect::<Vec<_>>().join(", ")
 }

@@ -1,14 +1,16 @@
 //! The C functions behind `postbox.publish`: their arguments, and the table that one of them names.
 
-use core::ffi::c_char;
+use core::cell::RefCell;
+use core::ffi::{CStr, c_char};
 use core::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 
-use pgrx::pg_getarg_datum;
 use pgrx::pg_sys::panic::pgrx_extern_c_guard;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
+use pgrx::{PgSqlErrorCode, pg_getarg_datum};
 
 use crate::pg::relation::Rel;
+use crate::pg::report;
 use crate::publish;
 
 /// Defines a C function, and the record by which PostgreSQL recognises its calling convention.
@@ -70,8 +72,6 @@ pub(crate) enum Field {
 /// Number of [`Field`]s.
 pub(super) const FIELDS: usize = 5;
 
-const UUID_BYTES: usize = 16;
-
 /// What `publish` was called with.
 pub(crate) struct Arguments<'call> {
     outbox: Option<Datum>,
@@ -110,21 +110,12 @@ impl Arguments<'_> {
 
     /// Gives the event a random id (a UUID of version 4, as the column's default makes).
     pub(crate) fn make_event_id(&mut self) {
-        // SAFETY: 16 bytes are allocated in the caller's memory context, where they outlive the call, and all are
-        // written.
+        let id = random_uuid();
+        // SAFETY: the copy lies in the caller's memory context, where it outlives the call, and is as long as the id.
         unsafe {
-            let id: *mut u8 = pg_sys::palloc(UUID_BYTES).cast();
-            // The server's own generator asks the same source; without entropy there is no id to be had.
-            if !pg_sys::pg_strong_random(id.cast(), UUID_BYTES) {
-                crate::pg::report::raise(
-                    pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
-                    "could not generate random values for an event id".to_owned(),
-                    "Pass event_id.".to_owned(),
-                );
-            }
-            *id.add(6) = (*id.add(6) & 0x0f) | 0x40;
-            *id.add(8) = (*id.add(8) & 0x3f) | 0x80;
-            self.values[Field::EventId as usize] = Datum::from(id);
+            let copy: *mut u8 = pg_sys::palloc(id.len()).cast();
+            copy.copy_from_nonoverlapping(id.as_ptr(), id.len());
+            self.values[Field::EventId as usize] = Datum::from(copy);
         }
         self.nulls[Field::EventId as usize] = b' ' as c_char;
     }
@@ -135,7 +126,7 @@ impl Arguments<'_> {
         // SAFETY: the argument is text, see `new`; text_to_cstring copies it into the current memory context.
         unsafe {
             let name = pg_sys::text_to_cstring(outbox.cast_mut_ptr());
-            Some(core::ffi::CStr::from_ptr(name).to_bytes().to_vec())
+            Some(CStr::from_ptr(name).to_bytes().to_vec())
         }
     }
 
@@ -158,6 +149,39 @@ impl Arguments<'_> {
     }
 }
 
+/// Random bytes drawn ahead: asking for 16 costs nearly as much as for all of these, and a tenth of a publish.
+struct Pool {
+    bytes: [u8; 32 * 16],
+    left: usize,
+}
+
+thread_local! {
+    // A backend never forks, so nobody else hands out the same bytes.
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { bytes: [0; 32 * 16], left: 0 }) };
+}
+
+fn random_uuid() -> [u8; 16] {
+    let id = POOL.with_borrow_mut(|pool| {
+        if pool.left == 0 {
+            // SAFETY: writes to the array and nowhere else. The source is that of gen_random_uuid().
+            if !unsafe { pg_sys::pg_strong_random(pool.bytes.as_mut_ptr().cast(), pool.bytes.len()) } {
+                return None;
+            }
+            pool.left = pool.bytes.len();
+        }
+        let (rest, id) = pool.bytes[..pool.left].split_last_chunk::<16>()?;
+        pool.left = rest.len();
+        Some(*id)
+    });
+    let mut id = id.unwrap_or_else(|| {
+        let message = "could not generate random values for an event id".to_owned();
+        report::raise(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message, "Pass event_id.".to_owned())
+    });
+    id[6] = (id[6] & 0x0f) | 0x40;
+    id[8] = (id[8] & 0x3f) | 0x80;
+    id
+}
+
 /// Looks at a table that is locked.
 pub(crate) fn with_table<T>(table: Oid, look: impl FnOnce(&Rel<'_>) -> T) -> T {
     // SAFETY: the relation is open until it is closed here; after an ERROR the transaction's resource owner closes it.
@@ -172,5 +196,5 @@ pub(crate) fn with_table<T>(table: Oid, look: impl FnOnce(&Rel<'_>) -> T) -> T {
 /// The name of a type, as it is written in SQL.
 pub(crate) fn type_name(type_oid: Oid) -> String {
     // SAFETY: returns a C string in the current memory context, also for a type that is gone.
-    unsafe { core::ffi::CStr::from_ptr(pg_sys::format_type_be(type_oid)).to_string_lossy().into_owned() }
+    unsafe { CStr::from_ptr(pg_sys::format_type_be(type_oid)).to_string_lossy().into_owned() }
 }

@@ -29,7 +29,8 @@ async fn an_adopted_table_is_published_to_by_its_own_columns() {
     run(&client, "CREATE TABLE old (\"the id\" text, kind varchar(20), k uuid, h json, body bytea)").await;
     run(
         &client,
-        "SELECT postbox.adopt_outbox('old', event_id => 'the id', type => 'kind', key => 'k', headers => 'h', payload => 'body')",
+        "SELECT postbox.adopt_outbox('old', event_id => 'the id', type => 'kind', key => 'k', headers => 'h',
+             payload => 'body')",
     )
     .await;
     let key = "00000000-0000-4000-8000-00000000000a";

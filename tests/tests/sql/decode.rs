@@ -16,7 +16,8 @@ async fn a_peeked_frame_reads_as_the_rows_that_were_published() {
     run(
         &client,
         "BEGIN; SELECT postbox.publish('orders', 'made', '{\"n\": 1.50}', 'k', '{\"h\": [1]}');
-         SELECT postbox.publish('files', 'up', '\\x00ff'::bytea); SELECT postbox.publish('orders', 'void', NULL); COMMIT",
+         SELECT postbox.publish('files', 'up', '\\x00ff'::bytea);
+         SELECT postbox.publish('orders', 'void', NULL); COMMIT",
     )
     .await;
     let fields = format!("SELECT d.ordinal, d.outbox, d.type, d.key, d.headers, d.payload, d.error {EVENTS}");
@@ -25,8 +26,10 @@ async fn a_peeked_frame_reads_as_the_rows_that_were_published() {
     let expected = expected.map(|line| line.replace("up||||", "up|||AP8=|"));
     assert_eq!(rows(&client, &fields).await, expected);
     let same = format!(
-        "SELECT bool_and(o.xid = d.xid), bool_and(lsn > d.commit_lsn), bool_and(d.commit_time BETWEEN o.created_at AND now()), count(*)
-         {EVENTS} JOIN (SELECT event_id, xid, created_at FROM orders UNION ALL SELECT event_id, xid, created_at FROM files) o
+        "SELECT bool_and(o.xid = d.xid), bool_and(lsn > d.commit_lsn),
+            bool_and(d.commit_time BETWEEN o.created_at AND now()), count(*)
+         {EVENTS} JOIN (SELECT event_id, xid, created_at FROM orders
+            UNION ALL SELECT event_id, xid, created_at FROM files) o
          ON o.event_id::text = d.event_id"
     );
     assert_eq!(row(&client, &same).await, "t|t|t|3");

@@ -25,7 +25,8 @@ async fn an_outbox_depends_on_nothing_of_ours_and_outlives_the_extension() {
     run(&client, "SELECT postbox.adopt_outbox('old'); SELECT postbox.publish('orders', 'before', '{}')").await;
     run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
     let members = "SELECT count(*) FROM pg_depend d WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
-        AND d.classid = 'pg_class'::regclass AND (SELECT relnamespace FROM pg_class WHERE oid = d.objid) = 'public'::regnamespace";
+        AND d.classid = 'pg_class'::regclass
+        AND (SELECT relnamespace FROM pg_class WHERE oid = d.objid) = 'public'::regnamespace";
     assert_eq!(row(&client, members).await, "0");
 
     // Without CASCADE.
@@ -41,7 +42,8 @@ async fn an_outbox_depends_on_nothing_of_ours_and_outlives_the_extension() {
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.consumer_groups").await, "0");
     // The slot stayed, and owes everything since.
     let owed = "SELECT d.type FROM pg_replication_slots,
-        pg_logical_slot_peek_binary_changes(slot_name, NULL, NULL), postbox.decode(data) d WHERE d.outbox = 'public.orders'";
+        pg_logical_slot_peek_binary_changes(slot_name, NULL, NULL), postbox.decode(data) d
+        WHERE d.outbox = 'public.orders'";
     assert_eq!(rows(&client, owed).await, ["between", "after"]);
 }
 
@@ -60,7 +62,8 @@ async fn a_restored_database_has_the_same_outboxes() {
     )
     .await;
     run(&client, "SELECT postbox.create_consumer_group('g', '{orders,old,\"\\\"Shop 1\\\".\\\"Odd name\\\"\"}')").await;
-    let look = "SELECT name, schema, payload_type, generation, rows_estimate, last_seq, adopted, groups FROM postbox.outbox_status();";
+    let look = "SELECT name, schema, payload_type, generation, rows_estimate, last_seq, adopted, groups
+        FROM postbox.outbox_status()";
     let marks = "SELECT tgrelid::regclass, tgparentid <> 0, postbox._marker_arguments(tgargs) FROM pg_trigger
         WHERE tgname = 'postbox_outbox' ORDER BY tgrelid::regclass::text";
     let table = "SELECT tableoid::regclass, seq, xid, event_id, created_at, type, payload FROM orders ORDER BY seq";

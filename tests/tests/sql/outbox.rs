@@ -43,7 +43,8 @@ async fn generations_follow_each_other_round_the_ring_and_emptying_one_leaves_th
     let (_cluster, client) = start().await;
     run(&client, "SELECT postbox.create_outbox('orders', generation_rows => 1024)").await;
     run(&client, "INSERT INTO orders (type) SELECT 't' FROM generate_series(1, 5000)").await;
-    let count = "SELECT tableoid::regclass, min(seq), max(seq), count(*) FROM orders GROUP BY tableoid ORDER BY tableoid::regclass::text";
+    let count = "SELECT tableoid::regclass, min(seq), max(seq), count(*) FROM orders
+        GROUP BY tableoid ORDER BY tableoid::regclass::text";
     let expected =
         ["orders_g0|1|5000|1928", "orders_g1|1024|2047|1024", "orders_g2|2048|3071|1024", "orders_g3|3072|4095|1024"];
     assert_eq!(rows(&client, count).await, expected);

@@ -1,4 +1,4 @@
-//! The plans that `publish` keeps: nothing that is done to a table makes an event go to another one, or break the session.
+//! The plans that `publish` keeps: nothing done to a table sends an event elsewhere or breaks the session.
 
 use super::{refused, row, rows, run, start};
 
@@ -18,7 +18,8 @@ async fn renamed_and_swapped_tables_get_the_events_of_their_present_names() {
     run(&client, "SELECT postbox.create_outbox('bills'); SELECT postbox.publish('bills', 'to bills', '{}')").await;
     run(
         &client,
-        "BEGIN; ALTER TABLE orders RENAME TO x; ALTER TABLE bills RENAME TO orders; ALTER TABLE x RENAME TO bills; COMMIT",
+        "BEGIN; ALTER TABLE orders RENAME TO x; ALTER TABLE bills RENAME TO orders;
+         ALTER TABLE x RENAME TO bills; COMMIT",
     )
     .await;
     run(&client, &format!("{publish}; SELECT postbox.publish('bills', 'to bills', '{{}}')")).await;
@@ -71,7 +72,8 @@ async fn changes_of_the_table_are_seen_by_the_next_call() {
         &client,
         &format!(
             "BEGIN; SELECT postbox.create_outbox('orders'); {publish}; SAVEPOINT s; DROP TABLE orders;
-             SELECT postbox.create_outbox('orders', payload_type => 'bytea'); {publish}; ROLLBACK TO s; {publish}; COMMIT"
+             SELECT postbox.create_outbox('orders', payload_type => 'bytea'); {publish};
+             ROLLBACK TO s; {publish}; COMMIT"
         ),
     )
     .await;
@@ -120,7 +122,8 @@ async fn a_session_may_publish_to_more_outboxes_than_it_keeps_plans_for() {
 async fn plans_that_became_invalid_are_freed() {
     let (_cluster, client) = start().await;
     run(&client, "SELECT postbox.create_outbox('orders')").await;
-    let turn = "GRANT SELECT ON orders TO PUBLIC; SELECT postbox.publish('orders', 't', '{}'); REVOKE SELECT ON orders FROM PUBLIC";
+    let turn = "GRANT SELECT ON orders TO PUBLIC; SELECT postbox.publish('orders', 't', '{}');
+        REVOKE SELECT ON orders FROM PUBLIC";
     let plans =
         "SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource' AND ident LIKE 'INSERT INTO%'";
     for _ in 0..200 {

@@ -64,7 +64,8 @@ async fn row_security_holds_for_publish() {
 async fn public_may_execute_and_read_what_is_listed_and_no_more() {
     let (_cluster, client) = start().await;
     let functions = "SELECT p.oid::regprocedure FROM pg_proc p
-        WHERE p.pronamespace = 'postbox'::regnamespace AND has_function_privilege('public', p.oid, 'execute') ORDER BY p.oid::regprocedure::text";
+        WHERE p.pronamespace = 'postbox'::regnamespace AND has_function_privilege('public', p.oid, 'execute')
+        ORDER BY p.oid::regprocedure::text";
     let allowed = [
         "postbox._decode_lines(bytea)",
         "postbox._marker_arguments(bytea)",
@@ -81,7 +82,8 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
         WHERE c.relnamespace = 'postbox'::regnamespace AND grantee = 0 ORDER BY c.relname, 2";
     let allowed = ["_marker", "consumer_group", "consumer_group_outbox", "consumer_groups", "outboxes"];
     assert_eq!(rows(&client, relations).await, allowed.map(|name| format!("postbox.{name}|SELECT")));
-    let schema = "SELECT has_schema_privilege('public', 'postbox', 'usage'), has_schema_privilege('public', 'postbox', 'create')";
+    let schema = "SELECT has_schema_privilege('public', 'postbox', 'usage'),
+        has_schema_privilege('public', 'postbox', 'create')";
     assert_eq!(row(&client, schema).await, "t|f");
 }
 
@@ -129,8 +131,10 @@ async fn objects_in_the_callers_search_path_are_never_run() {
          CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = name, RIGHTARG = text);
          CREATE FUNCTION evil.equal(text, text) RETURNS boolean LANGUAGE sql AS $$ SELECT evil.spring('=') IS NULL $$;
          CREATE OPERATOR evil.= (FUNCTION = evil.equal, LEFTARG = text, RIGHTARG = text);
-         CREATE TYPE evil.jsonb AS (trap text); CREATE TYPE evil.uuid AS (trap text); CREATE VIEW evil.pg_class AS SELECT 1 AS trap;
-         CREATE TABLE old (id pg_catalog.uuid, type text, payload pg_catalog.jsonb); SET search_path = evil, public, pg_catalog",
+         CREATE TYPE evil.jsonb AS (trap text); CREATE TYPE evil.uuid AS (trap text);
+         CREATE VIEW evil.pg_class AS SELECT 1 AS trap;
+         CREATE TABLE old (id pg_catalog.uuid, type text, payload pg_catalog.jsonb);
+         SET search_path = evil, public, pg_catalog",
     )
     .await;
     assert_eq!(row(&client, "SELECT format('%s', 'x'), 'a'::text || 'b'::text").await, "format|||");
@@ -147,7 +151,8 @@ async fn objects_in_the_callers_search_path_are_never_run() {
         "SELECT * FROM postbox.consumer_groups;
          SELECT postbox.publish('orders', 't', '{}'::text, 'k', '{}'); SELECT postbox.publish('old', 't', '{}'::text);
          INSERT INTO orders (type) VALUES ('t'); UPDATE orders SET type = 'u';
-         SELECT d.* FROM postbox.consumer_group g, pg_logical_slot_peek_binary_changes(g.slot_name, NULL, NULL), postbox.decode(data) d;
+         SELECT d.* FROM postbox.consumer_group g, pg_logical_slot_peek_binary_changes(g.slot_name, NULL, NULL),
+            postbox.decode(data) d;
          SELECT postbox.drop_consumer_group('g'); SELECT postbox.drop_outbox('old')",
     )
     .await;

@@ -24,6 +24,19 @@ async fn publish_inserts_one_row_and_returns_its_id() {
 }
 
 #[tokio::test]
+async fn ids_are_never_the_same() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders')").await;
+    let publish = "SELECT postbox.publish('orders', 't', '{}') FROM generate_series(1, 1000)";
+    run(&client, publish).await;
+    run(&cluster.client("postgres").await, publish).await;
+    assert_eq!(row(&client, "SELECT count(DISTINCT event_id) FROM orders").await, "2000");
+    let same = "SELECT count(DISTINCT substr(event_id::text, n, 1)) FROM orders, generate_series(1, 36) n
+        WHERE n NOT IN (9, 14, 15, 19, 20, 24) GROUP BY n ORDER BY 1 LIMIT 1";
+    assert_eq!(row(&client, same).await, "16");
+}
+
+#[tokio::test]
 async fn a_payload_fits_where_it_means_the_same() {
     let (_cluster, client) = start().await;
     for payload_type in ["jsonb", "json", "text", "bytea"] {

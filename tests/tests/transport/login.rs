@@ -113,7 +113,7 @@ async fn the_password_file_is_read() {
 
 #[tokio::test]
 async fn a_database_or_a_role_that_is_not_there_is_named() {
-    let cluster = Cluster::builder().hba("local all unlisted reject").hba("host all unlisted all reject").start();
+    let cluster = Cluster::builder().hba("local all peer peer").hba("host all unlisted all reject").start();
     let error = refused(&cluster.conninfo("nowhere")).await;
     assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Login, 3));
     assert!(error.to_string().contains("\"nowhere\""), "{error}");
@@ -122,6 +122,12 @@ async fn a_database_or_a_role_that_is_not_there_is_named() {
     let error = refused(&format!("{} user=nobody", cluster.conninfo("postgres"))).await;
     assert_eq!(error.kind(), ErrorKind::Login);
     assert!(error.to_string().contains("\"nobody\""), "{error}");
+    assert!(error.hint().expect("a hint").contains("PGUSER"), "{error:?}");
+
+    cluster.psql("postgres", "CREATE ROLE peer LOGIN REPLICATION");
+    let error = refused(&format!("{} user=peer", cluster.conninfo("postgres"))).await;
+    assert_eq!(error.kind(), ErrorKind::Login);
+    assert!(error.hint().expect("a hint").contains("operating system's user"), "{error:?}");
 
     let error = refused(&format!("{} user=unlisted", cluster.tcp_conninfo("postgres"))).await;
     assert_eq!(error.kind(), ErrorKind::Login);

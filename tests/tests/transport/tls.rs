@@ -86,7 +86,12 @@ async fn every_mode_checks_what_it_promises() {
     }
 
     for (host, rest, kind, words) in [
-        (other, format!("sslmode=verify-full {known}"), ErrorKind::Tls, "other.example"),
+        (
+            other,
+            format!("sslmode=verify-full {known}"),
+            ErrorKind::Tls,
+            "is for localhost, 127.0.0.1, not for other.example",
+        ),
         (localhost, format!("sslmode=verify-full {unknown}"), ErrorKind::Tls, "unknown.pem"),
         (localhost, format!("sslmode=verify-ca {unknown}"), ErrorKind::Tls, "unknown.pem"),
         // A file that is given is used, also where none would do.
