@@ -365,7 +365,13 @@ async fn room(queue: Arc<Semaphore>, bytes: u32) -> OwnedSemaphorePermit {
 }
 
 impl Link {
+    /// Connects and starts replication. A link that dies silently meanwhile is an error too.
     async fn open(info: &ConnInfo, slot: &str, options: &[(&'static str, String)]) -> Result<Self> {
+        let late = |_| Error::new(ErrorKind::Connect, format!("the server did not start to stream within {START:?}"));
+        timeout(START, Self::start(info, slot, options)).await.map_err(late)?
+    }
+
+    async fn start(info: &ConnInfo, slot: &str, options: &[(&'static str, String)]) -> Result<Self> {
         let mut replication = Replication::connect(info, &format!("postbox {slot}")).await?;
         let identity = replication.identify().await?;
         let server_timeout = parse_interval(&replication.show("wal_sender_timeout").await?);
@@ -375,6 +381,9 @@ impl Link {
         Ok(Self { stream, identity, heartbeat, patience })
     }
 }
+
+/// How long connecting and starting may take, several hosts and a busy server included.
+const START: Duration = Duration::from_secs(120);
 
 /// How often the server hears from us at least, if its timeout allows for it.
 const HEARTBEAT: Duration = Duration::from_secs(10);
