@@ -30,19 +30,19 @@ help: ## Print this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: build server-$(NEWEST) ## Show the main job on a private server; KEEP=1 leaves that server running
-	@POSTBOX_PG=$(NEWEST) KEEP='$(KEEP)' $(CARGO) run --quiet --release -p postbox-tests --bin demo
+	@POSTBOX_PG=$(NEWEST) KEEP='$(KEEP)' $(CARGO) run --locked --quiet --release -p postbox-tests --bin demo
 
 test: build $(MAJORS:%=server-%) ## Run every test; MAJORS="14 15 16 17 18" chooses the servers
 	@failed=
-	$(CARGO) test --no-fail-fast $(PLAIN) || failed+=' crates'
+	$(CARGO) test --locked --no-fail-fast $(PLAIN) || failed+=' crates'
 	for major in $(MAJORS); do
 	    echo "== PostgreSQL $$major =="
-	    POSTBOX_PG=$$major $(CARGO) test --no-fail-fast --release -p postbox-tests || failed+=" PostgreSQL-$$major"
+	    POSTBOX_PG=$$major $(CARGO) test --locked --no-fail-fast --release -p postbox-tests || failed+=" PostgreSQL-$$major"
 	done
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
 build: ## Build target/release/postbox
-	@$(CARGO) build --release -p postbox
+	@$(CARGO) build --locked --release -p postbox
 
 install: ## Put plugin and extension into the server of PG_CONFIG=/path/to/pg_config; SUDO=sudo copies as root
 	@tests/fetch
@@ -58,17 +58,17 @@ install: ## Put plugin and extension into the server of PG_CONFIG=/path/to/pg_co
 
 lint: server-$(NEWEST) ## Check formatting, lints and documentation
 	@$(CARGO) fmt --all --check
-	$(CARGO) clippy --all-targets $(PLAIN) -p postbox-tests -- -D warnings
+	$(CARGO) clippy --locked --all-targets $(PLAIN) -p postbox-tests -- -D warnings
 	for major in $(MAJORS); do
 	    tests/fetch $$major
 	    pg_config=$(CURDIR)/target/pg/$$major/bin/pg_config
-	    $(PGRX_ENV) $(CARGO) clippy $(PGRX) --no-default-features --features postbox-plugin/pg$$major,postbox-floor/pg$$major -- -D warnings
+	    $(PGRX_ENV) $(CARGO) clippy --locked $(PGRX) --no-default-features --features postbox-plugin/pg$$major,postbox-floor/pg$$major -- -D warnings
 	done
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps $(PLAIN)
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps $(PLAIN)
 	diff <(grep -v '^#' sql/order | sort) <(cd sql && ls *.sql) || { echo 'sql/order does not list every file of sql/ once' >&2; exit 1; }
 
 bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goes to the benchmark
-	@POSTBOX_PG=$(NEWEST) $(CARGO) run --quiet --release -p postbox-tests --bin bench -- $(ARGS)
+	@POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin bench -- $(ARGS)
 
 # A private server in target/pg with Postbox in it.
 server-%: PG_CONFIG = $(CURDIR)/target/pg/$*/bin/pg_config
@@ -114,7 +114,7 @@ if [ ! -e "$$headers/postgres.h" ]; then
     exit 1
 fi
 target=$$CARGO_TARGET_DIR/pg$$major
-$(PGRX_ENV) $(CARGO) build --release -p postbox-$(CRATE) --no-default-features --features "pg$$major" --target-dir "$$target"
+$(PGRX_ENV) $(CARGO) build --locked --release -p postbox-$(CRATE) --no-default-features --features "pg$$major" --target-dir "$$target"
 library=$$("$$pg_config" --pkglibdir)/$(LIBRARY).so
 put "$$target/release/libpostbox_$(CRATE).so" "$$library"
 endef

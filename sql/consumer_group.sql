@@ -24,5 +24,5 @@ create table postbox.consumer_group_outbox (
         references postbox.consumer_group (name) on delete cascade
 );
 comment on table postbox.consumer_group_outbox is 'Outboxes that a consumer group reads';
-comment on column postbox.consumer_group_outbox.outbox_name is 'schema.table when the group was made; stays when the outbox is dropped';
+comment on column postbox.consumer_group_outbox.outbox_name is 'schema.table, quoted as in SQL, when the group was made; stays when the outbox is dropped';
 select pg_extension_config_dump('postbox.consumer_group_outbox', '');

@@ -62,7 +62,7 @@ begin
     begin
         insert into postbox.consumer_group (name, slot_name) values (_create_consumer_group.name, slot);
         insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
-            select distinct _create_consumer_group.name, m.outbox::regclass, m.schema || '.' || m.name
+            select distinct _create_consumer_group.name, m.outbox::regclass, format('%I.%I', m.schema, m.name)
             from postbox._marker m
             where m.outbox = any (relations);
     exception when others or query_canceled then

@@ -1,8 +1,8 @@
 -- Frames as rows, for people. What a line of JSON looks like is decided in plugin/wire, by which the consumer prints too.
 
-create or replace function postbox._decode_lines(frame bytea) returns text[]
+create or replace function postbox._decode_lines(frame bytea) returns bytea[]
     language c stable strict parallel safe as 'MODULE_PATHNAME', 'decode_lines_wrapper';
-comment on function postbox._decode_lines(bytea) is 'Private: the events of a frame, one native JSON line each';
+comment on function postbox._decode_lines(bytea) is 'Private: the events of a frame, one line of native JSON each, in UTF-8';
 
 -- A payload of type json may hold \u0000, which no text of PostgreSQL can; it is shown as U+FFFD, the replacement character.
 create or replace function postbox.decode(frame bytea)
@@ -33,7 +33,7 @@ create or replace function postbox.decode(frame bytea)
                (event ->> 'xid')::xid8,
                (event ->> 'error')::jsonb
         from unnest(postbox._decode_lines(frame)) with ordinality as listed(line, n)
-        cross join lateral cast(regexp_replace(line, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g') as json) as event
+        cross join lateral cast(regexp_replace(convert_from(line, 'UTF8'), '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g') as json) as event
         order by n;
     end;
 comment on function postbox.decode(bytea) is 'The events of a frame of the output plugin, as pg_logical_slot_peek_binary_changes returns it';

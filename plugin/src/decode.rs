@@ -5,9 +5,10 @@ use postbox_wire::{DecodeError, Decoder, Problem, json};
 
 use crate::pg::report;
 
-/// The events of one frame, each as one line of native JSON. A frame that is no frame is an ERROR.
+/// The events of one frame, each as one line of native JSON in UTF-8, whatever the database's encoding is. A frame that is no
+/// frame is an ERROR.
 #[pg_extern(immutable, strict, parallel_safe)]
-fn decode_lines(frame: &[u8]) -> Vec<String> {
+fn decode_lines(frame: &[u8]) -> Vec<Vec<u8>> {
     lines(frame).unwrap_or_else(|error| {
         let hint = match error.problem {
             Problem::Undefined(_) => "Read the slot without the option names=stream, so that each frame stands alone.",
@@ -18,7 +19,7 @@ fn decode_lines(frame: &[u8]) -> Vec<String> {
     })
 }
 
-fn lines(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
+fn lines(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DecodeError> {
     let mut decoder = Decoder::new();
     let mut frame = decoder.frame(bytes)?;
     let transaction = frame.transaction;
@@ -26,7 +27,7 @@ fn lines(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
     while let Some(event) = frame.next_event()? {
         let mut line = Vec::new();
         json::write(&mut line, &transaction, &event);
-        lines.push(String::from_utf8_lossy(&line).into_owned());
+        lines.push(line);
     }
     Ok(lines)
 }

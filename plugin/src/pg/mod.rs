@@ -2,7 +2,7 @@
 //!
 //! Rules. A wrapper borrows what PostgreSQL owns and lives no longer than the callback that received it. Every call into
 //! the server goes through pgrx's guards, which turn an ERROR into an unwinding panic and the callback's `#[pg_guard]`
-//! turns that back into the ERROR, so destructors run. Text arrives in the
+//! turns that back into the ERROR, so destructors run; the one exception is the INSERT of `publish`, see [`spi`]. Text arrives in the
 //! database's encoding and leaves as UTF-8 through [`encoding`].
 
 pub(crate) mod call;
