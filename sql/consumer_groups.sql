@@ -20,14 +20,14 @@ create or replace view postbox.consumer_groups as
         select coalesce(array_agg(listed.name order by listed.name), '{}') as outboxes,
                coalesce(array_agg(listed.name order by listed.name) filter (where listed.missing), '{}') as missing_outboxes
         from (
-            select coalesce(m.schema || '.' || m.name, o.outbox_name) as name, m.outbox is null as missing
+            select case when m.outbox is null then o.outbox_name else format('%I.%I', m.schema, m.name) end as name, m.outbox is null as missing
             from postbox.consumer_group_outbox o
             left join postbox._marker m on m.outbox = o.outbox
             where o.group_name = g.name
         ) listed
     ) members;
 comment on view postbox.consumer_groups is 'The consumer groups of this database and where they stand';
-comment on column postbox.consumer_groups.outboxes is 'Outboxes as schema.table, under their present names';
+comment on column postbox.consumer_groups.outboxes is 'Outboxes as schema.table, quoted as in SQL, under their present names';
 comment on column postbox.consumer_groups.lag_bytes is 'WAL written since the last confirmed position, of events and of everything else';
 comment on column postbox.consumer_groups.wal_status is
     'As in pg_replication_slots; lost: the slot was invalidated; missing: there is no slot of that name in this database';

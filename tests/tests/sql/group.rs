@@ -32,10 +32,10 @@ async fn a_group_is_a_slot_of_the_plugin_and_its_outboxes() {
     assert_eq!(row(&client, made).await, "postbox|logical|postgres|f");
     let shown = "SELECT name, outboxes, slot_name, active, active_pid, confirmed_flush_lsn IS NOT NULL,
         lag_bytes >= 0, wal_status, created_at <= now(), missing_outboxes FROM postbox.consumer_groups";
-    let expected = format!("billing|{{public.orders,shop.Bills}}|{slot}|f||t|t|reserved|t|{{}}");
+    let expected = format!("billing|{{public.orders,\"shop.\\\"Bills\\\"\"}}|{slot}|f||t|t|reserved|t|{{}}");
     assert_eq!(row(&client, shown).await, expected);
     let table = "SELECT group_name, outbox, outbox_name FROM postbox.consumer_group_outbox ORDER BY 3";
-    assert_eq!(rows(&client, table).await, ["billing|orders|public.orders", "billing|shop.\"Bills\"|shop.Bills"]);
+    assert_eq!(rows(&client, table).await, ["billing|orders|public.orders", "billing|shop.\"Bills\"|shop.\"Bills\""]);
 
     run(&client, "SELECT postbox.drop_consumer_group('billing')").await;
     assert_eq!(row(&client, SLOTS).await, "0");
@@ -184,7 +184,7 @@ async fn renamed_outboxes_are_followed_and_dropped_ones_are_still_named() {
     run(&client, "ALTER TABLE orders RENAME TO sales; ALTER TABLE sales SET SCHEMA shop; DROP TABLE shop.\"Bills\"")
         .await;
     let shown = "SELECT outboxes, missing_outboxes FROM postbox.consumer_groups";
-    assert_eq!(row(&client, shown).await, "{shop.Bills,shop.sales}|{shop.Bills}");
+    assert_eq!(row(&client, shown).await, "{\"shop.\\\"Bills\\\"\",shop.sales}|{\"shop.\\\"Bills\\\"\"}");
     assert_eq!(row(&client, "SELECT groups FROM postbox.outbox_status('sales')").await, "{g}");
 }
 

@@ -9,7 +9,7 @@ use postbox_tests::Cluster;
 use tokio_postgres::Client;
 
 use crate::Outcome;
-use crate::measure::{Meter, peak_resident};
+use crate::measure::{Meter, peak_resident, time_of_own_children};
 
 /// The database, in which everything lies.
 pub(crate) const DATABASE: &str = "postgres";
@@ -118,6 +118,7 @@ impl Backlog {
         self.admin.execute("SELECT pg_copy_logical_replication_slot($1, $2)", &[&plugin, &slot]).await?;
         let mut command = client(&slot);
         let meter = Meter::start(self.cluster.pid())?;
+        let client_before = time_of_own_children()?;
         let begin = Instant::now();
         let mut child = command.spawn().map_err(|error| format!("cannot start {command:?}: {error}"))?;
         let watch = watch_resident(child.id());
@@ -126,9 +127,15 @@ impl Backlog {
         if !status.success() {
             return Err(format!("{command:?} failed with {status}\n{}", self.cluster.log()).into());
         }
+        let client_processor = time_of_own_children()?.saturating_sub(client_before);
         let processor = meter.stop()?;
         self.admin.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await?;
-        Ok(Cost { time, processor, peak: watch.join().map_err(|_| "the watch on the client failed")? })
+        Ok(Cost {
+            time,
+            processor,
+            client_processor,
+            peak: watch.join().map_err(|_| "the watch on the client failed")?,
+        })
     }
 
     /// `pg_recvlogical` that writes what a slot holds, up to the end of the backlog, to a file.
@@ -162,6 +169,8 @@ pub(crate) struct Cost {
     pub(crate) time: Duration,
     /// The processor time of the server's process that served it.
     pub(crate) processor: Duration,
+    /// The processor time of the client.
+    pub(crate) client_processor: Duration,
     /// The greatest resident set of the client, in bytes.
     pub(crate) peak: u64,
 }

@@ -19,7 +19,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
             "Drain of a backlog: events as lines of JSON, against frames as they come; {} rounds",
             arguments.rounds
         ),
-        &["backlog", "client", "median ms", "min–max", "events/s", "server CPU ms", "file MB"],
+        &["backlog", "client", "median ms", "min–max", "events/s", "server CPU ms", "client CPU ms", "file MB"],
     );
     for (name, workload, amount) in [("small", Workload::Small, 200_000), ("bulk", Workload::Bulk, 500)] {
         let backlog = Backlog::produce(workload, arguments.scaled(amount), &["postbox"]).await?;
@@ -44,6 +44,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
         for (which, client, costs) in [(0, "pg_recvlogical", receiver), (1, "postbox run", consumer)] {
             let milliseconds = Samples::new(costs.iter().map(|cost| cost.time.as_secs_f64() * 1e3).collect());
             let processor = Samples::new(costs.iter().map(|cost| cost.processor.as_secs_f64() * 1e3).collect());
+            let own: Vec<f64> = costs.iter().map(|cost| cost.client_processor.as_secs_f64() * 1e3).collect();
+            let own = Samples::new(own);
             medians[which] = milliseconds.median();
             report.row(
                 vec![
@@ -53,11 +55,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
                     range(&milliseconds),
                     format!("{:.0}", backlog.events as f64 / milliseconds.median() * 1e3),
                     format!("{:.0}", processor.median()),
+                    format!("{:.0}", own.median()),
                     format!("{:.1}", bytes[which] as f64 / 1e6),
                 ],
                 json!({
                     "backlog": name, "client": client, "events": backlog.events, "bytes": bytes[which],
                     "milliseconds": data(&milliseconds), "server_processor_milliseconds": data(&processor),
+                    "client_processor_milliseconds": data(&own),
                 }),
             );
         }

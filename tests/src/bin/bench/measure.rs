@@ -52,6 +52,11 @@ impl Samples {
     }
 }
 
+/// The processor time of the children of this process that have ended and been waited for.
+pub(crate) fn time_of_own_children() -> Outcome<Duration> {
+    time_of_ended_children(std::process::id())
+}
+
 /// Counts the processor time of the processes that a server starts for its clients.
 pub(crate) struct Meter {
     server: u32,
