@@ -155,11 +155,15 @@ impl Cli {
 
 async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Result<()> {
     let Run { group, slot, sink, max_events, until_lsn, exit_when_idle, slot_wait } = arguments;
-    let stop = signal::stop()?;
+    let mut stop = std::pin::pin!(signal::stop()?);
     let mut builder = Builder::new(database).slot_wait(slot_wait);
     builder.source = group.map(Source::Group).or(slot.map(Source::Slot));
     builder.until = until_lsn;
-    let consumer = builder.connect().await?;
+    let consumer = tokio::select! {
+        consumer = builder.connect() => consumer?,
+        // It may wait for the slot for long.
+        () = &mut stop => return Ok(()),
+    };
     let limits = Limits { max_events, exit_when_idle };
     match sink {
         SinkName::Stdout => run(consumer, &mut Stdout::default(), limits, info, stop).await,

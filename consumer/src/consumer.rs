@@ -26,6 +26,8 @@ pub struct Consumer {
     shared: Arc<Shared>,
     batches: mpsc::UnboundedReceiver<Result<Batch>>,
     current: Option<Current>,
+    /// The connection that has sent the event handed out last, if its transaction goes on behind it.
+    unfinished: Option<u64>,
     feed: tokio::task::JoinHandle<Result<()>>,
 }
 
@@ -115,6 +117,12 @@ impl Consumer {
         }
     }
 
+    /// True if the event handed out last has others of its transaction behind it. Those of a connection that is gone
+    /// do not count: after a reconnect the transaction comes again from its start.
+    pub(crate) fn is_within_transaction(&self) -> bool {
+        self.unfinished.is_some_and(|connection| self.shared.is_current(connection))
+    }
+
     /// Stops reading, tells the server what is acknowledged, and ends the connection. Events that were taken and not
     /// acknowledged, and those that wait to be taken, come again to the next consumer of the slot.
     ///
@@ -134,9 +142,13 @@ impl Consumer {
             if let Some(current) = current
                 && let Some(event) = current.events.next()
             {
-                if let (0, Some(end)) = (current.events.len(), current.end) {
-                    self.shared.progress().dispatched(end);
-                }
+                self.unfinished = match (current.events.len(), current.end) {
+                    (0, Some(end)) => {
+                        self.shared.progress().dispatched(end);
+                        None
+                    }
+                    _ => Some(current.connection),
+                };
                 let (shared, transaction) = (Arc::clone(&self.shared), current.transaction);
                 return Poll::Ready(Some(Ok(Delivery { event, shared, transaction })));
             }
@@ -290,6 +302,6 @@ impl Builder {
             }
         };
         let (feed, shared, batches) = Feed::open(info, slot, self).await?;
-        Ok(Consumer { shared, batches, current: None, feed: tokio::spawn(feed.run()) })
+        Ok(Consumer { shared, batches, current: None, unfinished: None, feed: tokio::spawn(feed.run()) })
     }
 }

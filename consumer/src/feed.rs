@@ -76,6 +76,13 @@ impl Shared {
     fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed)
     }
+
+    /// Waits until the consumer is closed.
+    async fn closed(&self) {
+        while !self.is_closing() {
+            self.wake.notified().await;
+        }
+    }
 }
 
 /// The task's state.
@@ -196,15 +203,12 @@ impl Feed {
     /// A new connection, however long it takes. False if the consumer is closed meanwhile.
     async fn reconnect(&mut self) -> Result<bool> {
         loop {
-            if self.shared.is_closing() {
-                return Ok(false);
-            }
             let wait = self.backoff.next();
-            tokio::select! {
-                () = sleep(wait) => {}
-                () = self.shared.wake.notified() => continue,
-            }
-            let link = match Link::open(&self.info, &self.slot, &self.options).await {
+            let link = tokio::select! {
+                link = async { sleep(wait).await; Link::open(&self.info, &self.slot, &self.options).await } => link,
+                () = self.shared.closed() => return Ok(false),
+            };
+            let link = match link {
                 // The server may not have noticed yet that our own former connection is gone.
                 Err(error) if error.is_transient() || error.kind() == ErrorKind::SlotInUse => {
                     warn!("cannot connect yet: {}", error.chain());

@@ -14,11 +14,15 @@
 
 mod cluster;
 mod nest;
+mod proxy;
+mod run;
 mod tree;
 mod wait;
 
 pub mod tap;
 
 pub use cluster::{Builder, Cluster, Stop};
+pub use proxy::Proxy;
+pub use run::{Ended, Line, Run, memory_kib};
 pub use tree::{major, postbox_binary};
 pub use wait::{wait_until, wait_until_async};

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr, ChildStdout, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postbox::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
@@ -157,22 +157,33 @@ impl Run {
     /// # Panics
     /// When it does not come true in time, or the process ends before.
     pub fn wait_until(&mut self, what: &str, timeout: Duration, fact: impl Fn(&[Line]) -> bool) {
+        self.wait_for_output(what, timeout, |output| fact(&output.lines));
+    }
+
+    /// Waits until it has logged a text so many times.
+    ///
+    /// # Panics
+    /// When it does not in time, or the process ends before.
+    pub fn wait_for_log(&mut self, text: &str, times: usize, timeout: Duration) {
+        let what = format!("{times} times \"{text}\" in the log");
+        self.wait_for_output(&what, timeout, |output| output.log.matches(text).count() >= times);
+    }
+
+    fn wait_for_output(&mut self, what: &str, timeout: Duration, fact: impl Fn(&Output) -> bool) {
         let shared = Arc::clone(&self.shared);
-        let describe = || {
+        let now = || {
             let output = shared.output();
-            format!("{what}; there are {} lines, and it logged:\n{}", output.lines.len(), output.log)
+            (fact(&output), format!("{what}; there are {} lines, and it logged:\n{}", output.lines.len(), output.log))
         };
-        let begin = std::time::Instant::now();
-        loop {
-            if fact(&self.shared.output().lines) {
-                return;
-            }
-            assert!(begin.elapsed() < timeout, "waited {timeout:?} in vain: {}", describe());
-            let ended = self.process.try_wait().expect("the state of postbox");
-            if let Some(status) = ended {
-                // The last lines may still be on their way.
-                thread::sleep(Duration::from_millis(100));
-                assert!(fact(&self.shared.output().lines), "postbox ended with {status} before {}", describe());
+        let begin = Instant::now();
+        while !fact(&shared.output()) {
+            assert!(begin.elapsed() < timeout, "waited {timeout:?} in vain: {}", now().1);
+            if let Some(status) = self.process.try_wait().expect("the state of postbox") {
+                // The readers come to the end of the pipes.
+                let gone = || self.readers.iter().all(JoinHandle::is_finished);
+                wait_until("the end of the output", timeout, || gone().then_some(()));
+                let (true_at_last, description) = now();
+                assert!(true_at_last, "postbox ended with {status} before {description}");
             }
             thread::sleep(Duration::from_millis(2));
         }

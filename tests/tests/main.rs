@@ -8,3 +8,6 @@ mod transport;
 mod docs;
 mod messages;
 mod sql;
+mod alive;
+mod delivery;
+mod shop;

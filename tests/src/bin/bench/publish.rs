@@ -87,33 +87,31 @@ fn pgbench(cluster: &Cluster, statement: &str, payload: &str, transactions: u64)
 fn report(costs: &[(Samples, Samples)], transactions: u64, rounds: usize) -> Report {
     let time = |which: usize| costs[which].0.median();
     let processor = |which: usize| costs[which].1.median();
-    let added = |which: usize| time(which) - time(BASE);
+    let added = |of: &dyn Fn(usize) -> f64, which: usize| of(which) - of(BASE);
     let mut report = Report::new(
         format!("Publishing: a business INSERT and one thing more; {transactions} transactions, {rounds} rounds"),
         &[
-            "transaction with",
+            "one thing more",
             "median µs",
             "min–max",
             "× ordinary",
-            "adds µs",
+            "adds",
             "× ordinary",
             "server CPU µs",
+            "adds",
             "× ordinary",
         ],
     );
     for (which, (name, statement)) in VARIANTS.iter().enumerate() {
-        let ratio = |of: f64, to: f64| if which == BASE { String::new() } else { format!("{:.2}", of / to) };
+        let mut cells = vec![(*name).to_owned(), format!("{:.1}", time(which)), range(&costs[which].0)];
+        cells.push(format!("{:.2}", time(which) / time(ORDINARY)));
+        for (of, before) in [(&time as &dyn Fn(usize) -> f64, None), (&processor, Some(processor(which)))] {
+            cells.extend(before.map(|whole| format!("{whole:.1}")));
+            cells.push(format!("{:.1}", added(of, which)));
+            cells.push(format!("{:.2}", added(of, which) / added(of, ORDINARY)));
+        }
         report.row(
-            vec![
-                (*name).to_owned(),
-                format!("{:.1}", time(which)),
-                range(&costs[which].0),
-                ratio(time(which), time(ORDINARY)),
-                if which == BASE { String::new() } else { format!("{:.1}", added(which)) },
-                ratio(added(which), added(ORDINARY)),
-                format!("{:.1}", processor(which)),
-                ratio(processor(which), processor(ORDINARY)),
-            ],
+            cells,
             json!({
                 "transaction_with": name, "statement": statement, "transactions": transactions,
                 "microseconds": data(&costs[which].0), "server_processor_microseconds": data(&costs[which].1),
@@ -123,7 +121,8 @@ fn report(costs: &[(Samples, Samples)], transactions: u64, rounds: usize) -> Rep
     for (which, most) in [(OUTBOX, 1.25), (PUBLISH, 1.4)] {
         let name = VARIANTS[which].0;
         // A difference that came out as nothing or less says that the machine was busy with something else.
-        let ratio = if added(ORDINARY) > 0.0 { added(which) / added(ORDINARY) } else { f64::NAN };
+        let ordinary = added(&time, ORDINARY);
+        let ratio = if ordinary > 0.0 { added(&time, which) / ordinary } else { f64::NAN };
         report.target(format!("{name}: what it adds, × ordinary"), ratio, most);
         report.target(format!("{name}: whole transaction, × ordinary"), time(which) / time(ORDINARY), most);
     }
