@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use postbox_wire::{Lsn, MAX_EVENT_BYTES, Names, Options, OutboxSelector, PROTO_VERSION_MAX};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::feed::{Batch, Feed, Part, Shared};
 use crate::group;
-use crate::feed::{Batch, Feed, Shared};
 use crate::progress::Positions;
 use crate::transport::ConnInfo;
 
@@ -35,12 +35,13 @@ pub struct Consumer {
 #[derive(Debug)]
 struct Current {
     connection: u64,
-    events: std::vec::IntoIter<Event>,
+    parts: std::vec::IntoIter<Part>,
     transaction: u64,
-    /// End of the transaction, if it ends with this batch.
+    /// End of the transaction, if it ends with these events.
     end: Option<Lsn>,
+    events: std::vec::IntoIter<Event>,
     /// Room in the queue, given back with the batch.
-    _room: tokio::sync::OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
 }
 
 /// An event that has been delivered and not yet acknowledged.
@@ -138,24 +139,34 @@ impl Consumer {
     fn poll_delivery(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delivery>>> {
         loop {
             // What is left over from a connection that broke comes again.
-            let current = self.current.as_mut().filter(|current| self.shared.is_current(current.connection));
-            if let Some(current) = current
-                && let Some(event) = current.events.next()
-            {
-                self.unfinished = match (current.events.len(), current.end) {
-                    (0, Some(end)) => {
-                        self.shared.progress().dispatched(end);
-                        None
-                    }
-                    _ => Some(current.connection),
-                };
-                let (shared, transaction) = (Arc::clone(&self.shared), current.transaction);
-                return Poll::Ready(Some(Ok(Delivery { event, shared, transaction })));
+            if let Some(current) = self.current.as_mut().filter(|current| self.shared.is_current(current.connection)) {
+                if let Some(event) = current.events.next() {
+                    self.unfinished = match (current.events.len(), current.end) {
+                        (0, Some(end)) => {
+                            self.shared.progress().dispatched(end);
+                            None
+                        }
+                        _ => Some(current.connection),
+                    };
+                    let (shared, transaction) = (Arc::clone(&self.shared), current.transaction);
+                    return Poll::Ready(Some(Ok(Delivery { event, shared, transaction })));
+                }
+                if let Some(Part { transaction, end, events }) = current.parts.next() {
+                    (current.transaction, current.end, current.events) = (transaction, end, events.into_iter());
+                    continue;
+                }
             }
             self.current = None;
             let Some(batch) = ready!(self.batches.poll_recv(cx)).transpose()? else { return Poll::Ready(None) };
-            let Batch { connection, transaction, end, events, room } = batch;
-            self.current = Some(Current { connection, events: events.into_iter(), transaction, end, _room: room });
+            let Batch { connection, parts, room } = batch;
+            self.current = Some(Current {
+                connection,
+                parts: parts.into_iter(),
+                transaction: 0,
+                end: None,
+                events: Vec::new().into_iter(),
+                _room: room,
+            });
         }
     }
 }

@@ -33,15 +33,21 @@ pub(crate) struct Shared {
     pub(crate) settled: Notify,
 }
 
-/// Events of one frame, on their way to the application.
+/// Events on their way to the application: those of all frames that arrived together, as handing over costs a wake-up.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) connection: u64,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// Events of one frame.
+#[derive(Debug)]
+pub(crate) struct Part {
     pub(crate) transaction: u64,
     /// End of the transaction, if it ends with this frame.
     pub(crate) end: Option<Lsn>,
     pub(crate) events: Vec<Event>,
-    pub(crate) room: OwnedSemaphorePermit,
 }
 
 impl Shared {
@@ -92,7 +98,9 @@ pub(crate) struct Feed {
     builder: Builder,
     options: Vec<(&'static str, String)>,
     shared: Arc<Shared>,
-    /// Dropped when the stream has ended for the application.
+    /// The position asked for is reached: the rest of the stream is not for us.
+    ended: bool,
+    /// Dropped when the stream has ended for the application too.
     batches: Option<mpsc::UnboundedSender<Result<Batch>>>,
     room: Arc<Semaphore>,
     queue_bytes: u32,
@@ -114,13 +122,15 @@ struct Link {
 /// What a semaphore can count on every platform.
 const MOST_QUEUE_BYTES: u32 = u32::MAX >> 3;
 
-/// A frame's events, before there is room for them.
+/// What has been received and has no room in the queue yet.
+#[derive(Default)]
 struct Waiting {
-    transaction: u64,
-    end: Option<Lsn>,
-    events: Vec<Event>,
-    bytes: u32,
+    parts: Vec<Part>,
+    bytes: usize,
 }
+
+/// Frames are handed over together up to about so many bytes.
+const TOGETHER_BYTES: usize = 256 << 10;
 
 impl Feed {
     /// Looks at the slot, connects, and starts replication.
@@ -157,6 +167,7 @@ impl Feed {
             builder,
             options,
             shared: Arc::clone(&shared),
+            ended: false,
             batches: Some(sender),
             room: Arc::new(Semaphore::new(queue_bytes as usize)),
             queue_bytes,
@@ -236,7 +247,9 @@ impl Feed {
     /// Streams until the consumer is closed; an error ends the connection.
     async fn stream(&mut self) -> Result<()> {
         let mut reader = FrameReader::default();
-        let mut waiting: Option<Waiting> = None;
+        let mut waiting = Waiting::default();
+        // What is wrong after the events that wait.
+        let mut failed = None;
         let mut transaction = None;
         let mut last_status = Instant::now();
         let mut last_heard = Instant::now();
@@ -244,40 +257,59 @@ impl Feed {
             if self.shared.is_closing() {
                 return Ok(());
             }
+            let full = !waiting.parts.is_empty();
+            if self.ended && !full {
+                self.batches = None;
+            }
+            if let (false, Some(error)) = (full, failed.take()) {
+                return Err(error);
+            }
             let confirm = self.shared.progress().is_confirmation_due();
             let ping = self.shared.ping.load(Ordering::Relaxed);
             // The end that was asked for may lie where nothing is sent any more.
-            let ask = ping || (self.builder.until.is_some() && self.batches.is_some());
+            let ask = ping || (self.builder.until.is_some() && !self.ended);
             let interval = if confirm || ask { self.builder.confirm_interval } else { self.link.heartbeat };
             let mut report = false;
             tokio::select! {
                 biased;
                 () = sleep_until(last_status + interval) => report = true,
                 () = self.shared.wake.notified() => {}
-                room = room(Arc::clone(&self.room), waiting.as_ref().map_or(0, |w| w.bytes.min(self.queue_bytes))), if waiting.is_some() => {
-                    if let (Some(Waiting { transaction, end, events, .. }), Some(batches)) = (waiting.take(), &self.batches) {
+                room = room(Arc::clone(&self.room), waiting.bytes, self.queue_bytes), if full => {
+                    let Waiting { parts, .. } = std::mem::take(&mut waiting);
+                    if let Some(batches) = &self.batches {
                         let connection = self.shared.connection.load(Ordering::Relaxed);
                         // A closed channel means that the consumer is closing.
-                        let _ = batches.send(Ok(Batch { connection, transaction, end, events, room }));
+                        let _ = batches.send(Ok(Batch { connection, parts, room }));
                     }
                     last_heard = Instant::now();
                 }
-                received = self.link.stream.recv(), if waiting.is_none() => {
-                    let received = received?;
+                received = self.link.stream.recv(), if !full => {
+                    let mut received = received.map(Some);
                     last_heard = Instant::now();
                     self.backoff.reset();
-                    match received {
-                        Received::Data(frame) => waiting = self.receive(&mut reader, &mut transaction, &frame)?,
-                        Received::Keepalive { wal_end, reply_requested } => {
-                            self.keepalive(wal_end, transaction.is_some());
-                            report = reply_requested;
+                    while let Some(outcome) = received.transpose() {
+                        let taken = outcome.and_then(|received| match received {
+                            Received::Data(frame) => self.receive(&mut reader, &mut transaction, &frame, &mut waiting),
+                            Received::Keepalive { wal_end, reply_requested } => {
+                                self.keepalive(wal_end, transaction.is_some());
+                                report |= reply_requested;
+                                Ok(())
+                            }
+                        });
+                        if let Err(error) = taken {
+                            failed = Some(error);
+                            break;
                         }
+                        if waiting.bytes >= TOGETHER_BYTES {
+                            break;
+                        }
+                        received = self.link.stream.try_recv();
                     }
                 }
             }
             if report {
                 let silent = last_heard.elapsed();
-                if waiting.is_none() && silent > self.link.patience {
+                if !full && silent > self.link.patience {
                     return Err(Error::new(
                         ErrorKind::Connect,
                         format!("no sign of life from the server for {} s", silent.as_secs()),
@@ -290,21 +322,22 @@ impl Feed {
         }
     }
 
-    /// Takes a frame in. The result waits for room in the queue.
+    /// Takes a frame in; its events wait for room in the queue.
     fn receive(
         &mut self,
         reader: &mut FrameReader,
         transaction: &mut Option<Option<u64>>,
         frame: &Bytes,
-    ) -> Result<Option<Waiting>> {
-        if self.batches.is_none() {
-            return Ok(None);
+        waiting: &mut Waiting,
+    ) -> Result<()> {
+        if self.ended {
+            return Ok(());
         }
         let received = reader.read(frame)?;
         let header = received.transaction;
         if self.builder.until.is_some_and(|until| received.first && header.commit_lsn >= until) {
-            self.batches = None;
-            return Ok(None);
+            self.ended = true;
+            return Ok(());
         }
         let mut progress = self.shared.progress();
         if received.first {
@@ -315,26 +348,26 @@ impl Feed {
         if received.last {
             *transaction = None;
         }
-        let Some(number) = number else { return Ok(None) };
+        let Some(number) = number else { return Ok(()) };
         progress.frame(received.events.len(), received.last);
-        let bytes = frame.len() + received.events.len() * size_of::<Event>();
-        Ok(Some(Waiting {
+        waiting.bytes += frame.len() + received.events.len() * size_of::<Event>();
+        waiting.parts.push(Part {
             transaction: number,
             end: received.last.then_some(header.end_lsn),
             events: received.events,
-            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-        }))
+        });
+        Ok(())
     }
 
     fn keepalive(&mut self, wal_end: Lsn, in_transaction: bool) {
         // Past the end of what was asked for, positions cover transactions that were not delivered.
-        if self.batches.is_none() {
+        if self.ended {
             return;
         }
         self.shared.progress().keepalive(wal_end);
         self.shared.settled.notify_waiters();
         if self.builder.until.is_some_and(|until| wal_end >= until && !in_transaction) {
-            self.batches = None;
+            self.ended = true;
         }
     }
 
@@ -360,7 +393,8 @@ impl Feed {
 }
 
 /// Room in the queue for what waits. More than the whole queue is let through alone.
-async fn room(queue: Arc<Semaphore>, bytes: u32) -> OwnedSemaphorePermit {
+async fn room(queue: Arc<Semaphore>, bytes: usize, most: u32) -> OwnedSemaphorePermit {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(most);
     match queue.acquire_many_owned(bytes).await {
         Ok(room) => room,
         // The semaphore is never closed.

@@ -59,10 +59,7 @@ impl Group {
     /// Selects the group's outboxes by OID, so that a renamed one is followed, and by name, so that one made anew is too.
     pub(crate) fn selectors(&self) -> Vec<OutboxSelector> {
         let by_name = |name: &str| parse_selectors(name).unwrap_or_default();
-        self.outboxes
-            .iter()
-            .flat_map(|(oid, name)| [vec![OutboxSelector::Oid(*oid)], by_name(name)].concat())
-            .collect()
+        self.outboxes.iter().flat_map(|(oid, name)| [vec![OutboxSelector::Oid(*oid)], by_name(name)].concat()).collect()
     }
 }
 

@@ -146,7 +146,8 @@ impl<S: Sink> Pump<'_, S> {
 }
 
 fn size(delivery: &Delivery) -> usize {
-    delivery.payload.as_ref().map_or(0, |payload| payload.len()) + delivery.headers.as_ref().map_or(0, |headers| headers.len())
+    delivery.payload.as_ref().map_or(0, |payload| payload.len())
+        + delivery.headers.as_ref().map_or(0, |headers| headers.len())
 }
 
 /// Where the log ends that survives a crash of the server.

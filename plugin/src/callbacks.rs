@@ -8,8 +8,8 @@ use core::ffi::c_void;
 
 use pgrx::pg_guard;
 use pgrx::pg_sys::{
-    LogicalDecodingContext, OutputPluginCallbacks, OutputPluginOptions, Relation, ReorderBufferChange, ReorderBufferTXN,
-    XLogRecPtr,
+    LogicalDecodingContext, OutputPluginCallbacks, OutputPluginOptions, Relation, ReorderBufferChange,
+    ReorderBufferTXN, XLogRecPtr,
 };
 
 use crate::pg::context::Context;

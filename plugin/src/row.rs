@@ -259,7 +259,8 @@ impl Faults {
                 room -= bytes.len();
             } else {
                 let size = bytes.len();
-                details.push(format!("the {size} bytes of \"{column}\" do not fit a frame: they are in the table only"));
+                details
+                    .push(format!("the {size} bytes of \"{column}\" do not fit a frame: they are in the table only"));
             }
             fits
         });

@@ -93,10 +93,8 @@ impl Run {
         let shared = Arc::new(Shared::default());
         shared.output().held = !reading;
         let (for_lines, for_log) = (Arc::clone(&shared), Arc::clone(&shared));
-        let readers = [
-            thread::spawn(move || for_lines.read_lines(stdout)),
-            thread::spawn(move || for_log.read_log(stderr)),
-        ];
+        let readers =
+            [thread::spawn(move || for_lines.read_lines(stdout)), thread::spawn(move || for_log.read_log(stderr))];
         Self { process, shared, readers, pipe }
     }
 

@@ -88,9 +88,8 @@ pub fn peek_events(cluster: &Cluster, slot: &str) -> Vec<Value> {
 /// The frames' bytes.
 pub fn raw(cluster: &Cluster, slot: &str, options: &str) -> Vec<Vec<u8>> {
     let options = if options.is_empty() { String::new() } else { format!(", {options}") };
-    let sql = format!(
-        "SELECT encode(data, 'hex') FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL{options})"
-    );
+    let sql =
+        format!("SELECT encode(data, 'hex') FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL{options})");
     let hex = |line: &str| {
         (0..line.len()).step_by(2).map(|at| u8::from_str_radix(&line[at..at + 2], 16).expect("hex")).collect()
     };

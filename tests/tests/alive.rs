@@ -118,7 +118,8 @@ fn a_reader_that_stalls_longer_than_wal_sender_timeout_costs_neither_connection_
     }
     shop.wait_until_stuck();
     let now = shop.psql("SELECT clock_timestamp()");
-    let alive = format!("SELECT count(*) FROM pg_stat_replication WHERE reply_time > timestamptz '{now}' + interval '5 s'");
+    let alive =
+        format!("SELECT count(*) FROM pg_stat_replication WHERE reply_time > timestamptz '{now}' + interval '5 s'");
     wait_until("a report 5 s later", PATIENCE, || (shop.psql(&alive) == "1").then_some(()));
     assert_eq!(run.count(), 0);
     run.release();
@@ -247,7 +248,8 @@ fn a_second_consumer_waits_and_names_the_first() {
     let waited = begin.elapsed();
     assert_eq!((second.code, second.lines.len()), (Some(4), 0), "{}", second.log);
     assert!(waited > Duration::from_secs(1) && waited < Duration::from_secs(10), "waited {waited:?}");
-    let says = format!("postbox: replication slot \"{SLOT}\" is in use by process {pid}, application \"postbox {SLOT}\"");
+    let says =
+        format!("postbox: replication slot \"{SLOT}\" is in use by process {pid}, application \"postbox {SLOT}\"");
     assert!(second.log.contains(&says), "{}", second.log);
     assert_eq!(first.terminate(PATIENCE).code, Some(0));
 }

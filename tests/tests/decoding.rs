@@ -55,7 +55,10 @@ fn with_names_stream_each_name_is_sent_once_and_frames_need_those_before_them() 
         "INSERT INTO events (type) VALUES ('a'); INSERT INTO events (type) VALUES ('b'); ANALYZE events; INSERT INTO fence (type) VALUES ('c')",
     );
     // Another leaf of the same outbox, and an invalidation in between.
-    cluster.psql("postgres", "SELECT setval(pg_get_serial_sequence('events', 'seq'), 1 << 20); INSERT INTO events (type) VALUES ('d')");
+    cluster.psql(
+        "postgres",
+        "SELECT setval(pg_get_serial_sequence('events', 'seq'), 1 << 20); INSERT INTO events (type) VALUES ('d')",
+    );
     let frames = raw(&cluster, "s", "'names', 'stream'");
     let mut decoder = Decoder::new();
     let types = frames.iter().flat_map(|frame| decode(&mut decoder, frame).unwrap().events).collect::<Vec<_>>();
@@ -81,7 +84,8 @@ fn wrong_options_are_refused_with_a_hint_and_change_nothing() {
         ("'max_event_bytes', '-1'", "max_event_bytes", "from 1 to"),
         ("'outboxes', 'events'", "outboxes", "schema-qualified"),
     ] {
-        let sql = format!("\\set VERBOSITY verbose\nSELECT pg_logical_slot_get_binary_changes('s', NULL, NULL, {options})");
+        let sql =
+            format!("\\set VERBOSITY verbose\nSELECT pg_logical_slot_get_binary_changes('s', NULL, NULL, {options})");
         let error = cluster.psql_result("postgres", &sql).unwrap_err();
         assert!(error.contains("22023"), "{error}");
         assert!(error.contains(message) && error.contains(hint), "{error}");
@@ -117,7 +121,10 @@ fn housekeeping_and_other_tables_say_nothing() {
     );
     assert_eq!(raw(&cluster, "s", "").len(), 0);
     cluster.psql("postgres", "INSERT INTO events (type) VALUES ('a')");
-    cluster.psql("postgres", "UPDATE events SET type = 'b'; DELETE FROM events; TRUNCATE events; CLUSTER; VACUUM FULL events");
+    cluster.psql(
+        "postgres",
+        "UPDATE events SET type = 'b'; DELETE FROM events; TRUNCATE events; CLUSTER; VACUUM FULL events",
+    );
     assert_eq!(member(&peek_events(&cluster, "s"), "type"), ["a"]);
 }
 
@@ -127,9 +134,15 @@ fn large_payloads_come_whole_however_they_are_stored() {
     for (storage, sql) in [
         ("toasted", "SELECT jsonb_agg(md5(n::text)) FROM generate_series(1, 5000) n"),
         ("compressed in the row", "SELECT to_jsonb(repeat('abc', 2000))"),
-        ("compressed and toasted", "SELECT jsonb_agg(md5((n % 1000)::text) || repeat('x', n % 300)) FROM generate_series(1, 20000) n"),
+        (
+            "compressed and toasted",
+            "SELECT jsonb_agg(md5((n % 1000)::text) || repeat('x', n % 300)) FROM generate_series(1, 20000) n",
+        ),
     ] {
-        cluster.psql("postgres", &format!("INSERT INTO events (type, payload, headers) VALUES ('{storage}', ({sql}), ({sql}))"));
+        cluster.psql(
+            "postgres",
+            &format!("INSERT INTO events (type, payload, headers) VALUES ('{storage}', ({sql}), ({sql}))"),
+        );
     }
     for column in ["payload", "headers"] {
         let stored = cluster.psql("postgres", &format!("SELECT {column} FROM events ORDER BY seq"));
@@ -219,7 +232,8 @@ fn a_transaction_beyond_the_decoding_memory_comes_in_bounded_frames() {
     for (n, event) in events.iter().enumerate() {
         assert_eq!((&event["ordinal"], &event["payload"]["n"]), (&json!(n), &json!(n)));
     }
-    let spilled = cluster.psql("postgres", "SELECT spill_txns > 0 FROM pg_stat_replication_slots WHERE slot_name = 's'");
+    let spilled =
+        cluster.psql("postgres", "SELECT spill_txns > 0 FROM pg_stat_replication_slots WHERE slot_name = 's'");
     assert_eq!(spilled, "t");
 }
 
@@ -237,7 +251,13 @@ fn what_exceeds_the_limit_becomes_an_error_event_and_the_stream_goes_on() {
     let large = events[0];
     assert_eq!((&large["type"], &large["key"], &large["payload"]), (&json!("large"), &json!("k"), &Value::Null));
     assert_eq!(large["error"]["code"], "too_large");
-    let raw = cluster.psql("postgres", &format!("SELECT convert_from(decode('{}', 'base64'), 'UTF8') = to_jsonb(repeat('x', 1000))::text", large["error"]["raw"]["payload"].as_str().unwrap()));
+    let raw = cluster.psql(
+        "postgres",
+        &format!(
+            "SELECT convert_from(decode('{}', 'base64'), 'UTF8') = to_jsonb(repeat('x', 1000))::text",
+            large["error"]["raw"]["payload"].as_str().unwrap()
+        ),
+    );
     assert_eq!(raw, "t");
     assert_eq!((&events[1]["key"], &events[1]["type"]), (&Value::Null, &Value::Null));
     assert!(events[1]["event_id"].is_string());
@@ -337,7 +357,10 @@ fn a_prepared_transaction_comes_when_it_is_committed() {
 #[test]
 fn decode_shows_frames_as_rows() {
     let cluster = with_outbox("jsonb");
-    cluster.psql("postgres", "INSERT INTO events (key, type, headers, payload) VALUES ('k', 't', '{\"a\": 1}', '{\"n\": 1.50}')");
+    cluster.psql(
+        "postgres",
+        "INSERT INTO events (key, type, headers, payload) VALUES ('k', 't', '{\"a\": 1}', '{\"n\": 1.50}')",
+    );
     let decoded = cluster.psql(
         "postgres",
         "SELECT d.outbox, d.event_id::uuid = e.event_id, d.type, d.key, d.headers, d.payload, d.ordinal, d.xid::text = e.xid::text,

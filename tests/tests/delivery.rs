@@ -105,7 +105,10 @@ async fn fifty_kills_lose_nothing_and_repeat_only_what_was_not_confirmed() {
     let committed = shop.committed();
     let again = assert_delivered(&lines, &committed);
     println!("50 kills, {} events, {again} came again, {risen} runs confirmed something", committed.len());
-    assert!(risen >= 10 && again > 0, "{risen} runs confirmed something, {again} events came again: kills at poor times");
+    assert!(
+        risen >= 10 && again > 0,
+        "{risen} runs confirmed something, {again} events came again: kills at poor times"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,7 +189,8 @@ async fn an_event_comes_while_its_commit_still_waits_for_a_standby() {
 
     run.wait_for(1, PATIENCE);
     let event_id = run.lines()[0].event_id;
-    let waiting = client.query("SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'", &[]).await.expect("an answer");
+    let waiting =
+        client.query("SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'", &[]).await.expect("an answer");
     assert_eq!((waiting.len(), publishing.is_finished()), (1, false), "the commit does not wait");
     let sql = "SELECT FROM orders WHERE event_id = $1";
     assert_eq!(client.query(sql, &[&event_id]).await.expect("an answer").len(), 0, "visible already");
@@ -213,7 +217,9 @@ fn what_is_confirmed_had_been_written_to_the_pipe() {
     shop.wait_until_stuck();
     wait_until("the pipe is full", PATIENCE, || (run.unread() > 32 << 10).then_some(()));
     // A sign of life from the consumer while it is stuck: what it confirms then is all that it ever will.
-    let heard = || shop.psql("SELECT count(*) FROM pg_stat_replication WHERE reply_time > clock_timestamp() - interval '50 ms'");
+    let heard = || {
+        shop.psql("SELECT count(*) FROM pg_stat_replication WHERE reply_time > clock_timestamp() - interval '50 ms'")
+    };
     wait_until("a report of the stuck consumer", PATIENCE, || (heard() == "1").then_some(()));
     let ended = run.kill();
     let confirmed = shop.confirmed_at_rest();
@@ -255,7 +261,10 @@ async fn acknowledgements_out_of_order_confirm_the_low_watermark() {
     ack(0);
     heard_of_consumer(&client).await;
     let middle = confirmed(&client).await;
-    assert!(middle > commits[1] && middle <= commits[2], "{middle}: the second is done, of the third one event is open");
+    assert!(
+        middle > commits[1] && middle <= commits[2],
+        "{middle}: the second is done, of the third one event is open"
+    );
     assert!(events.positions().confirmed == middle && events.positions().dispatched > middle);
     ack(4);
     wait_until_confirmed(&client, end, PATIENCE).await;
@@ -283,11 +292,8 @@ async fn the_memory_of_the_walsender_stays_flat_over_a_million_events() {
     let mut run = shop.run(&[]);
     let walsender = shop.walsender();
     let client = shop.client().await;
-    let publish = format!(
-        "DO $$ BEGIN FOR i IN 1 .. {} LOOP {} COMMIT; END LOOP; END $$",
-        events / 200,
-        insert(200, 40)
-    );
+    let publish =
+        format!("DO $$ BEGIN FOR i IN 1 .. {} LOOP {} COMMIT; END LOOP; END $$", events / 200, insert(200, 40));
     let publishing = tokio::spawn(async move { client.batch_execute(&publish).await });
     let mut samples = Vec::new();
     for percent in [20, 40, 60, 80, 100] {

@@ -33,7 +33,10 @@ const PLAIN: &str = "CREATE TABLE plain (event_id uuid DEFAULT gen_random_uuid()
 
 #[tokio::test]
 async fn an_outbox_made_while_the_stream_runs() {
-    let steps = ["SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')", "INSERT INTO made (type) VALUES ('b')"];
+    let steps = [
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')",
+        "INSERT INTO made (type) VALUES ('b')",
+    ];
     assert_eq!(watch(&steps).await, pairs(&[("public.made", "a"), ("public.made", "b")]));
 }
 

@@ -1,13 +1,13 @@
 //! The integration tests: one module per subject, each test on a private cluster.
 
+mod alive;
+mod decoding;
+mod delivery;
+mod docs;
 mod harness;
 mod jsonb;
-mod decoding;
 mod live;
-mod transport;
-mod docs;
 mod messages;
-mod sql;
-mod alive;
-mod delivery;
 mod shop;
+mod sql;
+mod transport;

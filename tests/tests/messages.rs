@@ -34,7 +34,12 @@ fn a_slot_that_is_missing_or_of_another_kind() {
     let cluster = Cluster::start();
     prepare(&cluster, "postgres");
     let server = cluster.conninfo("postgres");
-    expect(&server, &READ, 4, &["\"s\" does not exist", "hint: ", "pg_create_logical_replication_slot('s', 'postbox')"]);
+    expect(
+        &server,
+        &READ,
+        4,
+        &["\"s\" does not exist", "hint: ", "pg_create_logical_replication_slot('s', 'postbox')"],
+    );
     make_slot(&cluster, "postgres", "right");
     expect(&server, &READ, 4, &["does not exist", "right"]);
     cluster.psql("postgres", "SELECT pg_create_logical_replication_slot('s', 'test_decoding')");
@@ -66,7 +71,12 @@ fn a_server_whose_wal_level_is_too_low() {
     let cluster = Cluster::builder().setting("wal_level", "replica").start();
     prepare(&cluster, "postgres");
     let create = ["group", "create", "g", "--outbox", "fence"];
-    expect(&cluster.conninfo("postgres"), &create, 5, &["wal_level", "ALTER SYSTEM SET wal_level = logical", "restart"]);
+    expect(
+        &cluster.conninfo("postgres"),
+        &create,
+        5,
+        &["wal_level", "ALTER SYSTEM SET wal_level = logical", "restart"],
+    );
     assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM postbox.consumer_groups"), "0");
 }
 
@@ -82,7 +92,10 @@ fn a_server_that_does_not_allow_the_plugin() {
     for arguments in [&READ[..], &["group", "create", "g", "--outbox", "fence"]] {
         let (code, stderr) = run(&server, arguments);
         assert_eq!(code, 5, "{stderr}");
-        assert!(stderr.replace("\"postgres\"", "postgres").contains(&line.replace("\"postgres\"", "postgres")), "{stderr}");
+        assert!(
+            stderr.replace("\"postgres\"", "postgres").contains(&line.replace("\"postgres\"", "postgres")),
+            "{stderr}"
+        );
     }
     cluster.psql("postgres", line);
     assert_eq!(run(&server, &READ).0, 0, "the line that is printed mends it");

@@ -33,7 +33,10 @@ impl Shop {
 
     pub(crate) fn open_with(builder: Builder) -> Self {
         let cluster = builder.start();
-        cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders'); CREATE TABLE other (n int)");
+        cluster.psql(
+            "postgres",
+            "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders'); CREATE TABLE other (n int)",
+        );
         for (slot, plugin) in [("truth", "test_decoding"), (SLOT, "postbox")] {
             cluster.psql("postgres", &format!("SELECT pg_create_logical_replication_slot('{slot}', '{plugin}')"));
         }
@@ -82,9 +85,7 @@ impl Shop {
 
     /// Everything that committed below this is confirmed.
     pub(crate) fn confirmed(&self) -> Lsn {
-        lsn(&self.psql(&format!(
-            "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
-        )))
+        lsn(&self.psql(&format!("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{SLOT}'")))
     }
 
     /// Waits until nobody reads the slot, and returns how far it is confirmed.
@@ -210,7 +211,9 @@ pub(crate) async fn transact(client: &mut Client, pause: Duration) -> Result<(),
     };
     let kind = if commit { "kept" } else { UNDONE };
     let insert = |kind: &str, events: usize| {
-        format!("INSERT INTO orders (type, payload) SELECT '{kind}', jsonb_build_object('n', n) FROM generate_series(1, {events}) n")
+        format!(
+            "INSERT INTO orders (type, payload) SELECT '{kind}', jsonb_build_object('n', n) FROM generate_series(1, {events}) n"
+        )
     };
     let mut transaction = client.transaction().await?;
     transaction.batch_execute(&insert(kind, events)).await?;

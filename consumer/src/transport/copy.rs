@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut, Bytes};
 use postbox_wire::{Lsn, PgMicros};
 use tokio::time::timeout;
 
-use super::link::Link;
+use super::link::{Link, Message};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A stream that runs. Dropping it cuts the link, and the server frees the slot when it notices.
@@ -60,16 +60,23 @@ impl CopyBoth {
     /// The link breaks, the server ends the stream, or its plugin fails. The stream is of no use afterwards.
     pub async fn recv(&mut self) -> Result<Received> {
         loop {
-            let message = self.link.recv().await?;
-            match message.tag {
-                b'd' => return parse(message.body),
-                // ParameterStatus: a reload has changed a setting.
-                b'S' => {}
-                // CopyDone or CommandComplete, unasked: the server shuts down.
-                b'c' | b'C' => return Err(Error::new(ErrorKind::Server, "the server ended the stream")),
-                tag => return Err(unexpected(tag)),
+            if let Some(received) = of_stream(self.link.recv().await?)? {
+                return Ok(received);
             }
         }
+    }
+
+    /// What comes next, if it has been read from the socket already.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn try_recv(&mut self) -> Result<Option<Received>> {
+        while let Some(message) = self.link.try_recv()? {
+            if let Some(received) = of_stream(message)? {
+                return Ok(Some(received));
+            }
+        }
+        Ok(None)
     }
 
     /// Reports how far we are.
@@ -124,6 +131,18 @@ impl CopyBoth {
                 tag => return Err(unexpected(tag)),
             }
         }
+    }
+}
+
+/// What a message means in a stream that runs; nothing for one that is of no interest.
+fn of_stream(message: Message) -> Result<Option<Received>> {
+    match message.tag {
+        b'd' => parse(message.body).map(Some),
+        // ParameterStatus: a reload has changed a setting.
+        b'S' => Ok(None),
+        // CopyDone or CommandComplete, unasked: the server shuts down.
+        b'c' | b'C' => Err(Error::new(ErrorKind::Server, "the server ended the stream")),
+        tag => Err(unexpected(tag)),
     }
 }
 

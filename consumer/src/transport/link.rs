@@ -78,15 +78,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Cancel-safe: what has arrived stays in the buffer.
     pub(super) async fn recv(&mut self) -> Result<Message> {
         loop {
-            let message = self.recv_any().await?;
+            if let Some(message) = self.try_recv()? {
+                return Ok(message);
+            }
+            self.read().await?;
+        }
+    }
+
+    /// The next message if all of it has been read already.
+    pub(super) fn try_recv(&mut self) -> Result<Option<Message>> {
+        while let Some(message) = self.take_buffered()? {
             match message.tag {
                 b'E' => return Err(Report::parse(&message.body)?.into_error(&self.about)),
                 b'N' => Report::parse(&message.body)?.log(),
                 // NOTIFY: nothing here listens.
                 b'A' => {}
-                _ => return Ok(message),
+                _ => return Ok(Some(message)),
             }
         }
+        Ok(None)
     }
 
     /// The buffer of what is to be sent; [`flush`](Self::flush) sends it.
@@ -115,28 +125,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         }
     }
 
-    async fn recv_any(&mut self) -> Result<Message> {
-        loop {
-            if let Some(message) = self.take_buffered()? {
-                return Ok(message);
+    /// Waits for bytes.
+    async fn read(&mut self) -> Result<()> {
+        let read = match &mut self.large {
+            Some(large) => {
+                large.grow()?;
+                let missing = large.len - large.body.len();
+                self.socket.read_buf(&mut (&mut large.body).limit(missing)).await
             }
-            let read = match &mut self.large {
-                Some(large) => {
-                    large.grow()?;
-                    let missing = large.len - large.body.len();
-                    self.socket.read_buf(&mut (&mut large.body).limit(missing)).await
+            None => {
+                // Small reads into the rest of a buffer cost more than what the rest is worth.
+                if self.inbox.capacity() - self.inbox.len() < READ / 4 {
+                    self.inbox.reserve(READ);
                 }
-                None => {
-                    // Small reads into the rest of a buffer cost more than what the rest is worth.
-                    if self.inbox.capacity() - self.inbox.len() < READ / 4 {
-                        self.inbox.reserve(READ);
-                    }
-                    self.socket.read_buf(&mut self.inbox).await
-                }
-            };
-            if read.map_err(lost)? == 0 {
-                return Err(lost(io::ErrorKind::UnexpectedEof.into()));
+                self.socket.read_buf(&mut self.inbox).await
             }
+        };
+        match read.map_err(lost)? {
+            0 => Err(lost(io::ErrorKind::UnexpectedEof.into())),
+            _ => Ok(()),
         }
     }
 

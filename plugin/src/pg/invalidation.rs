@@ -43,9 +43,7 @@ pub(crate) fn watch() {
 
 /// What has become invalid since the last call; `None` is the common case.
 pub(crate) fn take() -> Option<Invalid> {
-    INVALID.with_borrow_mut(|invalid| {
-        (invalid.all || !invalid.relations.is_empty()).then(|| core::mem::take(invalid))
-    })
+    INVALID.with_borrow_mut(|invalid| (invalid.all || !invalid.relations.is_empty()).then(|| core::mem::take(invalid)))
 }
 
 #[pg_guard]

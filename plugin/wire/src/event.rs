@@ -99,25 +99,28 @@ impl ErrorCode {
 impl fmt::Display for EventId<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Uuid(bytes) => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                let mut text = [b'-'; 36];
-                let mut place = 0;
-                for (index, byte) in bytes.iter().enumerate() {
-                    // Dashes stand before bytes 4, 6, 8 and 10.
-                    place += usize::from(matches!(index, 4 | 6 | 8 | 10));
-                    if let Some([high, low]) = text.get_mut(place..place + 2) {
-                        *high = HEX[usize::from(byte >> 4)];
-                        *low = HEX[usize::from(byte & 15)];
-                    }
-                    place += 2;
-                }
-                f.write_str(core::str::from_utf8(&text).unwrap_or_default())
-            }
+            Self::Uuid(bytes) => f.write_str(core::str::from_utf8(&uuid_text(bytes)).unwrap_or_default()),
             Self::Text(text) => f.write_str(text),
             Self::Int(number) => write!(f, "{number}"),
         }
     }
+}
+
+/// A UUID in its usual form: 8-4-4-4-12 hexadecimal digits.
+pub(crate) fn uuid_text(bytes: &[u8; 16]) -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [b'-'; 36];
+    let mut place = 0;
+    for (index, byte) in bytes.iter().enumerate() {
+        // Dashes stand before bytes 4, 6, 8 and 10.
+        place += usize::from(matches!(index, 4 | 6 | 8 | 10));
+        if let Some([high, low]) = text.get_mut(place..place + 2) {
+            *high = HEX[usize::from(byte >> 4)];
+            *low = HEX[usize::from(byte & 15)];
+        }
+        place += 2;
+    }
+    text
 }
 
 /// The kind stands in the low two bits of the head byte: 1 is kept for claim checks, 2 for messages.

@@ -7,7 +7,9 @@ use core::fmt::{self, Write as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::{Event, EventError, PayloadType, RawColumn, Transaction};
+use crate::event::uuid_text;
+use crate::time::Civil;
+use crate::{Event, EventError, EventId, Lsn, PayloadType, PgMicros, RawColumn, Transaction};
 
 /// Appends the event as one JSON object with the members outbox, event_id, type, key, headers, payload, commit_lsn,
 /// ordinal, commit_time, xid, and error where the event is an error event. No newline is written.
@@ -22,8 +24,13 @@ pub fn write(out: &mut Vec<u8>, transaction: &Transaction, event: &Event<'_>) {
     escape(out, &outbox.table);
     out.extend_from_slice(b"\",\"event_id\":");
     match id {
-        Some(crate::EventId::Text(text)) => string(out, text),
-        Some(id) => print(out, format_args!("\"{id}\"")),
+        Some(EventId::Text(text)) => string(out, text),
+        Some(EventId::Uuid(bytes)) => {
+            out.push(b'"');
+            out.extend_from_slice(&uuid_text(bytes));
+            out.push(b'"');
+        }
+        Some(id @ EventId::Int(_)) => print(out, format_args!("\"{id}\"")),
         None => out.extend_from_slice(b"null"),
     }
     for (name, value) in [("type", event_type), ("key", key)] {
@@ -47,12 +54,14 @@ pub fn write(out: &mut Vec<u8>, transaction: &Transaction, event: &Event<'_>) {
         },
     }
     let Transaction { commit_lsn, end_lsn: _, commit_time, xid } = transaction;
-    print(
-        out,
-        format_args!(
-            ",\"commit_lsn\":\"{commit_lsn}\",\"ordinal\":{ordinal},\"commit_time\":\"{commit_time}\",\"xid\":{xid}"
-        ),
-    );
+    out.extend_from_slice(b",\"commit_lsn\":\"");
+    lsn(out, *commit_lsn);
+    out.extend_from_slice(b"\",\"ordinal\":");
+    decimal(out, *ordinal, 1);
+    out.extend_from_slice(b",\"commit_time\":\"");
+    time(out, *commit_time);
+    out.extend_from_slice(b"\",\"xid\":");
+    decimal(out, *xid, 1);
     if let Some(EventError { code, detail, raw }) = error {
         print(out, format_args!(",\"error\":{{\"code\":\"{}\",\"detail\":", code.name()));
         string(out, detail);
@@ -125,6 +134,41 @@ fn binary(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
 }
 
+/// At least `width` decimal digits. This and the two below do what `Display` does, at a fraction of its cost: they run for
+/// every event.
+fn decimal(out: &mut Vec<u8>, mut value: u64, width: usize) {
+    let mut digits = [b'0'; 20];
+    let mut start = digits.len();
+    while value > 0 {
+        start -= 1;
+        digits[start] = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
+    out.extend_from_slice(&digits[start.min(digits.len() - width)..]);
+}
+
+fn lsn(out: &mut Vec<u8>, Lsn(position): Lsn) {
+    for (half, end) in [(position >> 32, &b"/"[..]), (position & 0xffff_ffff, &[])] {
+        let places = (u64::BITS - (half | 1).leading_zeros()).div_ceil(4);
+        let digit = |place: u32| b"0123456789ABCDEF"[(half >> (4 * place) & 15) as usize];
+        out.extend((0..places).rev().map(digit));
+        out.extend_from_slice(end);
+    }
+}
+
+fn time(out: &mut Vec<u8>, time: PgMicros) {
+    let Civil { year, month, day, hour, minute, second, micros } = time.civil();
+    let Ok(year) = u64::try_from(year) else { return print(out, format_args!("{time}")) };
+    decimal(out, year, 4);
+    for (mark, value, width) in
+        [(b'-', month, 2), (b'-', day, 2), (b'T', hour, 2), (b':', minute, 2), (b':', second, 2), (b'.', micros, 6)]
+    {
+        out.push(mark);
+        decimal(out, value.unsigned_abs(), width);
+    }
+    out.push(b'Z');
+}
+
 fn print(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
     struct Bytes<'a>(&'a mut Vec<u8>);
     impl fmt::Write for Bytes<'_> {
@@ -135,4 +179,27 @@ fn print(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
     }
     // Appending to a vector does not fail.
     let _ = Bytes(out).write_fmt(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_for_speed_is_what_display_writes(number: u64, shift in 0..64_u32, micros: i64) {
+            let mut out = Vec::new();
+            decimal(&mut out, number >> shift, 1);
+            lsn(&mut out, Lsn(number >> shift));
+            time(&mut out, PgMicros(micros));
+            time(&mut out, PgMicros(micros >> 10));
+            let number = number >> shift;
+            let expected = format!("{number}{}{}{}", Lsn(number), PgMicros(micros), PgMicros(micros >> 10));
+            prop_assert_eq!(out, expected.into_bytes());
+        }
+    }
 }
