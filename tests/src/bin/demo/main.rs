@@ -59,7 +59,8 @@ async fn show(cluster: &Cluster) -> Result<bool> {
     println!(
         "\n{PRODUCERS} producers, {} transactions: {} events to commit, {} to roll back.",
         plan.transactions(),
-        plan.committed_events(),
+        // The last one closes the demo.
+        plan.committed_events() + 1,
         plan.rolled_back_events()
     );
 
