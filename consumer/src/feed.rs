@@ -264,6 +264,8 @@ impl Feed {
             if let (false, Some(error)) = (full, failed.take()) {
                 return Err(error);
             }
+            // With the queue full not even one more frame is read, which may be as large as the largest event.
+            let crowded = !full && self.room.available_permits() == 0;
             let confirm = self.shared.progress().is_confirmation_due();
             let ping = self.shared.ping.load(Ordering::Relaxed);
             // The end that was asked for may lie where nothing is sent any more.
@@ -283,10 +285,14 @@ impl Feed {
                     }
                     last_heard = Instant::now();
                 }
-                received = self.link.stream.recv(), if !full => {
-                    let mut received = received.map(Some);
+                // Looks only: the permit is given back at once.
+                _ = self.room.acquire(), if crowded => last_heard = Instant::now(),
+                received = self.link.stream.recv(), if !full && !crowded => {
                     last_heard = Instant::now();
-                    self.backoff.reset();
+                    if received.is_ok() {
+                        self.backoff.reset();
+                    }
+                    let mut received = received.map(Some);
                     while let Some(outcome) = received.transpose() {
                         let taken = outcome.and_then(|received| match received {
                             Received::Data(frame) => self.receive(&mut reader, &mut transaction, &frame, &mut waiting),
@@ -309,7 +315,7 @@ impl Feed {
             }
             if report {
                 let silent = last_heard.elapsed();
-                if !full && silent > self.link.patience {
+                if !full && !crowded && silent > self.link.patience {
                     return Err(Error::new(
                         ErrorKind::Connect,
                         format!("no sign of life from the server for {} s", silent.as_secs()),
