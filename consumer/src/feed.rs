@@ -286,7 +286,7 @@ impl Feed {
                     last_heard = Instant::now();
                 }
                 // Looks only: the permit is given back at once.
-                _ = self.room.acquire(), if crowded => last_heard = Instant::now(),
+                _ = room(Arc::clone(&self.room), 1, 1), if crowded => last_heard = Instant::now(),
                 received = self.link.stream.recv(), if !full && !crowded => {
                     last_heard = Instant::now();
                     if received.is_ok() {
