@@ -312,7 +312,7 @@ impl Builder {
                     .with_hint("Call group() or slot() on the builder."));
             }
         };
-        let (feed, shared, batches) = Feed::open(info, slot, self).await?;
-        Ok(Consumer { shared, batches, current: None, unfinished: None, feed: tokio::spawn(feed.run()) })
+        let (feed, link, shared, batches) = Feed::open(info, slot, self).await?;
+        Ok(Consumer { shared, batches, current: None, unfinished: None, feed: tokio::spawn(feed.run(link)) })
     }
 }

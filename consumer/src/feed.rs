@@ -1,5 +1,6 @@
 //! The task that keeps the connection to the slot: frames in, confirmations out, and a new connection when it breaks.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -104,13 +105,12 @@ pub(crate) struct Feed {
     batches: Option<mpsc::UnboundedSender<Result<Batch>>>,
     room: Arc<Semaphore>,
     queue_bytes: u32,
-    link: Link,
     /// Reset when a connection has proved good, so that one that breaks at once is not tried without end.
     backoff: Backoff,
 }
 
-/// One connection.
-struct Link {
+/// One connection. Dropping it closes it.
+pub(crate) struct Link {
     stream: CopyBoth,
     identity: SystemId,
     /// How often the server hears from us, whatever happens.
@@ -133,12 +133,12 @@ struct Waiting {
 const TOGETHER_BYTES: usize = 256 << 10;
 
 impl Feed {
-    /// Looks at the slot, connects, and starts replication.
+    /// Looks at the slot, connects, and starts replication. The link is what [`run`](Self::run) begins with.
     pub(crate) async fn open(
         info: ConnInfo,
         slot: String,
         builder: Builder,
-    ) -> Result<(Self, Arc<Shared>, mpsc::UnboundedReceiver<Result<Batch>>)> {
+    ) -> Result<(Self, Link, Arc<Shared>, mpsc::UnboundedReceiver<Result<Batch>>)> {
         let sql = connect_sql(&info).await?;
         slot::inspect(&sql, &slot).await?;
         let options = builder.options.render();
@@ -171,30 +171,35 @@ impl Feed {
             batches: Some(sender),
             room: Arc::new(Semaphore::new(queue_bytes as usize)),
             queue_bytes,
-            link,
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
         };
-        Ok((feed, shared, batches))
+        Ok((feed, link, shared, batches))
     }
 
     /// Runs until the consumer is closed or nothing more can be delivered. An error goes to the application as the last item of
     /// the stream, or is the result if the application has left the stream.
-    pub(crate) async fn run(mut self) -> Result<()> {
+    pub(crate) async fn run(mut self, mut link: Link) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let result = loop {
-            let error = match self.stream().await {
-                Ok(()) => break self.end().await,
+            let error = match self.stream(&mut link).await {
+                Ok(()) => break self.end(link).await,
                 Err(error) => error,
             };
+            // The server frees the slot once the connection is closed.
+            let Link { identity, stream, .. } = link;
+            drop(stream);
             // What was confirmed last may be lost with the link; then it comes again.
             if shared.is_closing() {
                 break Err(error);
             }
             if error.is_transient() {
                 warn!("lost the connection: {}", error.chain());
-                match self.reconnect().await {
-                    Ok(true) => continue,
-                    Ok(false) => break Err(error),
+                match self.reconnect(&identity).await {
+                    Ok(Some(another)) => {
+                        link = another;
+                        continue;
+                    }
+                    Ok(None) => break Err(error),
                     Err(error) => break self.give_up(error),
                 }
             }
@@ -211,13 +216,13 @@ impl Feed {
         }
     }
 
-    /// A new connection, however long it takes. False if the consumer is closed meanwhile.
-    async fn reconnect(&mut self) -> Result<bool> {
+    /// A new connection, however long it takes. None if the consumer is closed meanwhile.
+    async fn reconnect(&mut self, before: &SystemId) -> Result<Option<Link>> {
         loop {
             let wait = self.backoff.next();
             let link = tokio::select! {
                 link = async { sleep(wait).await; Link::open(&self.info, &self.slot, &self.options).await } => link,
-                () = self.shared.closed() => return Ok(false),
+                () = self.shared.closed() => return Ok(None),
             };
             let link = match link {
                 // The server may not have noticed yet that our own former connection is gone.
@@ -229,7 +234,7 @@ impl Feed {
             };
             self.shared.connection.fetch_add(1, Ordering::Relaxed);
             let mut progress = self.shared.progress();
-            let (before, now) = (&self.link.identity, &link.identity);
+            let now = &link.identity;
             if (before.system_id, before.timeline) == (now.system_id, now.timeline) {
                 progress.reconnected();
             } else {
@@ -239,13 +244,12 @@ impl Feed {
             }
             drop(progress);
             info!("connected again");
-            self.link = link;
-            return Ok(true);
+            return Ok(Some(link));
         }
     }
 
     /// Streams until the consumer is closed; an error ends the connection.
-    async fn stream(&mut self) -> Result<()> {
+    async fn stream(&mut self, link: &mut Link) -> Result<()> {
         let mut reader = FrameReader::default();
         let mut waiting = Waiting::default();
         // What is wrong after the events that wait.
@@ -253,6 +257,7 @@ impl Feed {
         let mut transaction = None;
         let mut last_status = Instant::now();
         let mut last_heard = Instant::now();
+        let mut shutdown = pin!(shutdown(self.info.clone(), Arc::clone(&self.shared), link.heartbeat));
         loop {
             if self.shared.is_closing() {
                 return Ok(());
@@ -270,7 +275,7 @@ impl Feed {
             let ping = self.shared.ping.load(Ordering::Relaxed);
             // The end that was asked for may lie where nothing is sent any more.
             let ask = ping || (self.builder.until.is_some() && !self.ended);
-            let interval = if confirm || ask { self.builder.confirm_interval } else { self.link.heartbeat };
+            let interval = if confirm || ask { self.builder.confirm_interval } else { link.heartbeat };
             let mut report = false;
             tokio::select! {
                 biased;
@@ -287,7 +292,7 @@ impl Feed {
                 }
                 // Looks only: the permit is given back at once.
                 _ = room(Arc::clone(&self.room), 1, 1), if crowded => last_heard = Instant::now(),
-                received = self.link.stream.recv(), if !full && !crowded => {
+                received = link.stream.recv(), if !full && !crowded => {
                     last_heard = Instant::now();
                     if received.is_ok() {
                         self.backoff.reset();
@@ -309,20 +314,21 @@ impl Feed {
                         if waiting.bytes >= TOGETHER_BYTES {
                             break;
                         }
-                        received = self.link.stream.try_recv();
+                        received = link.stream.try_recv();
                     }
                 }
+                error = &mut shutdown => return Err(error),
             }
             if report {
                 let silent = last_heard.elapsed();
-                if !full && !crowded && silent > self.link.patience {
+                if !full && !crowded && silent > link.patience {
                     return Err(Error::new(
                         ErrorKind::Connect,
                         format!("no sign of life from the server for {} s", silent.as_secs()),
                     ));
                 }
                 self.shared.ping.store(false, Ordering::Relaxed);
-                self.report(ask || silent > self.link.heartbeat / 2).await?;
+                self.report(link, ask || silent > link.heartbeat / 2).await?;
                 last_status = Instant::now();
             }
         }
@@ -378,7 +384,7 @@ impl Feed {
     }
 
     /// Tells the server what is durable.
-    async fn report(&mut self, reply_requested: bool) -> Result<()> {
+    async fn report(&mut self, link: &mut Link, reply_requested: bool) -> Result<()> {
         let (received, flushed) = {
             let mut progress = self.shared.progress();
             let flushed = progress.confirm();
@@ -386,17 +392,45 @@ impl Feed {
         };
         debug!(%received, %flushed, "status");
         let status = Status { received, flushed, reply_requested };
-        timeout(self.link.patience, self.link.stream.send_status(status)).await.unwrap_or_else(|_| {
+        timeout(link.patience, link.stream.send_status(status)).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Connect, "the server takes no data from the connection any more"))
         })
     }
 
     /// Confirms what is durable and ends the connection in order.
-    async fn end(mut self) -> Result<()> {
-        self.report(false).await?;
-        self.link.stream.finish().await
+    async fn end(mut self, mut link: Link) -> Result<()> {
+        self.report(&mut link, false).await?;
+        link.stream.finish().await
     }
 }
+
+/// Waits until the server shuts down while nothing is acknowledged any more.
+///
+/// A server that shuts down waits until its consumers have confirmed everything, for as long as it hears from them. So a
+/// sink that is stuck would hold it up for ever, and the stream does not tell what is going on. Whoever asks to be let in
+/// is told.
+async fn shutdown(info: ConnInfo, shared: Arc<Shared>, interval: Duration) -> Error {
+    let mut before = None;
+    loop {
+        sleep(interval).await;
+        let now = {
+            let progress = shared.progress();
+            (!progress.is_idle()).then(|| progress.positions().durable)
+        };
+        let stuck = now.is_some() && now == before;
+        before = now;
+        if stuck
+            && let Err(error) = connect_sql(&info).await
+            && error.sqlstate() == Some(CANNOT_CONNECT_NOW)
+        {
+            return Error::new(ErrorKind::Server, "the server shuts down and nothing is acknowledged")
+                .with_source(error);
+        }
+    }
+}
+
+/// The SQLSTATE of a server that starts or shuts down.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// Room in the queue for what waits. More than the whole queue is let through alone.
 async fn room(queue: Arc<Semaphore>, bytes: usize, most: u32) -> OwnedSemaphorePermit {

@@ -6,7 +6,7 @@ use postbox_tests::{Cluster, Proxy, Run, Stop, wait_until, wait_until_async};
 use rustix::process::Signal;
 
 use crate::delivery::MEMORY_LIMIT_KIB;
-use crate::shop::{PATIENCE, SLOT, Shop, Writers, assert_delivered, lsn, wait_until_confirmed};
+use crate::shop::{PATIENCE, SLOT, Shop, Writers, assert_delivered, lsn, wait_for_more, wait_until_confirmed};
 
 /// `wal_sender_timeout` of the tests that wait for it.
 const SENDER_TIMEOUT: &str = "2s";
@@ -66,13 +66,11 @@ async fn a_link_that_swallows_everything_is_noticed_and_replaced() {
 async fn disturb(shop: &Shop, mut run: Run, times: usize, how: impl Fn(usize)) {
     let writers = Writers::start(shop, 4, Duration::from_millis(10));
     for round in 0..times {
-        let flowed = run.count() + 50;
-        run.wait_for(flowed, PATIENCE);
+        wait_for_more(&mut run, 50);
         tokio::task::block_in_place(|| how(round));
         run.wait_for_log("connected again", round + 1, PATIENCE);
     }
-    let flowed = run.count() + 50;
-    run.wait_for(flowed, PATIENCE);
+    wait_for_more(&mut run, 50);
     writers.stop().await;
     shop.psql("INSERT INTO orders (type, payload) VALUES ('last', '{}')");
     run.wait_until("the last event", PATIENCE, |lines| lines.last().is_some_and(|line| line.event_type == "last"));
@@ -175,6 +173,37 @@ fn a_fast_shutdown_of_the_server_does_not_wait_for_an_idle_consumer() {
         shop.walsender();
     }
     assert_eq!(run.terminate(PATIENCE).code, Some(0));
+}
+
+/// The server waits for what its consumers have not confirmed, as long as it hears from them.
+#[test]
+fn a_fast_shutdown_of_the_server_does_not_wait_for_a_stuck_reader() {
+    // With the first amount the server has sent everything, with the second it cannot.
+    for events in [2_000, 100_000] {
+        let shop = Shop::open_with(Cluster::builder().setting("wal_sender_timeout", SENDER_TIMEOUT));
+        let mut run = shop.run_held(&[]);
+        shop.walsender();
+        shop.publish(events, 500);
+        wait_until("the pipe is full", PATIENCE, || (run.unread() > 32 << 10).then_some(()));
+        if events == 100_000 {
+            shop.wait_until_stuck();
+        }
+        let begin = Instant::now();
+        shop.cluster.stop(Stop::Fast);
+        let took = begin.elapsed();
+        println!("with {events} events the shutdown took {took:?}");
+        assert!(took < Duration::from_secs(10), "the shutdown took {took:?}");
+        shop.cluster.start_again();
+        run.wait_for_log("connected again", 1, PATIENCE);
+        run.release();
+        run.wait_until("the last event", PATIENCE, |lines| {
+            lines.last().is_some_and(|line| line.ordinal == events as u64 - 1)
+        });
+        let ended = run.terminate(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        assert_delivered(&ended.lines, &shop.committed());
+        assert_eq!(shop.drain(), []);
+    }
 }
 
 #[test]

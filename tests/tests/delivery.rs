@@ -9,7 +9,8 @@ use postbox_tests::{Cluster, Line, Stop, memory_kib, wait_until, wait_until_asyn
 use rand::RngExt;
 
 use crate::shop::{
-    PATIENCE, SLOT, Shop, Writers, assert_delivered, confirmed, insert, lsn, place, transact, wait_until_confirmed,
+    PATIENCE, SLOT, Shop, Writers, assert_delivered, confirmed, insert, lsn, place, transact, wait_for_more,
+    wait_until_confirmed,
 };
 
 mod limits;
@@ -88,6 +89,10 @@ async fn fifty_kills_lose_nothing_and_repeat_only_what_was_not_confirmed() {
         let newest = lines.iter().map(place).max();
         let mut run = shop.run(&[]);
         run.wait_until("a new event", PATIENCE, |lines| lines.last().map(place) > newest);
+        // Every other process gets stuck in a full pipe, with events in its hands that it has not delivered.
+        if kill % 2 == 1 {
+            run.hold();
+        }
         // Confirmations go out every 100 ms: some kills come before the first one.
         let more = rand::rng().random_range(0..300);
         tokio::time::sleep(Duration::from_millis(more)).await;
@@ -117,12 +122,10 @@ async fn a_crash_of_the_server_in_mid_stream_loses_nothing() {
     let mut run = shop.run(&[]);
     let writers = Writers::start(&shop, 4, Duration::from_millis(10));
     for _ in 0..3 {
-        let flowed = run.count() + 100;
-        run.wait_for(flowed, PATIENCE);
+        wait_for_more(&mut run, 100);
         tokio::task::block_in_place(|| shop.cluster.restart(Stop::Immediate));
     }
-    let flowed = run.count() + 100;
-    run.wait_for(flowed, PATIENCE);
+    wait_for_more(&mut run, 100);
     writers.stop().await;
     shop.psql("INSERT INTO orders (type, payload) VALUES ('last', '{}')");
     run.wait_until("the last event", PATIENCE, |lines| lines.last().is_some_and(|line| line.event_type == "last"));
@@ -132,6 +135,8 @@ async fn a_crash_of_the_server_in_mid_stream_loses_nothing() {
     let committed = shop.committed();
     let again = assert_delivered(&ended.lines, &committed);
     println!("3 crashes, {} events, {again} came again", committed.len());
+    // The slot's position on disk is that of the last checkpoint, but this process knows better what is done.
+    assert!(again < 100, "{again} events came again to the same process");
     assert_eq!(shop.drain(), [], "came again although it was confirmed");
 }
 

@@ -159,6 +159,15 @@ pub(crate) fn assert_delivered(lines: &[Line], committed: &[Uuid]) -> usize {
     lines.len() - fresh.len()
 }
 
+/// Waits until the process has printed so many events that it had not printed when this was called.
+pub(crate) fn wait_for_more(run: &mut Run, events: usize) {
+    let newest = run.lines().iter().map(place).max();
+    run.wait_until(&format!("{events} new events"), PATIENCE, |lines| {
+        // What came again lies before.
+        lines.iter().rev().take_while(|line| Some(place(line)) > newest).count() >= events
+    });
+}
+
 /// Where an event stands in the log.
 pub(crate) fn place(line: &Line) -> (Lsn, u64) {
     (line.commit_lsn, line.ordinal)
@@ -212,7 +221,8 @@ pub(crate) async fn transact(client: &mut Client, pause: Duration) -> Result<(),
     let kind = if commit { "kept" } else { UNDONE };
     let insert = |kind: &str, events: usize| {
         format!(
-            "INSERT INTO orders (type, payload) SELECT '{kind}', jsonb_build_object('n', n) FROM generate_series(1, {events}) n"
+            "INSERT INTO orders (type, payload) SELECT '{kind}', jsonb_build_object('n', n, 'filler', repeat('x', 500)) \
+             FROM generate_series(1, {events}) n"
         )
     };
     let mut transaction = client.transaction().await?;
