@@ -1,12 +1,12 @@
 //! Which outbox a table's rows belong to, if any: decided once per table and kept until PostgreSQL says that the table changed.
 
 use core::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use pgrx::pg_sys::Oid;
 use postbox_wire::{NameSlot, Outbox, OutboxSelector, PayloadType};
+use rustc_hash::FxHashMap;
 
 use crate::marker::{Mapping, TRIGGER};
 use crate::pg::encoding::Encoding;
@@ -43,7 +43,8 @@ pub(crate) struct Target {
 
 /// The cache.
 pub(crate) struct Routes {
-    routes: HashMap<Oid, Route>,
+    /// Looked at for every change of every table, hence the cheapest hash there is.
+    routes: FxHashMap<Oid, Route>,
     /// Kept over invalidations, so that each name is sent once.
     targets: Vec<Rc<Target>>,
     selectors: Option<Vec<OutboxSelector>>,
@@ -56,7 +57,7 @@ const MOST_TARGETS: usize = 4096;
 impl Routes {
     pub(crate) fn new(selectors: Option<Vec<OutboxSelector>>) -> Self {
         invalidation::watch();
-        Self { routes: HashMap::new(), targets: Vec::new(), selectors, encoding: Encoding::of_database() }
+        Self { routes: FxHashMap::default(), targets: Vec::new(), selectors, encoding: Encoding::of_database() }
     }
 
     /// The route of a table's rows.

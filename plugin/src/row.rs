@@ -163,27 +163,23 @@ impl Reader {
         let malformed = |detail| (ErrorCode::Malformed, detail);
         let not_utf8 = |detail| (ErrorCode::Encoding, detail);
         let result = match column.type_oid {
-            pg_sys::JSONBOID if self.encoding.is_utf8() => value.bytes().map_err(malformed).and_then(|container| {
+            pg_sys::JSONBOID => value.bytes().map_err(malformed).and_then(|container| {
                 buffer.clear();
                 postbox_jsonb::print(container, buffer, self.limit).map_err(|error| match error {
                     postbox_jsonb::Error::TooLong => {
                         (ErrorCode::TooLarge, format!("its text has more than {} bytes", self.limit))
                     }
-                    postbox_jsonb::Error::Encoding { .. } => (ErrorCode::Encoding, error.to_string()),
                     postbox_jsonb::Error::Malformed { .. } => (ErrorCode::Malformed, error.to_string()),
                 })?;
-                core::str::from_utf8(buffer).map_err(|error| not_utf8(error.to_string()))
+                self.encoding.in_place(buffer).map_err(not_utf8)
             }),
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID | pg_sys::JSONOID => value
                 .bytes()
                 .map_err(malformed)
                 .and_then(|bytes| self.encoding.to_utf8(bytes, buffer).map_err(not_utf8)),
             type_oid => value.print(type_oid).map_err(malformed).and_then(|printed| {
-                let mut converted = Vec::new();
-                let text = self.encoding.to_utf8(&printed, &mut converted).map_err(not_utf8)?;
-                buffer.clear();
-                buffer.extend_from_slice(text.as_bytes());
-                core::str::from_utf8(buffer).map_err(|error| not_utf8(error.to_string()))
+                *buffer = printed;
+                self.encoding.in_place(buffer).map_err(not_utf8)
             }),
         };
         result.map_err(|(code, detail)| faults.add(code, column, detail, value)).ok()

@@ -31,32 +31,33 @@ const WORD: u32 = 4;
 /// No varlena is longer, so positions fit in 32 bits and sums of an extent and a position do not overflow.
 const LONGEST: usize = 0x3FFF_FFFF;
 
-/// Prints the value whose root container is `bytes`.
-pub(crate) fn print(bytes: &[u8], text: &mut Text<'_>) -> Result<(), Error> {
+/// Prints the value whose root container is `bytes`, from `at` on. Returns where the text ends.
+pub(crate) fn print(bytes: &[u8], text: &mut Text<'_>, mut at: usize) -> Result<usize, Error> {
     let end = u32::try_from(bytes.len())
         .ok()
         .filter(|_| bytes.len() <= LONGEST)
         .ok_or(Error::Malformed { what: "value longer than a row can hold", at: 0 })?;
     let mut level = Level::open(bytes, 0, end, true)?;
     if level.kind == Kind::Scalar {
-        return match level.print_to_container(bytes, text)? {
-            None => Ok(()),
-            Some((at, _)) => malformed("container in the place of a scalar", at),
+        return match level.print_to_container(bytes, text, at)? {
+            (at, None) => Ok(at),
+            (_, Some((start, _))) => malformed("container in the place of a scalar", start),
         };
     }
     let mut outer: Vec<Level> = Vec::new();
-    text.byte(level.kind.opening())?;
+    at = text.plain(at, level.kind.opening());
     loop {
-        if let Some((start, end)) = level.print_to_container(bytes, text)? {
+        let (reached, container) = level.print_to_container(bytes, text, at)?;
+        if let Some((start, end)) = container {
             let inner = Level::open(bytes, start, end, false)?;
-            text.byte(inner.kind.opening())?;
+            at = text.plain(reached, inner.kind.opening());
             outer.push(level);
             level = inner;
         } else {
-            text.byte(level.kind.closing())?;
+            at = text.plain(reached, level.kind.closing());
             match outer.pop() {
                 Some(back) => level = back,
-                None => return Ok(()),
+                None => return Ok(at),
             }
         }
     }
@@ -72,12 +73,12 @@ enum Kind {
 }
 
 impl Kind {
-    fn opening(self) -> u8 {
-        if self == Self::Object { b'{' } else { b'[' }
+    fn opening(self) -> &'static [u8; 1] {
+        if self == Self::Object { b"{" } else { b"[" }
     }
 
-    fn closing(self) -> u8 {
-        if self == Self::Object { b'}' } else { b']' }
+    fn closing(self) -> &'static [u8; 1] {
+        if self == Self::Object { b"}" } else { b"]" }
     }
 }
 
@@ -132,11 +133,19 @@ impl Level {
         Ok(level)
     }
 
-    /// Prints elements until one is a container, whose start and end it returns, or until there are no more.
-    fn print_to_container(&mut self, bytes: &[u8], text: &mut Text<'_>) -> Result<Option<(u32, u32)>, Error> {
+    /// Prints elements until one is a container, or until there are no more. Returns where the text goes on, and the start
+    /// and the end of the container.
+    #[inline(always)]
+    fn print_to_container(
+        &mut self,
+        bytes: &[u8],
+        text: &mut Text<'_>,
+        mut at: usize,
+    ) -> Result<(usize, Option<(u32, u32)>), Error> {
         while self.next_value < self.data {
             if self.begun {
-                text.plain(b", ")?;
+                at = text.plain(at, b", ");
+                text.claim(at, 0)?;
             }
             self.begun = true;
             if self.kind == Kind::Object {
@@ -144,8 +153,8 @@ impl Level {
                 if entry & TYPE != STRING {
                     return malformed("key that is not a string", self.next_key);
                 }
-                text.string(slice(bytes, self.key, end)?)?;
-                text.plain(b": ")?;
+                at = text.string(at, bytes, self.key as usize, end as usize)?;
+                at = text.plain(at, b": ");
                 self.key = end;
                 self.next_key += WORD;
             }
@@ -154,20 +163,20 @@ impl Level {
             let position = self.next_value;
             self.value = end;
             self.next_value += WORD;
-            match entry & TYPE {
-                STRING => text.string(slice(bytes, start, end)?)?,
+            at = match entry & TYPE {
+                STRING => text.string(at, bytes, start as usize, end as usize)?,
                 NUMERIC => {
                     let start = aligned(start, end)?;
-                    numeric::print(slice(bytes, start, end)?, start as usize, text)?;
+                    numeric::print(slice(bytes, start, end)?, start as usize, text, at)?
                 }
-                FALSE => text.plain(b"false")?,
-                TRUE => text.plain(b"true")?,
-                NULL => text.plain(b"null")?,
-                CONTAINER => return Ok(Some((aligned(start, end)?, end))),
+                FALSE => text.plain(at, b"false"),
+                TRUE => text.plain(at, b"true"),
+                NULL => text.plain(at, b"null"),
+                CONTAINER => return Ok((at, Some((aligned(start, end)?, end)))),
                 _ => return malformed("element of an unknown type", position),
             }
         }
-        Ok(None)
+        Ok((at, None))
     }
 
     /// The entry at `position` and where its data ends, if it begins at `start`.

@@ -14,11 +14,6 @@ pub enum Error {
     },
     /// The text is longer than the caller's limit.
     TooLong,
-    /// The text is not valid UTF-8: the value comes from a database of another encoding.
-    Encoding {
-        /// Where: an offset into the text that would have been appended.
-        at: usize,
-    },
 }
 
 impl fmt::Display for Error {
@@ -26,7 +21,6 @@ impl fmt::Display for Error {
         match self {
             Self::Malformed { what, at } => write!(f, "malformed jsonb: {what} at byte {at} of the value"),
             Self::TooLong => f.write_str("the text of the jsonb value is longer than the limit"),
-            Self::Encoding { at } => write!(f, "the text of the jsonb value is not valid UTF-8 at byte {at}"),
         }
     }
 }

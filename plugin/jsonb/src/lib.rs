@@ -43,22 +43,17 @@ pub use error::Error;
 /// `container` is the data of the varlena: without its header, detoasted and decompressed. At most `limit` bytes are
 /// appended.
 ///
-/// The text is checked to be UTF-8. Text of another encoding can look like UTF-8 by accident, so a caller whose database
-/// has another encoding must not rely on [`Error::Encoding`] to be told: it should not call this function.
+/// Strings are copied as they are, in the encoding of their database: whether they are UTF-8 is for the caller to see. (Every
+/// encoding that a server can have keeps ASCII characters as single bytes, which no other character contains.)
 ///
 /// # Errors
 ///
-/// [`Error::Malformed`] if the bytes are no jsonb value, [`Error::TooLong`] if the text is longer than `limit`,
-/// [`Error::Encoding`] if it is not UTF-8. `out` is then as long as it was before, with the same content.
+/// [`Error::Malformed`] if the bytes are no jsonb value, [`Error::TooLong`] if the text is longer than `limit`. `out` is then
+/// as long as it was before, with the same content.
 pub fn print(container: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), Error> {
     let before = out.len();
     let mut text = text::Text::new(out, limit, container.len());
-    let result = container::print(container, &mut text).and_then(|()| match core::str::from_utf8(&out[before..]) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Error::Encoding { at: error.valid_up_to() }),
-    });
-    if result.is_err() {
-        out.truncate(before);
-    }
-    result
+    let result = container::print(container, &mut text, before).and_then(|end| text.claim(end, 0).map(|()| end));
+    out.truncate(*result.as_ref().unwrap_or(&before));
+    result.map(|_| ())
 }

@@ -17,30 +17,45 @@ impl Encoding {
         Self(unsafe { pg_sys::GetDatabaseEncoding() })
     }
 
-    /// True if the database's text is UTF-8.
-    pub(crate) fn is_utf8(self) -> bool {
-        self.0 == pg_sys::pg_enc::PG_UTF8 as i32
-    }
-
     /// The text as UTF-8: as it stands where it already is, else converted into `scratch`. The error says what is wrong.
     pub(crate) fn to_utf8<'a>(self, text: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a str, String> {
+        if self.is_utf8_already(text) {
+            return as_utf8(text);
+        }
+        *scratch = convert(text)?;
+        as_utf8(scratch)
+    }
+
+    /// As [`to_utf8`](Self::to_utf8), for text that is in a buffer.
+    pub(crate) fn in_place(self, text: &mut Vec<u8>) -> Result<&str, String> {
+        if !self.is_utf8_already(text) {
+            *text = convert(text)?;
+        }
+        as_utf8(text)
+    }
+
+    /// True if nothing has to be converted: the text is UTF-8, or else not to be represented.
+    fn is_utf8_already(self, text: &[u8]) -> bool {
         const UTF8: i32 = pg_sys::pg_enc::PG_UTF8 as i32;
         const SQL_ASCII: i32 = pg_sys::pg_enc::PG_SQL_ASCII as i32;
-        let invalid = |error: core::str::Utf8Error| format!("byte {} is not UTF-8", error.valid_up_to());
-        if matches!(self.0, UTF8 | SQL_ASCII) || text.is_ascii() {
-            return core::str::from_utf8(text).map_err(invalid);
-        }
-        let Ok(length) = i32::try_from(text.len()) else { return Err("the text is too long to convert".to_owned()) };
-        let pointer = text.as_ptr() as usize;
-        // The result is copied at once: it lies in the row's memory context.
-        let converted = report::about_value(move || {
-            // SAFETY: the bytes are valid for the call, which does not write to them; the result is a C string.
-            unsafe {
-                let result = pg_sys::pg_server_to_any(pointer as *const c_char, length, UTF8);
-                CStr::from_ptr(result).to_bytes().to_vec()
-            }
-        })?;
-        *scratch = converted;
-        core::str::from_utf8(scratch).map_err(invalid)
+        matches!(self.0, UTF8 | SQL_ASCII) || text.is_ascii()
     }
+}
+
+fn as_utf8(text: &[u8]) -> Result<&str, String> {
+    core::str::from_utf8(text).map_err(|error| format!("byte {} is not UTF-8", error.valid_up_to()))
+}
+
+/// The server converts.
+fn convert(text: &[u8]) -> Result<Vec<u8>, String> {
+    let Ok(length) = i32::try_from(text.len()) else { return Err("the text is too long to convert".to_owned()) };
+    let pointer = text.as_ptr() as usize;
+    // The result is copied at once: it lies in the row's memory context.
+    report::about_value(move || {
+        // SAFETY: the bytes are valid for the call, which does not write to them; the result is a C string.
+        unsafe {
+            let result = pg_sys::pg_server_to_any(pointer as *const c_char, length, pg_sys::pg_enc::PG_UTF8 as i32);
+            CStr::from_ptr(result).to_bytes().to_vec()
+        }
+    })
 }

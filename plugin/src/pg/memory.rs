@@ -37,7 +37,10 @@ impl RowMemory {
         // SAFETY: as above; nothing allocated inside is referred to any more, `T` cannot borrow from it.
         unsafe {
             pg_sys::CurrentMemoryContext = before;
-            pg_sys::MemoryContextReset(self.0);
+            // Most rows need nothing from the server; asking it to free nothing is a call that counts.
+            if !(*self.0).isReset {
+                pg_sys::MemoryContextReset(self.0);
+            }
         }
         result
     }
