@@ -64,8 +64,8 @@ pub struct EventError {
 }
 
 impl Event {
-    /// Appends the event in the native JSON form, without a newline.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
+    /// Writes the event in the native JSON form, without a newline: to a `Vec<u8>`, or piece by piece to any [`JsonOutput`](crate::JsonOutput).
+    pub fn write_json(&self, out: &mut impl json::Output) {
         let raw = |error: &EventError| {
             error.raw.iter().map(|(column, bytes)| (column.clone(), bytes.clone())).collect::<Vec<_>>()
         };

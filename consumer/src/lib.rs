@@ -62,6 +62,7 @@ pub use cli::Cli;
 pub use consumer::{Builder, Consumer, Delivery};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, EventError, EventId};
+pub use postbox_wire::json::Output as JsonOutput;
 pub use postbox_wire::{ErrorCode, Lsn, Outbox, OutboxSelector, PayloadType, PgMicros};
 pub use progress::Positions;
 pub use slot::{SlotState, explain_in_use, inspect};

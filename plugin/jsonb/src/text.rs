@@ -150,7 +150,11 @@ mod tests {
                 for filler in [b'a', 0x21, 0x5b, 0x5d, 0x7f, 0x80, 0xff, b' '] {
                     let mut word = [filler; WORD];
                     word[place] = byte;
-                    assert_eq!(first_escaped(u64::from_le_bytes(word)), escaped.then_some(place), "{byte:#x} at {place} in {filler:#x}");
+                    assert_eq!(
+                        first_escaped(u64::from_le_bytes(word)),
+                        escaped.then_some(place),
+                        "{byte:#x} at {place} in {filler:#x}"
+                    );
                     // What follows the first does not matter.
                     word[place + 1..].fill(b'"');
                     let next = (place + 1 < WORD).then_some(place + 1);
