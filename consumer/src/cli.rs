@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use postbox_wire::Lsn;
+use postbox_wire::{Compression, Lsn, Origin};
 
 use crate::consumer::{Builder, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::{CloudEvents, Format};
 use crate::run::{Limits, run};
 use crate::sink::Stdout;
 use crate::transport::{ConnInfo, connect_sql};
@@ -61,6 +62,18 @@ struct Run {
     /// Where events go
     #[arg(long, value_enum, default_value_t = SinkName::Stdout)]
     sink: SinkName,
+    /// How an event is written
+    #[arg(long, value_enum, default_value_t = FormatName::Native)]
+    format: FormatName,
+    /// With --format cloudevents: what the attribute source begins with, before /schema/table [default: /postbox/DATABASE]
+    #[arg(long, value_name = "URI")]
+    cloudevents_source: Option<String>,
+    /// Have the server compress what it sends: fewer bytes on the network, at some of its CPU
+    #[arg(long, value_enum, default_value_t = CompressionName::None)]
+    compression: CompressionName,
+    /// Which events to take: any, or those with no origin, which were not brought by logical replication
+    #[arg(long, value_enum, default_value_t = OriginName::Any)]
+    origin: OriginName,
     /// Stop after so many events
     #[arg(long, value_name = "N")]
     max_events: Option<u64>,
@@ -79,6 +92,27 @@ struct Run {
 enum SinkName {
     /// One JSON object per line on the standard output
     Stdout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FormatName {
+    /// Postbox's own: outbox, event_id, type, key, headers, payload, commit_lsn, ordinal, commit_time, xid
+    Native,
+    /// CloudEvents 1.0 in JSON
+    #[value(name = "cloudevents")]
+    CloudEvents,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CompressionName {
+    None,
+    Lz4,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OriginName {
+    Any,
+    None,
 }
 
 #[derive(Debug, Subcommand)]
@@ -154,21 +188,44 @@ impl Cli {
 }
 
 async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Result<()> {
-    let Run { group, slot, sink, max_events, until_lsn, exit_when_idle, slot_wait } = arguments;
     let mut stop = std::pin::pin!(signal::stop()?);
-    let mut builder = Builder::new(database).slot_wait(slot_wait);
-    builder.source = group.map(Source::Group).or(slot.map(Source::Slot));
-    builder.until = until_lsn;
+    let format = arguments.format(info)?;
+    let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
+    let mut builder = Builder::new(database).slot_wait(arguments.slot_wait);
+    builder.source = arguments.group.map(Source::Group).or(arguments.slot.map(Source::Slot));
+    builder.until = arguments.until_lsn;
+    builder.options.compression = match arguments.compression {
+        CompressionName::None => Compression::None,
+        CompressionName::Lz4 => Compression::Lz4,
+    };
+    builder.options.origin = match arguments.origin {
+        OriginName::Any => Origin::Any,
+        OriginName::None => Origin::None,
+    };
     let consumer = tokio::select! {
         consumer = builder.connect() => consumer?,
         // It may wait for the slot for long.
         () = &mut stop => return Ok(()),
     };
-    let limits = Limits { max_events, exit_when_idle };
-    match sink {
-        SinkName::Stdout => run(consumer, &mut Stdout::default(), limits, info, stop).await,
+    match arguments.sink {
+        SinkName::Stdout => run(consumer, &mut Stdout::new(format), limits, info, stop).await,
     }
     .map(|_| ())
+}
+
+impl Run {
+    fn format(&self, info: &ConnInfo) -> Result<Format> {
+        match (self.format, &self.cloudevents_source) {
+            (FormatName::Native, None) => Ok(Format::Native),
+            (FormatName::Native, Some(_)) => {
+                Err(Error::new(ErrorKind::Usage, "--cloudevents-source needs --format cloudevents")
+                    .with_hint("Add the one or leave out the other."))
+            }
+            (FormatName::CloudEvents, source) => {
+                Ok(Format::CloudEvents(CloudEvents::new(source.clone(), info.database())))
+            }
+        }
+    }
 }
 
 fn say(text: &str) -> Result<()> {

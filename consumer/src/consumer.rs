@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
-use postbox_wire::{Lsn, MAX_EVENT_BYTES, Names, Options, OutboxSelector, PROTO_VERSION_MAX};
+use postbox_wire::{Compression, Lsn, Names, Options, Origin, OutboxSelector};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -214,12 +214,7 @@ impl Builder {
         Self {
             conninfo,
             source: None,
-            options: Options {
-                proto_version: PROTO_VERSION_MAX,
-                names: Names::Stream,
-                outboxes: None,
-                max_event_bytes: MAX_EVENT_BYTES,
-            },
+            options: Options { names: Names::Stream, ..Options::default() },
             queue_bytes: 16 << 20,
             confirm_interval: Duration::from_millis(100),
             slot_wait: Duration::from_secs(10),
@@ -259,6 +254,20 @@ impl Builder {
     #[must_use]
     pub fn max_event_bytes(mut self, bytes: usize) -> Self {
         self.options.max_event_bytes = bytes;
+        self
+    }
+
+    /// Has the server compress what it sends (not unless asked): fewer bytes on the network, at some of its CPU.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.options.compression = compression;
+        self
+    }
+
+    /// Leaves out events that were published on another server and came by logical replication ([`Origin::Any`] takes all).
+    #[must_use]
+    pub fn origin(mut self, origin: Origin) -> Self {
+        self.options.origin = origin;
         self
     }
 

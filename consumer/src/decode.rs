@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use postbox_wire::{DecodeError, Decoder, Lsn, Transaction};
+use postbox_wire::{DecodeError, Decoder, Lsn, Transaction, expand};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, EventError, EventId};
@@ -27,6 +27,8 @@ pub(crate) struct Received {
     /// True if the transaction ends with this frame.
     pub(crate) last: bool,
     pub(crate) events: Vec<Event>,
+    /// Bytes that the events refer to.
+    pub(crate) bytes: usize,
 }
 
 impl FrameReader {
@@ -35,6 +37,8 @@ impl FrameReader {
     /// # Errors
     /// Bytes that are no frame of a version that is spoken here, and frames out of order.
     pub(crate) fn read(&mut self, bytes: &Bytes) -> Result<Received> {
+        let expanded = expand(bytes).map_err(not_a_frame)?.map(Bytes::from);
+        let bytes = expanded.as_ref().unwrap_or(bytes);
         let mut frame = self.decoder.frame(bytes).map_err(not_a_frame)?;
         let transaction = frame.transaction;
         let (first, last) = (!frame.continues(), frame.is_last());
@@ -57,7 +61,7 @@ impl FrameReader {
         }
         self.last_commit = transaction.commit_lsn;
         self.unfinished = (!last).then_some(transaction.commit_lsn);
-        Ok(Received { transaction, first, last, events })
+        Ok(Received { transaction, first, last, events, bytes: bytes.len() })
     }
 }
 

@@ -362,7 +362,7 @@ impl Feed {
         }
         let Some(number) = number else { return Ok(()) };
         progress.frame(received.events.len(), received.last);
-        waiting.bytes += frame.len() + received.events.len() * size_of::<Event>();
+        waiting.bytes += received.bytes + received.events.len() * size_of::<Event>();
         waiting.parts.push(Part {
             transaction: number,
             end: received.last.then_some(header.end_lsn),

@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{
     LogicalDecodingContext, OutputPluginCallbacks, OutputPluginOptions, Relation, ReorderBufferChange,
-    ReorderBufferTXN, XLogRecPtr,
+    ReorderBufferTXN, RepOriginId, XLogRecPtr,
 };
 
 use crate::pg::context::Context;
@@ -29,6 +29,7 @@ pub unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut OutputPlu
     callbacks.begin_cb = Some(begin);
     callbacks.change_cb = Some(changed);
     callbacks.commit_cb = Some(commit);
+    callbacks.filter_by_origin_cb = Some(filter_by_origin);
 }
 
 #[pg_guard]
@@ -77,6 +78,12 @@ unsafe extern "C-unwind" fn commit(ctx: *mut LogicalDecodingContext, _txn: *mut 
     if let Some(session) = unsafe { ctx.session() } {
         session.commit(&mut ctx);
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn filter_by_origin(ctx: *mut LogicalDecodingContext, origin: RepOriginId) -> bool {
+    // SAFETY: the context is valid for the call, and its session is borrowed by this callback alone.
+    unsafe { Context::new(ctx).session() }.is_some_and(|session| session.leaves_out(origin))
 }
 
 /// Drops a session with the memory context that it hangs on: also when decoding ended in an ERROR, where

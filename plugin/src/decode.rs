@@ -1,7 +1,7 @@
 //! `postbox.decode`: frames as people read them.
 
 use pgrx::{PgSqlErrorCode, pg_extern};
-use postbox_wire::{DecodeError, Decoder, Problem, json};
+use postbox_wire::{DecodeError, Decoder, Problem, expand, json};
 
 use crate::pg::report;
 
@@ -20,8 +20,9 @@ fn decode_lines(frame: &[u8]) -> Vec<Vec<u8>> {
 }
 
 fn lines(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DecodeError> {
+    let expanded = expand(bytes)?;
     let mut decoder = Decoder::new();
-    let mut frame = decoder.frame(bytes)?;
+    let mut frame = decoder.frame(expanded.as_deref().unwrap_or(bytes))?;
     let transaction = frame.transaction;
     let mut lines = Vec::new();
     while let Some(event) = frame.next_event()? {

@@ -1,7 +1,8 @@
 //! One run of decoding: from START_REPLICATION (or a call of a slot function) to its end.
 
 use pgrx::PgSqlErrorCode;
-use postbox_wire::{Encoder, Options, Transaction};
+use pgrx::pg_sys::{InvalidRepOriginId, RepOriginId};
+use postbox_wire::{Compression, Compressor, Encoder, Options, Origin, Transaction};
 
 use crate::pg::change::{Change, Txn, XidEpoch};
 use crate::pg::context::Context;
@@ -15,6 +16,10 @@ pub(crate) struct Session {
     routes: Routes,
     rows: RowReader,
     encoder: Encoder,
+    /// Frames go through it if the client has asked for that.
+    compressor: Option<Compressor>,
+    /// False if transactions that came by replication are left out.
+    foreign: bool,
     epoch: XidEpoch,
     /// The frame header of the current transaction, once it has an event.
     transaction: Option<Transaction>,
@@ -37,6 +42,8 @@ impl Session {
         });
         Self {
             encoder: Encoder::new(options.names),
+            compressor: (options.compression == Compression::Lz4).then(Compressor::default),
+            foreign: options.origin == Origin::Any,
             rows: RowReader::new(ctx, options.max_event_bytes),
             routes: Routes::new(options.outboxes),
             epoch: XidEpoch::now(),
@@ -67,14 +74,14 @@ impl Session {
             return self.skip(ctx);
         }
 
-        let Self { encoder, rows, epoch, transaction, .. } = self;
+        let Self { encoder, compressor, rows, epoch, transaction, .. } = self;
         let transaction = transaction.get_or_insert_with(|| txn.header(epoch));
         if encoder.is_due() {
-            encoder.take(false, |frame| ctx.write(frame, false));
+            write(encoder, compressor, ctx, false);
         }
         rows.read(tuple, relation, &table, ordinal, |event| {
             if encoder.would_overflow(event.size()) && !encoder.is_empty() {
-                encoder.take(false, |frame| ctx.write(frame, false));
+                write(encoder, compressor, ctx, false);
             }
             encoder.event(transaction, event, &mut table.target.slot.borrow_mut());
         });
@@ -84,8 +91,13 @@ impl Session {
         let sent = self.encoder.has_events();
         ctx.update_progress(!sent);
         if sent {
-            self.encoder.take(true, |frame| ctx.write(frame, true));
+            write(&mut self.encoder, &mut self.compressor, ctx, true);
         }
+    }
+
+    /// True if transactions of this origin are to be left out.
+    pub(crate) fn leaves_out(&self, origin: RepOriginId) -> bool {
+        !self.foreign && u32::from(origin) != InvalidRepOriginId
     }
 
     /// A long transaction without events must not look like a dead connection.
@@ -98,4 +110,12 @@ impl Session {
             }
         }
     }
+}
+
+/// Hands the frame over that has been built; `last` if the transaction ends with it.
+fn write(encoder: &mut Encoder, compressor: &mut Option<Compressor>, ctx: &mut Context, last: bool) {
+    encoder.take(last, |frame| match compressor {
+        Some(compressor) => ctx.write(compressor.compress(frame), last),
+        None => ctx.write(frame, last),
+    });
 }

@@ -7,21 +7,29 @@ use postbox_wire::json::Output;
 use super::Sink;
 use crate::consumer::Delivery;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::Format;
 
 /// The standard output. Delivered means: given to the operating system in whole lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Stdout {
+    format: Format,
     lines: Vec<u8>,
 }
 
 /// So many bytes are written at once; a piece of an event that is larger goes out by itself, without being copied.
 const WRITE_BYTES: usize = 256 << 10;
 
+impl Stdout {
+    pub(crate) fn new(format: Format) -> Self {
+        Self { format, lines: Vec::new() }
+    }
+}
+
 impl Sink for Stdout {
     fn deliver(&mut self, batch: &[Delivery]) -> Result<()> {
         let mut out = Lines { pending: &mut self.lines, out: io::stdout().lock(), outcome: Ok(()) };
         for delivery in batch {
-            delivery.event().write_json(&mut out);
+            self.format.write(delivery.event(), &mut out);
             out.put(b"\n");
         }
         out.finish().map_err(|error| {

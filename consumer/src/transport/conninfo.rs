@@ -126,6 +126,11 @@ impl ConnInfo {
         Self::from_sources(Some(string), &environment)
     }
 
+    /// The database that is connected to.
+    pub fn database(&self) -> &str {
+        &self.dbname
+    }
+
     /// As [`parse`](Self::parse) with the string of `DATABASE_URL`, if there is one.
     ///
     /// # Errors

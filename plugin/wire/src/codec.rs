@@ -21,6 +21,11 @@ impl<'a> Reader<'a> {
         self.bytes.is_empty()
     }
 
+    /// Offset in the frame.
+    pub(crate) fn position(&self) -> usize {
+        self.at
+    }
+
     pub(crate) fn error(&self, field: &'static str, problem: Problem) -> DecodeError {
         DecodeError { problem, field, at: self.at }
     }

@@ -44,6 +44,10 @@ pub enum Problem {
     /// A reference to an outbox that no earlier event has defined: frames before this one are needed
     /// (the stream was made with `names=stream`).
     Undefined(u64),
+    /// The frame is compressed, and is to be expanded first.
+    Compressed,
+    /// What is compressed cannot be expanded to as many bytes as it says.
+    Damaged,
 }
 
 impl fmt::Display for DecodeError {
@@ -66,6 +70,8 @@ impl fmt::Display for DecodeError {
                     "{field} refers to name {reference}, which an earlier frame of the stream (names=stream) defines"
                 )
             }
+            Problem::Compressed => write!(f, "{field} are compressed and have not been expanded"),
+            Problem::Damaged => write!(f, "{field} cannot be expanded to the length that they should have"),
         }?;
         write!(f, " (byte {at} of the frame)")
     }
@@ -82,6 +88,7 @@ mod tests {
     fn numbers(problem: Problem) -> &'static [&'static str] {
         match problem {
             Problem::Missing { needed: u64::MAX, .. } | Problem::Absent | Problem::Varint | Problem::NotUtf8 => &[],
+            Problem::Compressed | Problem::Damaged => &[],
             Problem::Missing { .. } => &["4711", "815"],
             Problem::Unknown(_) | Problem::Trailing(_) | Problem::Undefined(_) => &["4711"],
             Problem::TooLarge { .. } => &["4711", "815"],
@@ -100,6 +107,8 @@ mod tests {
             Problem::TooLarge { found: 4711, limit: 815 },
             Problem::Trailing(4711),
             Problem::Undefined(4711),
+            Problem::Compressed,
+            Problem::Damaged,
         ] {
             let text = DecodeError { problem, field: "the colour", at: 99 }.to_string();
             assert!(text.contains("the colour"), "{text}");

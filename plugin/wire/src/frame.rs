@@ -24,11 +24,13 @@ pub struct Transaction {
 
 const VERSION: u8 = PROTO_VERSION_MAX as u8;
 /// The flags are the second byte, so that an encoder can set [`LAST`] in a frame that is already built.
-const FLAGS_AT: usize = 1;
+pub(crate) const FLAGS_AT: usize = 1;
 const CONTINUES: u8 = 1 << 0;
 const LAST: u8 = 1 << 1;
 const NAMES_RESET: u8 = 1 << 2;
-const KNOWN_FLAGS: u8 = CONTINUES | LAST | NAMES_RESET;
+/// The events are compressed, see `compression.rs`.
+pub(crate) const COMPRESSED: u8 = 1 << 3;
+const KNOWN_FLAGS: u8 = CONTINUES | LAST | NAMES_RESET | COMPRESSED;
 
 impl Transaction {
     fn encode(&self, out: &mut Vec<u8>, flags: u8) {
@@ -41,7 +43,8 @@ impl Transaction {
         put_varint(out, *xid);
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<(Self, u8), DecodeError> {
+    /// The header and its flags.
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<(Self, u8), DecodeError> {
         let start = reader.clone();
         let version = reader.u8("frame version")?;
         if version != VERSION {
@@ -166,10 +169,11 @@ impl Decoder {
         Self::default()
     }
 
-    /// Reads a frame's header; the frame then gives its events.
+    /// Reads a frame's header; the frame then gives its events. A stream that was asked to be compressed has frames that
+    /// [`expand`](crate::expand) has to see first.
     ///
     /// # Errors
-    /// Bytes that are not a frame of this version.
+    /// Bytes that are not a frame of this version, or a compressed one.
     ///
     /// After an error, after a frame whose events were not all read, and in the middle of a stream, references to names are
     /// refused until a frame empties the dictionary: the stream has to be read from its start again.
@@ -183,6 +187,9 @@ impl Decoder {
             return Err(reader.error("frame length", problem));
         }
         let (transaction, flags) = Transaction::decode(&mut reader)?;
+        if flags & COMPRESSED != 0 {
+            return Err(reader.error("events", Problem::Compressed));
+        }
         if flags & NAMES_RESET != 0 {
             self.names.reset();
         }

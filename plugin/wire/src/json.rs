@@ -57,12 +57,12 @@ pub fn write(out: &mut impl Output, transaction: &Transaction, event: &Event<'_>
     member(out, "payload");
     match (payload, outbox.payload_type) {
         (None, _) => out.put(b"null"),
-        (Some(bytes), PayloadType::Bytea) => binary(out, bytes),
+        (Some(bytes), PayloadType::Bytea) => base64(out, bytes),
         (Some(bytes), payload_type) => match core::str::from_utf8(bytes) {
             Ok(text) if payload_type == PayloadType::Text => string(out, text),
             Ok(json) => document(out, json),
             // The plugin sends these in UTF-8 only; what another peer sends is shown, not dropped.
-            Err(_) => binary(out, bytes),
+            Err(_) => base64(out, bytes),
         },
     }
     let Transaction { commit_lsn, end_lsn: _, commit_time, xid } = transaction;
@@ -84,7 +84,7 @@ pub fn write(out: &mut impl Output, transaction: &Transaction, event: &Event<'_>
             }
             string(out, column);
             out.put(b":");
-            binary(out, bytes);
+            base64(out, bytes);
         }
         out.put(b"}}");
     }
@@ -98,7 +98,7 @@ fn member(out: &mut impl Output, name: &str) {
 }
 
 /// JSON text as it is. A line break in valid JSON stands between tokens only, where a space means the same.
-fn document(out: &mut impl Output, json: &str) {
+pub fn document(out: &mut impl Output, json: &str) {
     let json = json.as_bytes();
     let mut clean = 0;
     for at in memchr::memchr2_iter(b'\n', b'\r', json) {
@@ -109,7 +109,8 @@ fn document(out: &mut impl Output, json: &str) {
     out.put(&json[clean..]);
 }
 
-fn string(out: &mut impl Output, text: &str) {
+/// Text as a JSON string.
+pub fn string(out: &mut impl Output, text: &str) {
     out.put(b"\"");
     escape(out, text);
     out.put(b"\"");
@@ -137,7 +138,8 @@ fn escape(out: &mut impl Output, text: &str) {
     out.put(&bytes[clean..]);
 }
 
-fn binary(out: &mut impl Output, bytes: &[u8]) {
+/// Bytes as a JSON string, in base64 with padding.
+pub fn base64(out: &mut impl Output, bytes: &[u8]) {
     // Whole groups of three bytes, so that only the last piece is padded.
     const PIECE: usize = 3 << 8;
     let mut text = [0; PIECE / 3 * 4];

@@ -5,7 +5,7 @@
 //! below.
 //!
 //! ```text
-//! outbox row ──► Encoder::event ──► frame bytes ──► slot ──► Decoder::frame ──► Event ──► json::write
+//! outbox row ──► Encoder::event ──► Compressor ──► slot ──► expand ──► Decoder::frame ──► Event ──► json::write
 //! ```
 //!
 //! Nothing here does input or output, and nothing panics on hostile bytes: a [`DecodeError`] says what was
@@ -18,6 +18,7 @@
 extern crate alloc;
 
 mod codec;
+mod compression;
 mod decode_error;
 mod event;
 mod frame;
@@ -28,11 +29,15 @@ mod outbox;
 mod time;
 
 // The public interface is:
+pub use compression::{Compressor, expand};
 pub use decode_error::{DecodeError, Problem};
 pub use event::{ErrorCode, Event, EventError, EventId, RawColumn};
 pub use frame::{Decoder, Encoder, Frame, Transaction};
 pub use lsn::{Lsn, ParseLsnError};
-pub use options::{Names, OptionError, Options, OutboxSelector, PROTO_VERSION_MAX, PROTO_VERSION_MIN, parse_selectors};
+pub use options::{
+    Compression, Names, OptionError, Options, Origin, OutboxSelector, PROTO_VERSION_MAX, PROTO_VERSION_MIN,
+    parse_selectors,
+};
 pub use outbox::{NameSlot, Outbox, PayloadType};
 pub use time::PgMicros;
 
@@ -48,6 +53,12 @@ pub const MAX_FRAME_BYTES: usize = 0x3fff_ffff;
 /// A frame is closed before the next event once it has reached this size: 64 KiB. An event is never cut, so a larger
 /// one makes a frame of its own.
 pub const FRAME_BYTES: usize = 64 << 10;
+
+/// Frames of fewer bytes are not compressed: 1 KiB. That saves next to nothing, and costs the more the smaller they are.
+pub const COMPRESS_BYTES: usize = 1 << 10;
+
+/// Frames of more bytes are not compressed: 4 MiB. They hold one large event, and who expands a frame holds it twice.
+pub const MAX_COMPRESSED_BYTES: usize = 4 << 20;
 
 /// Most outboxes that a decoder keeps in its dictionary of names. The encoder empties the dictionary at the first frame that
 /// starts with half as many; one frame cannot define the other half.

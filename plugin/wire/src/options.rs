@@ -25,6 +25,10 @@ pub struct Options {
     pub outboxes: Option<Vec<OutboxSelector>>,
     /// `max_event_bytes`: an event with larger fields becomes an error event.
     pub max_event_bytes: usize,
+    /// `compression`: whether frames may come compressed.
+    pub compression: Compression,
+    /// `origin`: whether changes that came from another server by replication are sent.
+    pub origin: Origin,
 }
 
 /// How often the names of outboxes are sent.
@@ -34,6 +38,25 @@ pub enum Names {
     Frame,
     /// Once; frames have to be decoded in order from the start of the stream.
     Stream,
+}
+
+/// Whether frames may come compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Never.
+    None,
+    /// As LZ4 blocks, where that makes a frame shorter.
+    Lz4,
+}
+
+/// Which transactions are sent, by where they were made: PostgreSQL notes a replication origin with those that a subscription
+/// has applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// All.
+    Any,
+    /// Those without an origin: made on this server.
+    None,
 }
 
 /// One element of the option `outboxes`.
@@ -52,7 +75,14 @@ pub enum OutboxSelector {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { proto_version: PROTO_VERSION_MAX, names: Names::Frame, outboxes: None, max_event_bytes: MAX_EVENT_BYTES }
+        Self {
+            proto_version: PROTO_VERSION_MAX,
+            names: Names::Frame,
+            outboxes: None,
+            max_event_bytes: MAX_EVENT_BYTES,
+            compression: Compression::None,
+            origin: Origin::Any,
+        }
     }
 }
 
@@ -73,12 +103,12 @@ impl fmt::Display for OptionError {
 
 impl core::error::Error for OptionError {}
 
-const NAMES: [&str; 4] = ["proto_version", "names", "outboxes", "max_event_bytes"];
+const NAMES: [&str; 6] = ["proto_version", "names", "outboxes", "max_event_bytes", "compression", "origin"];
 
 impl Options {
     /// The options as `START_REPLICATION` takes them.
     pub fn render(&self) -> Vec<(&'static str, String)> {
-        let Self { proto_version, names, outboxes, max_event_bytes } = self;
+        let Self { proto_version, names, outboxes, max_event_bytes, compression, origin } = self;
         let names = match names {
             Names::Frame => "frame",
             Names::Stream => "stream",
@@ -91,6 +121,12 @@ impl Options {
         if let Some(outboxes) = outboxes {
             let list = outboxes.iter().map(ToString::to_string).collect::<Vec<_>>();
             rendered.push(("outboxes", list.join(",")));
+        }
+        if *compression == Compression::Lz4 {
+            rendered.push(("compression", "lz4".to_owned()));
+        }
+        if *origin == Origin::None {
+            rendered.push(("origin", "none".to_owned()));
         }
         rendered
     }
@@ -122,6 +158,20 @@ impl Options {
                     options.names = match value {
                         "frame" => Names::Frame,
                         "stream" => Names::Stream,
+                        _ => return Err(wrong()),
+                    }
+                }
+                "compression" => {
+                    options.compression = match value {
+                        "none" => Compression::None,
+                        "lz4" => Compression::Lz4,
+                        _ => return Err(wrong()),
+                    }
+                }
+                "origin" => {
+                    options.origin = match value {
+                        "any" => Origin::Any,
+                        "none" => Origin::None,
                         _ => return Err(wrong()),
                     }
                 }
@@ -159,6 +209,8 @@ fn range(name: &str) -> String {
     match name {
         "proto_version" => format!("A whole number from {PROTO_VERSION_MIN} to {PROTO_VERSION_MAX}."),
         "names" => "\"frame\" or \"stream\".".to_owned(),
+        "compression" => "\"none\" or \"lz4\".".to_owned(),
+        "origin" => "\"any\" or \"none\".".to_owned(),
         "outboxes" => {
             "A list, separated by commas, of schema-qualified names (quoted as in SQL where needed) or table OIDs."
                 .to_owned()
@@ -255,6 +307,8 @@ mod tests {
             (&[("proto_version", Some("+1"))], "+1", "release"),
             (&[("max_event_bytes", Some("0"))], "\"0\"", "from 1 to 268435456"),
             (&[("max_event_bytes", Some("268435457"))], "\"268435457\"", "268435456"),
+            (&[("compression", Some("LZ4"))], "\"LZ4\"", "\"lz4\""),
+            (&[("origin", Some("some"))], "\"some\"", "\"none\""),
             (&[("outboxes", Some(""))], "outboxes", "schema-qualified"),
             (&[("outboxes", Some("orders"))], "\"orders\"", "schema-qualified"),
             (&[("outboxes", Some("a.b,"))], "\"a.b,\"", "commas"),
@@ -281,6 +335,8 @@ mod tests {
         #[test]
         fn rendered_options_are_parsed_back(
             stream: bool,
+            compressed: bool,
+            local: bool,
             max_event_bytes in 1..=MAX_EVENT_BYTES,
             names in prop::option::of(prop::collection::vec(("[a-zA-Z\",. ä]{1,9}", "[^\0]{1,9}", 0..9_u32), 1..4)),
         ) {
@@ -289,7 +345,9 @@ mod tests {
                 oid => OutboxSelector::Oid(oid),
             }).collect());
             let names = if stream { Names::Stream } else { Names::Frame };
-            let options = Options { proto_version: 1, names, outboxes, max_event_bytes };
+            let compression = if compressed { Compression::Lz4 } else { Compression::None };
+            let origin = if local { Origin::None } else { Origin::Any };
+            let options = Options { proto_version: 1, names, outboxes, max_event_bytes, compression, origin };
             let rendered = options.render();
             let given = rendered.iter().map(|(name, value)| (*name, Some(value.as_str())));
             prop_assert_eq!(Options::parse(given), Ok(options));

@@ -1,0 +1,156 @@
+//! CloudEvents 1.0 in the JSON format, structured mode.
+//!
+//! Attributes: <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>; `partitionkey`, `sequence` and
+//! `traceparent` are the extensions of those names, kept in the same repository.
+
+use std::fmt::Display;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use postbox_wire::PayloadType;
+use postbox_wire::json::{self, Output};
+use serde_json::{Map, Value};
+
+use crate::event::Event;
+
+/// The format with its settings.
+#[derive(Clone, Debug)]
+pub(crate) struct CloudEvents {
+    source: String,
+}
+
+/// The type of an event that could not be represented: its data is the native form, with the reason and the raw columns.
+const ERROR: &str = "postbox.error";
+/// The type of an event whose type is empty, which an attribute must not be.
+const UNTYPED: &str = "postbox.untyped";
+
+/// Attributes that no header can take the place of.
+const RESERVED: [&str; 11] = [
+    "specversion",
+    "id",
+    "source",
+    "type",
+    "subject",
+    "time",
+    "datacontenttype",
+    "data",
+    "partitionkey",
+    "sequence",
+    HEADERS,
+];
+
+/// Holds the headers as JSON text where they are not all attributes.
+const HEADERS: &str = "postboxheaders";
+
+/// What stays as it is in a segment of a path (RFC 3986, `unreserved`).
+const SEGMENT: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl CloudEvents {
+    /// `source` is what every event's source begins with; by default the database tells.
+    pub(crate) fn new(source: Option<String>, database: &str) -> Self {
+        let default = || format!("/postbox/{}", utf8_percent_encode(database, &SEGMENT));
+        let source = source.unwrap_or_else(default);
+        Self { source: source.trim_end_matches('/').to_owned() }
+    }
+
+    pub(crate) fn write(&self, event: &Event, out: &mut impl Output) {
+        let outbox = &event.outbox;
+        let segment = |name| utf8_percent_encode(name, &SEGMENT);
+        out.put(b"{\"specversion\":\"1.0\"");
+        match event.id.as_ref().map(ToString::to_string).filter(|id| !id.is_empty()) {
+            Some(id) => attribute(out, "id", &id),
+            None => attribute(out, "id", &format!("{}/{}", event.commit_lsn, event.ordinal)),
+        }
+        let source = format!("{}/{}/{}", self.source, segment(&outbox.schema), segment(&outbox.table));
+        attribute(out, "source", &source);
+        let event_type = match (&event.error, &*event.event_type) {
+            (Some(_), _) => ERROR,
+            (None, "") => UNTYPED,
+            (None, event_type) => event_type,
+        };
+        attribute(out, "type", event_type);
+        let key = event.key.as_deref().filter(|key| !key.is_empty());
+        if let Some(key) = key {
+            attribute(out, "subject", key);
+        }
+        attribute(out, "time", &event.commit_time.to_string());
+        if let Some(key) = key {
+            attribute(out, "partitionkey", key);
+        }
+        // Of one length, so that the order of the text is that of the log.
+        attribute(out, "sequence", &format!("{:016X}{:016X}", event.commit_lsn.0, event.ordinal));
+        if let Some(headers) = &event.headers {
+            extensions(out, headers);
+        }
+        data(out, event);
+        out.put(b"}");
+    }
+}
+
+/// Headers as attributes of their own: those with a name and a value that an attribute may have.
+fn extensions(out: &mut impl Output, headers: &str) {
+    let members: Map<String, Value> = serde_json::from_str(headers).unwrap_or_default();
+    let mut taken = 0;
+    for (name, value) in &members {
+        let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) && !name.is_empty();
+        if !is_name || RESERVED.contains(&name.as_str()) {
+            continue;
+        }
+        match value {
+            Value::String(value) if !value.is_empty() => attribute(out, name, value),
+            Value::Bool(value) => literal(out, name, value),
+            // An integer of CloudEvents has 32 bits.
+            Value::Number(number) if number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => {
+                literal(out, name, number);
+            }
+            _ => continue,
+        }
+        taken += 1;
+    }
+    if taken < members.len() || members.is_empty() && headers != "{}" {
+        attribute(out, HEADERS, headers);
+    }
+}
+
+fn data(out: &mut impl Output, event: &Event) {
+    if event.error.is_some() {
+        attribute(out, "datacontenttype", "application/json");
+        member(out, "data");
+        return event.write_json(out);
+    }
+    let Some(payload) = &event.payload else { return };
+    let text = std::str::from_utf8(payload).ok();
+    match (event.outbox.payload_type, text) {
+        (PayloadType::Jsonb | PayloadType::Json, Some(document)) => {
+            attribute(out, "datacontenttype", "application/json");
+            member(out, "data");
+            json::document(out, document);
+        }
+        (PayloadType::Text, Some(text)) => {
+            attribute(out, "datacontenttype", "text/plain; charset=utf-8");
+            member(out, "data");
+            json::string(out, text);
+        }
+        _ => {
+            attribute(out, "datacontenttype", "application/octet-stream");
+            member(out, "data_base64");
+            json::base64(out, payload);
+        }
+    }
+}
+
+fn attribute(out: &mut impl Output, name: &str, value: &str) {
+    member(out, name);
+    json::string(out, value);
+}
+
+/// A number or a truth value.
+fn literal(out: &mut impl Output, name: &str, value: impl Display) {
+    member(out, name);
+    out.put(value.to_string().as_bytes());
+}
+
+fn member(out: &mut impl Output, name: &str) {
+    out.put(b",\"");
+    out.put(name.as_bytes());
+    out.put(b"\":");
+}
