@@ -45,7 +45,7 @@ begin
         raise exception using errcode = 'wrong_object_type',
             message = format('"%s.%s" is temporary or unlogged and cannot be an outbox', schema, name),
             detail = 'Its rows are not written to the WAL, where events are read.',
-            hint = 'ALTER TABLE … SET LOGGED makes an unlogged table an ordinary one.';
+            hint = 'ALTER TABLE ... SET LOGGED makes an unlogged table an ordinary one.';
     end if;
 
     -- From here to the end of the transaction nobody writes, renames or drops the table.
@@ -75,13 +75,13 @@ begin
                 message = format('column "%s" of "%s.%s" has type %s and cannot be the %s of an event',
                     spec.column_name, schema, name, found_type_name, spec.role),
                 detail = format('The type must be one of %s.', array_to_string(spec.types, ', ')),
-                hint = format('Name another column: postbox.adopt_outbox(%L, %L, %s => ''…'').', name, schema, spec.role);
+                hint = format('Name another column: postbox.adopt_outbox(%L, %L, %s => ''...'').', name, schema, spec.role);
         end if;
         -- A key or headers column that nobody asked for by another name may be absent.
         if not found and (spec.required or spec.column_name <> spec.role) then
             raise exception using errcode = 'undefined_column',
                 message = format('"%s.%s" has no column "%s" to be the %s of an event', schema, name, spec.column_name, spec.role),
-                hint = format('Name the column: postbox.adopt_outbox(%L, %L, %s => ''…'').', name, schema, spec.role);
+                hint = format('Name the column: postbox.adopt_outbox(%L, %L, %s => ''...'').', name, schema, spec.role);
         end if;
         -- Every role is written down, so that a column that is added later does not change what events say.
         arguments := arguments || format('%L, ', spec.role || '=' || case when found then spec.column_name else '' end);

@@ -226,7 +226,5 @@ fn outbox(arguments: &Arguments<'_>) -> String {
 }
 
 fn shown(name: &[u8]) -> String {
-    let mut scratch = Vec::new();
-    let text = Encoding::of_database().to_utf8(name, &mut scratch);
-    text.map_or_else(|_| String::from_utf8_lossy(name).into_owned(), str::to_owned)
+    Encoding::of_database().show(name)
 }

@@ -1,12 +1,13 @@
 //! What a slot gives: live through a consumer, or later through the slot's SQL functions.
 
+use std::process::Command;
 use std::time::Duration;
 
 use postbox::{Consumer, Event};
-use postbox_wire::{Decoder, Transaction, json};
+use postbox_wire::{Decoder, Transaction, expand, json};
 use serde_json::Value;
 
-use crate::Cluster;
+use crate::{Cluster, postbox_binary};
 
 /// A consumer that reads up to fences: events of the outbox `fence`, published for the purpose.
 pub struct Tap {
@@ -85,15 +86,37 @@ pub fn peek_events(cluster: &Cluster, slot: &str) -> Vec<Value> {
     peek(cluster, slot, "").into_iter().flat_map(|frame| frame.events).collect()
 }
 
+/// What the binary prints and confirms until nothing is left, line by line; it has to end well.
+///
+/// # Panics
+/// When it does not, with what it logged.
+pub fn deliver(cluster: &Cluster, database: &str, arguments: &[&str]) -> Vec<Value> {
+    let output = Command::new(postbox_binary())
+        .args(["run", "--exit-when-idle", "300ms", "-d", &cluster.conninfo(database)])
+        .args(arguments)
+        .output()
+        .expect("postbox runs");
+    assert!(output.status.success(), "{output:?}");
+    let lines = String::from_utf8(output.stdout).expect("UTF-8");
+    lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 /// The frames' bytes.
 pub fn raw(cluster: &Cluster, slot: &str, options: &str) -> Vec<Vec<u8>> {
+    raw_of(cluster, "postgres", slot, options)
+}
+
+/// The frames' bytes, of a slot of this database.
+pub fn raw_of(cluster: &Cluster, database: &str, slot: &str, options: &str) -> Vec<Vec<u8>> {
     let options = if options.is_empty() { String::new() } else { format!(", {options}") };
     let sql =
         format!("SELECT encode(data, 'hex') FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL{options})");
     let hex = |line: &str| {
         (0..line.len()).step_by(2).map(|at| u8::from_str_radix(&line[at..at + 2], 16).expect("hex")).collect()
     };
-    cluster.psql("postgres", &sql).lines().map(hex).collect()
+    // Names in the options are UTF-8 as everything here.
+    let sql = format!("SET client_encoding = 'UTF8'; {sql}");
+    cluster.psql(database, &sql).lines().map(hex).collect()
 }
 
 /// One frame, read with a decoder that may have read others before.
@@ -101,7 +124,8 @@ pub fn raw(cluster: &Cluster, slot: &str, options: &str) -> Vec<Vec<u8>> {
 /// # Errors
 /// The bytes are no frame.
 pub fn decode(decoder: &mut Decoder, bytes: &[u8]) -> Result<PeekedFrame, postbox_wire::DecodeError> {
-    let mut frame = decoder.frame(bytes)?;
+    let expanded = expand(bytes)?;
+    let mut frame = decoder.frame(expanded.as_deref().unwrap_or(bytes))?;
     let (transaction, continues, is_last) = (frame.transaction, frame.continues(), frame.is_last());
     let mut events = Vec::new();
     while let Some(event) = frame.next_event()? {

@@ -4,6 +4,8 @@ mod alive;
 mod decoding;
 mod delivery;
 mod docs;
+mod encodings;
+mod formats;
 mod harness;
 mod jsonb;
 mod live;

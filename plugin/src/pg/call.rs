@@ -9,6 +9,7 @@ use pgrx::pg_sys::panic::pgrx_extern_c_guard;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 use pgrx::{PgSqlErrorCode, pg_getarg_datum};
 
+use crate::pg::encoding::Encoding;
 use crate::pg::relation::Rel;
 use crate::pg::report;
 use crate::publish;
@@ -196,5 +197,6 @@ pub(crate) fn with_table<T>(table: Oid, look: impl FnOnce(&Rel<'_>) -> T) -> T {
 /// The name of a type, as it is written in SQL.
 pub(crate) fn type_name(type_oid: Oid) -> String {
     // SAFETY: returns a C string in the current memory context, also for a type that is gone.
-    unsafe { CStr::from_ptr(pg_sys::format_type_be(type_oid)).to_string_lossy().into_owned() }
+    let name = unsafe { CStr::from_ptr(pg_sys::format_type_be(type_oid)) };
+    Encoding::of_database().show(name.to_bytes())
 }

@@ -5,6 +5,7 @@ use core::ffi::CStr;
 use pgrx::pg_sys;
 
 use crate::callbacks::drop_session;
+use crate::pg::encoding::Encoding;
 use crate::pg::memory::RowMemory;
 use crate::session::Session;
 
@@ -21,9 +22,11 @@ impl Context {
         Self(ctx)
     }
 
-    /// The options that the client gave, in order. A value may be missing.
+    /// The options that the client gave, in order. A value may be missing. The server has brought them into the database's
+    /// encoding.
     pub(crate) fn options(&self) -> Vec<(String, Option<String>)> {
         let mut given = Vec::new();
+        let shown = |text: &CStr| Encoding::of_database().show(text.to_bytes());
         // SAFETY: the list and its DefElems live as long as the context; defGetString returns a C string. An argument may
         // be absent (`pg_recvlogical -o name`).
         unsafe {
@@ -31,9 +34,8 @@ impl Context {
             let length = if list.is_null() { 0 } else { (*list).length };
             for index in 0..length {
                 let element: *mut pg_sys::DefElem = pg_sys::list_nth(list, index).cast();
-                let name = CStr::from_ptr((*element).defname).to_string_lossy().into_owned();
-                let value = (!(*element).arg.is_null())
-                    .then(|| CStr::from_ptr(pg_sys::defGetString(element)).to_string_lossy().into_owned());
+                let name = shown(CStr::from_ptr((*element).defname));
+                let value = (!(*element).arg.is_null()).then(|| shown(CStr::from_ptr(pg_sys::defGetString(element))));
                 given.push((name, value));
             }
         }

@@ -34,6 +34,23 @@ impl Encoding {
         as_utf8(text)
     }
 
+    /// Text for people, in UTF-8; a byte that cannot be converted is shown as U+FFFD.
+    pub(crate) fn show(self, text: &[u8]) -> String {
+        let mut scratch = Vec::new();
+        let converted = self.to_utf8(text, &mut scratch).map(str::to_owned);
+        converted.unwrap_or_else(|_| String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// A message, which the server takes to be in the database's encoding: characters that have other bytes there are shown
+    /// as `\u{…}`.
+    pub(crate) fn message(self, text: String) -> String {
+        if self.is_utf8_already(text.as_bytes()) {
+            return text;
+        }
+        let escaped = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() };
+        text.chars().map(escaped).collect()
+    }
+
     /// True if nothing has to be converted: the text is UTF-8, or else not to be represented.
     fn is_utf8_already(self, text: &[u8]) -> bool {
         const UTF8: i32 = pg_sys::pg_enc::PG_UTF8 as i32;

@@ -3,8 +3,12 @@
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder};
 
+use crate::pg::encoding::Encoding;
+
 /// Raises an ERROR; does not return.
 pub(crate) fn raise(code: PgSqlErrorCode, message: String, hint: String) -> ! {
+    let encoding = Encoding::of_database();
+    let (message, hint) = (encoding.message(message), encoding.message(hint));
     ErrorReport::new(code, message, "postbox").set_hint(hint).report(PgLogLevel::ERROR);
     unreachable!("an ERROR does not return")
 }

@@ -1,0 +1,134 @@
+//! Databases whose text is not UTF-8: the stream is UTF-8 all the same, and what cannot be is told.
+
+use postbox_tests::Cluster;
+use postbox_tests::tap::{decode, deliver, make_slot, prepare, raw_of};
+use postbox_wire::Decoder;
+use serde_json::{Value, json};
+
+/// A cluster with a database of this encoding, an outbox of each payload type in it, and the slot `s`.
+fn with_database(encoding: &str) -> Cluster {
+    let cluster = Cluster::start();
+    cluster.psql(
+        "postgres",
+        &format!("CREATE DATABASE other ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"),
+    );
+    prepare(&cluster, "other");
+    for payload_type in ["jsonb", "json", "text", "bytea"] {
+        let sql = format!("SELECT postbox.create_outbox('of_{payload_type}', payload_type => '{payload_type}')");
+        cluster.psql("other", &sql);
+    }
+    make_slot(&cluster, "other", "s");
+    cluster
+}
+
+fn events(cluster: &Cluster) -> Vec<Value> {
+    let frames = raw_of(cluster, "other", "s", "");
+    frames.iter().flat_map(|frame| decode(&mut Decoder::new(), frame).unwrap().events).collect()
+}
+
+#[test]
+fn text_of_any_encoding_comes_as_utf8() {
+    for (encoding, text) in [
+        ("LATIN1", "Größe \"ÿ\""),
+        ("WIN1251", "Привет"),
+        ("EUC_JP", "日本\\語"),
+        ("EUC_KR", "한국어"),
+        ("UTF8", "😀 ä"),
+    ] {
+        let cluster = with_database(encoding);
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        cluster.psql(
+            "other",
+            &format!(
+                "SET client_encoding = 'UTF8';
+                 INSERT INTO of_jsonb (key, type, headers, payload) VALUES ('{text}', '{text}', '{{\"{quoted}\": \"{quoted}\"}}', '[\"{quoted}\"]');
+                 INSERT INTO of_json (type, payload) VALUES ('t', '[ \"{quoted}\" ]');
+                 INSERT INTO of_text (type, payload) VALUES ('t', '{text}');
+                 INSERT INTO of_bytea (type, payload) VALUES ('t', convert_to('{text}', 'UTF8'))"
+            ),
+        );
+        let events = events(&cluster);
+        assert_eq!(events[0]["key"], text, "{encoding}");
+        assert_eq!(events[0]["type"], text, "{encoding}");
+        assert_eq!(events[0]["headers"], json!({ text: text }), "{encoding}");
+        assert_eq!(events[0]["payload"], json!([text]), "{encoding}");
+        assert_eq!(events[1]["payload"], json!([text]), "{encoding}");
+        assert_eq!(events[2]["payload"], text, "{encoding}");
+        let bytes = cluster.psql("other", "SELECT encode(payload, 'base64') FROM of_bytea");
+        assert_eq!(events[3]["payload"], bytes, "{encoding}");
+        assert!(events.iter().all(|event| event.get("error").is_none()), "{encoding}: {events:?}");
+        // People see the same.
+        let shown = "SET client_encoding = 'UTF8'; SELECT d.key, d.payload
+            FROM pg_logical_slot_peek_binary_changes('s', NULL, NULL) s, postbox.decode(s.data) d LIMIT 1";
+        assert_eq!(cluster.psql("other", shown), format!("{text}|[\"{quoted}\"]"), "{encoding}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_become_error_events_and_the_stream_goes_on() {
+    let cluster = with_database("SQL_ASCII");
+    cluster.psql(
+        "other",
+        r#"INSERT INTO of_text (key, type, payload) VALUES ('fine', 'ä', 'ü');
+          INSERT INTO of_text (key, type, payload) VALUES (E'k\xe4', E't\xe4', E'p\xe4');
+          INSERT INTO of_jsonb (type, headers, payload) VALUES ('t', E'{"h": "\xe4"}', E'["\xe4"]');
+          INSERT INTO of_json (type, payload) VALUES ('t', E'["\xe4"]');
+          INSERT INTO of_bytea (type, payload) VALUES ('t', '\xe4');
+          INSERT INTO of_text (type, payload) VALUES ('after', 'all')"#,
+    );
+    let events = events(&cluster);
+    assert_eq!((&events[0]["type"], &events[0]["payload"]), (&json!("ä"), &json!("ü")));
+    let error = |index: usize| &events[index]["error"];
+    assert_eq!(error(1)["code"], "encoding");
+    // "p\xe4", "t\xe4" and "k\xe4" in base64.
+    assert_eq!(error(1)["raw"], json!({"key": "a+Q=", "type": "dOQ=", "payload": "cOQ="}));
+    assert!(error(1)["detail"].as_str().unwrap().contains("byte 1 is not UTF-8"), "{}", events[1]);
+    assert_eq!(error(2)["code"], "encoding");
+    assert!(error(2)["raw"]["payload"].is_string() && error(2)["raw"]["headers"].is_string(), "{}", events[2]);
+    assert_eq!(error(3)["raw"]["payload"], "WyLkIl0=");
+    assert_eq!((&events[4]["payload"], events[4].get("error")), (&json!("5A=="), None));
+    assert_eq!(events[5]["payload"], "all");
+
+    // The consumer takes them as they come, and confirms.
+    assert_eq!(deliver(&cluster, "other", &["--slot", "s"]), events);
+    assert_eq!(deliver(&cluster, "other", &["--slot", "s"]), [] as [Value; 0]);
+}
+
+#[test]
+fn names_of_any_encoding_are_followed_and_shown() {
+    let cluster = with_database("LATIN1");
+    // 60 bytes in the database, which leaves room for the leaves' suffix, and 120 in UTF-8.
+    let long = "ä".repeat(60);
+    cluster.psql(
+        "other",
+        &format!(
+            "SET client_encoding = 'UTF8'; CREATE SCHEMA \"Größe\"; SELECT postbox.create_outbox('{long}', 'Größe');
+             INSERT INTO \"Größe\".\"{long}\" (type) VALUES ('long'); INSERT INTO of_text (type) VALUES ('short')"
+        ),
+    );
+    let name = format!("Größe.{long}");
+    assert_eq!(events(&cluster)[0]["outbox"], name);
+    for selector in [format!("\"Größe\".\"{long}\""), "public.of_text".to_owned()] {
+        let frames = raw_of(&cluster, "other", "s", &format!("'outboxes', '{selector}'"));
+        assert_eq!(frames.len(), 1, "{selector}");
+    }
+    let create = format!(
+        "SET client_encoding = 'UTF8'; SELECT postbox.create_consumer_group('g', ARRAY['\"Größe\".\"{long}\"'])"
+    );
+    cluster.psql("other", &create);
+    cluster.psql(
+        "other",
+        &format!("SET client_encoding = 'UTF8'; INSERT INTO \"Größe\".\"{long}\" (type) VALUES ('grouped')"),
+    );
+    let delivered = deliver(&cluster, "other", &["--group", "g"]);
+    assert_eq!(
+        delivered.iter().map(|event| (&event["outbox"], &event["type"])).collect::<Vec<_>>(),
+        [(&json!(name), &json!("grouped"))]
+    );
+
+    // A message cannot have the character as it is.
+    let error = cluster
+        .psql_result("other", "SET client_encoding = 'UTF8'; SELECT postbox.publish('nöwhere', 't', '{}'::jsonb)")
+        .unwrap_err();
+    assert!(error.contains("outbox \"n\\u{f6}where\" does not exist"), "{error}");
+}
