@@ -35,7 +35,10 @@ pub fn postbox_binary() -> PathBuf {
 /// The path of one of the server's programs.
 ///
 /// Links are resolved, because the user that the server runs as may be unable to walk through the checkout.
-pub(crate) fn program(name: &str) -> PathBuf {
+///
+/// # Panics
+/// When there is no such server in `target/pg`.
+pub fn program(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pg").join(major().to_string());
     let path = dir.join("bin").join(name);
     path.canonicalize().unwrap_or_else(|error| {

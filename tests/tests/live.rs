@@ -1,7 +1,12 @@
 //! Configuration that changes under a running stream: what the stream gives at once is what a slot gives that is read later.
 
-use postbox_tests::Cluster;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
 use postbox_tests::tap::{Tap, make_slot, peek_events, prepare, to_json};
+use postbox_tests::{Cluster, program};
+
 use serde_json::Value;
 
 /// Runs the steps, each in a session of its own, with a stream running; between steps the stream is known to have come so far.
@@ -132,6 +137,71 @@ async fn a_leaf_that_is_detached_and_attached() {
         "ALTER TABLE made ATTACH PARTITION made_g0 FOR VALUES IN (0); INSERT INTO made (type) VALUES ('b')",
     ];
     assert_eq!(watch(&steps).await, pairs(&[("public.made", "a"), ("public.made", "b")]));
+}
+
+#[tokio::test]
+async fn columns_that_change_between_and_within_transactions() {
+    let steps = [
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type, payload) VALUES ('a', '1')",
+        "ALTER TABLE made ADD COLUMN tenant text DEFAULT 'x'; INSERT INTO made (type, payload) VALUES ('b', '2')",
+        "BEGIN; INSERT INTO made (type, payload) VALUES ('c', '3'); ALTER TABLE made DROP COLUMN created_at;
+         INSERT INTO made (type, payload) VALUES ('d', '4'); SAVEPOINT s; ALTER TABLE made DROP COLUMN tenant; ROLLBACK TO s;
+         INSERT INTO made (type, payload, tenant) VALUES ('e', '5', 'y'); COMMIT",
+        // Rewrites the table: rows that are only copied are no events.
+        "BEGIN; ALTER TABLE made ALTER COLUMN payload TYPE text; INSERT INTO made (type, payload) VALUES ('f', 'six'); COMMIT",
+        "ALTER TABLE made ALTER COLUMN key TYPE varchar(80); INSERT INTO made (type, payload) VALUES ('g', 'seven')",
+        "VACUUM FULL made; ALTER TABLE made REPLICA IDENTITY FULL; INSERT INTO made (type, payload) VALUES ('h', 'eight')",
+    ];
+    let expected = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|event_type| ("public.made", event_type));
+    assert_eq!(watch(&steps).await, pairs(&expected));
+}
+
+#[tokio::test]
+async fn a_column_that_is_renamed_and_named_back() {
+    let steps = [
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')",
+        "BEGIN; ALTER TABLE made RENAME COLUMN type TO kind; INSERT INTO made (kind) VALUES ('cannot be told'); ALTER TABLE made RENAME COLUMN kind TO type;
+         INSERT INTO made (type) VALUES ('b'); COMMIT",
+    ];
+    // An error event with the raw columns stands for the row that has no type.
+    assert_eq!(watch(&steps).await, pairs(&[("public.made", "a"), ("public.made", "-"), ("public.made", "b")]));
+}
+
+/// The next version of the extension, for as long as the test runs: the files of a server are in its own tree.
+struct NextVersion(PathBuf);
+
+impl NextVersion {
+    fn publish(sql: &str) -> Self {
+        let output = Command::new(program("pg_config")).arg("--sharedir").output().expect("pg_config runs");
+        let share = PathBuf::from(String::from_utf8(output.stdout).expect("UTF-8").trim());
+        let path = share.join("extension").join(format!("postbox--{}--next.sql", env!("CARGO_PKG_VERSION")));
+        fs::write(&path, sql).expect("written");
+        Self(path)
+    }
+}
+
+impl Drop for NextVersion {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn the_extension_is_updated_while_the_stream_runs() {
+    let _next = NextVersion::publish(
+        "CREATE FUNCTION postbox.next() RETURNS int LANGUAGE sql RETURN 1;
+         CREATE OR REPLACE FUNCTION postbox.publish(outbox text, type text, payload jsonb, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+             event_id uuid DEFAULT NULL) RETURNS uuid LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'postbox_publish_jsonb';",
+    );
+    let steps = [
+        "SELECT postbox.create_outbox('made'); SELECT postbox.publish('made', 'a', '1'::jsonb)",
+        "BEGIN; SELECT postbox.publish('made', 'b', '2'::jsonb); ALTER EXTENSION postbox UPDATE TO 'next'; SELECT postbox.publish('made', 'c', '3'::jsonb); COMMIT",
+        "SELECT postbox.next(); SELECT postbox.publish('made', 'd', '4'::jsonb)",
+        "DROP EXTENSION postbox; INSERT INTO made (type) VALUES ('e')",
+        "CREATE EXTENSION postbox; SELECT postbox.publish('made', 'f', '6'::jsonb)",
+    ];
+    let expected = ["a", "b", "c", "d", "e", "f"].map(|event_type| ("public.made", event_type));
+    assert_eq!(watch(&steps).await, pairs(&expected));
 }
 
 #[tokio::test]

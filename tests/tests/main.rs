@@ -11,5 +11,6 @@ mod jsonb;
 mod live;
 mod messages;
 mod shop;
+mod sizes;
 mod sql;
 mod transport;
