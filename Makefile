@@ -5,13 +5,16 @@ MAJORS ?= 15 18
 # The server that `make install` puts Postbox into, and what to write there with, for instance SUDO=sudo.
 PG_CONFIG ?= pg_config
 SUDO ?=
+# What `make fuzz` runs, and for how many seconds each.
+TARGETS ?= frames options conninfo messages jsonb
+FUZZ_SECONDS ?= 60
 
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export RUST_TEST_THREADS ?= 4
 CARGO ?= cargo
 NEWEST = $(lastword $(MAJORS))
 # The crates that need no server's headers, and those that do.
-PLAIN = -p postbox-wire -p postbox-jsonb -p postbox
+PLAIN = -p postbox-wire -p postbox-jsonb -p postbox -p postbox-fuzz
 PGRX = -p postbox-plugin -p postbox-floor
 
 # How the pgrx crates build without cargo-pgrx: bindgen uses the libclang that tests/fetch brought and gcc's headers.
@@ -24,7 +27,7 @@ SHELL = /bin/bash
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all build install lint bench
+.PHONY: help demo test test-all build install lint bench fuzz
 
 help: ## Print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -76,6 +79,17 @@ lint: server-$(NEWEST) ## Check formatting, lints and documentation
 
 bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goes to the benchmark
 	@POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin bench -- $(ARGS)
+
+# Without a sanitizer, so that the stable compiler will do: safe code shows its faults as panics.
+fuzz: ## Fuzz each target in tests/fuzz for FUZZ_SECONDS=60; TARGETS="frames options" chooses
+	@fuzz=$$CARGO_TARGET_DIR/tools/bin/cargo-fuzz
+	[ -x "$$fuzz" ] || $(CARGO) install --locked --quiet cargo-fuzz --version 0.13.2 --root "$$CARGO_TARGET_DIR/tools"
+	for target in $(TARGETS); do
+	    found=$$CARGO_TARGET_DIR/fuzz/$$target
+	    mkdir -p "$$found"
+	    "$$fuzz" run --fuzz-dir tests/fuzz --sanitizer none --features fuzzing --target-dir "$$CARGO_TARGET_DIR/fuzz-build" \
+	        "$$target" "$$found" tests/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048
+	done
 
 # A private server in target/pg with Postbox in it.
 server-%: PG_CONFIG = $(CURDIR)/target/pg/$*/bin/pg_config

@@ -337,7 +337,11 @@ fn free_port() -> u16 {
     }
 }
 
-fn knows_output_plugin_libraries() -> bool {
+/// True if the server asks which output plugins it may load: minor releases since August 2026 do.
+///
+/// # Panics
+/// When the server cannot be asked.
+pub fn knows_output_plugin_libraries() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
         let mut postgres = tree::unprivileged(tree::program("postgres"));

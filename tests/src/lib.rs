@@ -21,7 +21,7 @@ mod wait;
 
 pub mod tap;
 
-pub use cluster::{Builder, Cluster, Stop};
+pub use cluster::{Builder, Cluster, Stop, knows_output_plugin_libraries};
 pub use proxy::Proxy;
 pub use run::{Ended, Line, Run, memory_kib};
 pub use tree::{major, postbox_binary, program};

@@ -165,7 +165,7 @@ impl ConnInfo {
         }
     }
 
-    fn from_sources(string: Option<&str>, env: &dyn Fn(&str) -> Result<Option<String>>) -> Result<Self> {
+    pub(super) fn from_sources(string: Option<&str>, env: &dyn Fn(&str) -> Result<Option<String>>) -> Result<Self> {
         let settings = match string {
             Some(string) => Settings::new(string, "the connection string", env)?,
             None => Settings::new(&env("DATABASE_URL")?.unwrap_or_default(), "DATABASE_URL", env)?,

@@ -135,7 +135,7 @@ impl CopyBoth {
 }
 
 /// What a message means in a stream that runs; nothing for one that is of no interest.
-fn of_stream(message: Message) -> Result<Option<Received>> {
+pub(super) fn of_stream(message: Message) -> Result<Option<Received>> {
     match message.tag {
         b'd' => parse(message.body).map(Some),
         // ParameterStatus: a reload has changed a setting.

@@ -13,6 +13,8 @@ mod certificate;
 mod connect;
 mod conninfo;
 mod copy;
+#[doc(hidden)]
+pub mod hostile;
 mod link;
 pub(crate) mod refusal;
 mod replay;
