@@ -78,7 +78,8 @@ lint: server-$(NEWEST) ## Check formatting, lints and documentation
 	diff <(grep -v '^#' sql/order | sort) <(cd sql && ls *.sql) || { echo 'sql/order does not list every file of sql/ once' >&2; exit 1; }
 
 bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goes to the benchmark
-	@POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin bench -- $(ARGS)
+	@tests/fetch --peers $(MAJORS)
+	POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin bench -- $(ARGS)
 
 # Without a sanitizer, so that the stable compiler will do: safe code shows its faults as panics.
 fuzz: ## Fuzz each target in tests/fuzz for FUZZ_SECONDS=60; TARGETS="frames options" chooses

@@ -34,7 +34,7 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Output plugins that a server may load, where it asks (minor releases since August 2026).
-const PLUGINS: &str = "pgoutput, test_decoding, postbox, postbox_floor";
+const PLUGINS: &str = "pgoutput, test_decoding, postbox, postbox_floor, wal2json, decoderbufs";
 
 /// The modes of `pg_ctl stop`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,12 @@ impl Builder {
     fn configuration(&self, cluster: &Cluster) -> String {
         let port = cluster.port.to_string();
         let socket_dir = cluster.dir.display().to_string();
-        let mut settings = vec![("port", port.as_str()), ("unix_socket_directories", &socket_dir)];
+        let libraries = format!("$libdir:{}", tree::peers().display());
+        let mut settings = vec![
+            ("port", port.as_str()),
+            ("unix_socket_directories", &socket_dir),
+            ("dynamic_library_path", &libraries),
+        ];
         settings.extend(SETTINGS);
         if knows_output_plugin_libraries() {
             settings.push(("output_plugin_libraries", PLUGINS));
@@ -264,6 +269,8 @@ impl Cluster {
         let log = OpenOptions::new().create(true).append(true).open(self.dir.join("log")).expect("the server's log");
         let mut server = tree::unprivileged(tree::program("postgres"));
         server.arg("-D").arg(self.data_dir()).process_group(0);
+        // Where the plugins of others look for their libraries.
+        server.env("LD_LIBRARY_PATH", tree::peers());
         server.stdout(log.try_clone().expect("a second handle of the log")).stderr(log);
         let mut server = server.spawn().map_err(|error| format!("cannot start postgres: {error}"))?;
 

@@ -24,5 +24,5 @@ pub mod tap;
 pub use cluster::{Builder, Cluster, Stop, knows_output_plugin_libraries};
 pub use proxy::Proxy;
 pub use run::{Ended, Line, Run, memory_kib};
-pub use tree::{major, postbox_binary, program};
+pub use tree::{major, peers, postbox_binary, program};
 pub use wait::{wait_until, wait_until_async};

@@ -46,6 +46,12 @@ pub fn program(name: &str) -> PathBuf {
     })
 }
 
+/// Where the output plugins of others lie, if there are any for this server: only benchmarks fetch them.
+pub fn peers() -> PathBuf {
+    let tree = program("postgres");
+    tree.ancestors().nth(2).unwrap_or(Path::new("/")).join("peers")
+}
+
 /// A command with an environment of its own: what the shell exports (`PGOPTIONS`, `RUST_BACKTRACE`, …) must not change
 /// what a test sees.
 pub(crate) fn clean(program: impl AsRef<Path>) -> Command {

@@ -9,7 +9,7 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
-  --only    parts to measure: small, bulk, none, latency, drain, publish, memory (default: all)
+  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
   --pg      major version of the server in target/pg (default: 18)
@@ -32,11 +32,27 @@ pub(crate) enum Part {
     Publish,
     /// The consumer's memory in a large transaction.
     Memory,
+    /// Decoding by the type of the payload.
+    Types,
+    /// Decoding by the number of events a transaction.
+    Frames,
+    /// What slots cost the application.
+    Slots,
 }
 
 impl Part {
-    const ALL: [Self; 7] =
-        [Self::Small, Self::Bulk, Self::None, Self::Latency, Self::Drain, Self::Publish, Self::Memory];
+    const ALL: [Self; 10] = [
+        Self::Small,
+        Self::Bulk,
+        Self::None,
+        Self::Latency,
+        Self::Drain,
+        Self::Publish,
+        Self::Memory,
+        Self::Types,
+        Self::Frames,
+        Self::Slots,
+    ];
 }
 
 impl fmt::Display for Part {
@@ -49,6 +65,9 @@ impl fmt::Display for Part {
             Self::Drain => "drain",
             Self::Publish => "publish",
             Self::Memory => "memory",
+            Self::Types => "types",
+            Self::Frames => "frames",
+            Self::Slots => "slots",
         })
     }
 }

@@ -75,6 +75,22 @@ pub(crate) enum Workload {
     None,
     /// All events in one transaction.
     Single,
+    /// So many events a transaction.
+    Each(u64),
+    /// A thousand events, with a payload of this type.
+    Typed(&'static str),
+}
+
+fn schema(workload: Workload) -> String {
+    let Workload::Typed(payload_type) = workload else { return SCHEMA.to_owned() };
+    let payload = match payload_type {
+        "bytea" => "convert_to(payload(n)::text, 'UTF8')".to_owned(),
+        _ => format!("payload(n)::{payload_type}"),
+    };
+    let outbox = format!("create_outbox('events', payload_type => '{payload_type}')");
+    SCHEMA
+        .replace("create_outbox('events')", &outbox)
+        .replace("'purchase.confirmed', payload(n)", &format!("'purchase.confirmed', {payload}"))
 }
 
 /// WAL with one workload in it.
@@ -94,7 +110,7 @@ impl Backlog {
     /// Starts a server, makes a slot for each of the plugins, and lets as many transactions commit.
     pub(crate) async fn produce(workload: Workload, amount: u64, plugins: &[&str]) -> Outcome<Self> {
         let cluster = server().start();
-        cluster.psql_result(DATABASE, SCHEMA)?;
+        cluster.psql_result(DATABASE, &schema(workload))?;
         let admin = cluster.client(DATABASE).await;
         for plugin in plugins {
             admin.execute("SELECT pg_create_logical_replication_slot($1, $1)", &[plugin]).await?;
@@ -104,6 +120,11 @@ impl Backlog {
             Workload::Bulk => (amount, amount * 1000, format!("CALL with_many_events({amount}, 1000)")),
             Workload::None => (amount, 0, format!("CALL without_events({amount})")),
             Workload::Single => (1, amount, format!("CALL with_many_events(1, {amount})")),
+            Workload::Each(events) => {
+                let transactions = amount.div_ceil(events);
+                (transactions, transactions * events, format!("CALL with_many_events({transactions}, {events})"))
+            }
+            Workload::Typed(_) => (amount, amount * 1000, format!("CALL with_many_events({amount}, 1000)")),
         };
         cluster.psql(DATABASE, &format!("SET synchronous_commit = off; {call}"));
         let end = admin.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);

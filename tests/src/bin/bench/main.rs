@@ -12,6 +12,8 @@ mod memory;
 mod postbox;
 mod publish;
 mod report;
+mod shapes;
+mod slots;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -68,5 +70,8 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::Drain => drain::run(arguments).await,
         Part::Publish => publish::run(arguments),
         Part::Memory => memory::run(arguments).await,
+        Part::Types => shapes::types(arguments).await,
+        Part::Frames => shapes::frames(arguments).await,
+        Part::Slots => slots::run(arguments),
     }
 }

@@ -23,8 +23,11 @@ const VARIANTS: [(&str, &str); 4] = [
         "INSERT into the outbox",
         "INSERT INTO events (key, type, payload) VALUES (:id::text, 'purchase.confirmed', :payload::jsonb);",
     ),
-    ("postbox.publish()", "SELECT postbox.publish('events', 'purchase.confirmed', :payload::jsonb, :id::text);"),
+    ("postbox.publish()", PUBLISH_ONE),
 ];
+/// One event more.
+pub(crate) const PUBLISH_ONE: &str =
+    "SELECT postbox.publish('events', 'purchase.confirmed', :payload::jsonb, :id::text);";
 const BASE: usize = 0;
 const ORDINARY: usize = 1;
 const OUTBOX: usize = 2;
@@ -56,8 +59,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
     Ok(report(&costs, transactions, arguments.rounds))
 }
 
-/// Microseconds a transaction: as the client sees it, and of the server's process.
-fn pgbench(cluster: &Cluster, statement: &str, payload: &str, transactions: u64) -> Outcome<(f64, f64)> {
+/// Microseconds a transaction: as the client sees it, and of the server's process. Readers of slots are no part of that.
+pub(crate) fn pgbench(cluster: &Cluster, statement: &str, payload: &str, transactions: u64) -> Outcome<(f64, f64)> {
     let script = cluster.socket_dir().join("transaction.sql");
     let business = "INSERT INTO purchase (customer, total) VALUES (:id, 19.90);";
     fs::write(&script, format!("\\set id random(1, 1000000)\nBEGIN;\n{business}\n{statement}\nEND;\n"))?;
