@@ -1,8 +1,9 @@
 //! What slots cost the application: every one of them decodes the whole log, on the same machine.
 
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use postbox_tests::Cluster;
+use postbox_tests::{Cluster, wait_until};
 use serde_json::json;
 
 use crate::Outcome;
@@ -11,6 +12,8 @@ use crate::backlog::{DATABASE, SCHEMA, server};
 use crate::measure::Samples;
 use crate::publish::{PUBLISH_ONE, pgbench};
 use crate::report::{Report, data, range};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const SLOTS: [usize; 5] = [0, 1, 2, 4, 8];
 
@@ -74,7 +77,17 @@ impl<'a> Reader<'a> {
         command.env_clear().args(["--start", "--no-loop", "--fsync-interval=0", "--file=/dev/null", "--slot", &slot]);
         command.arg("--dbname").arg(cluster.conninfo(DATABASE)).args(["--option", "names=stream"]);
         let process = command.stderr(Stdio::null()).spawn()?;
-        Ok(Self { cluster, slot, process })
+        let reader = Self { cluster, slot, process };
+        reader.wait_until("read", "active");
+        Ok(reader)
+    }
+
+    fn wait_until(&self, what: &str, state: &str) {
+        let Self { cluster, slot, .. } = self;
+        wait_until(&format!("the slot is {what}"), PATIENCE, || {
+            let found = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND {state}");
+            (cluster.psql(DATABASE, &found) == "1").then_some(())
+        });
     }
 }
 
@@ -82,11 +95,8 @@ impl Drop for Reader<'_> {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        self.wait_until("free", "NOT active");
         let Self { cluster, slot, .. } = self;
-        postbox_tests::wait_until("the slot is free", std::time::Duration::from_secs(30), || {
-            let free = format!("SELECT FROM pg_replication_slots WHERE slot_name = '{slot}' AND NOT active");
-            (!cluster.psql(DATABASE, &format!("SELECT count(*) FROM ({free}) s")).starts_with('0')).then_some(())
-        });
         cluster.psql(DATABASE, &format!("SELECT pg_drop_replication_slot('{slot}')"));
     }
 }
