@@ -1,6 +1,6 @@
 //! What the plugin makes of the log, read through the slot's SQL functions.
 
-use postbox_tests::tap::{decode, make_slot, peek, peek_events, prepare, raw};
+use postbox_tests::tap::{decode, deliver, make_slot, peek, peek_events, prepare, raw};
 use postbox_tests::{Cluster, major};
 use postbox_wire::{Decoder, FRAME_BYTES, Problem};
 use serde_json::{Value, json};
@@ -348,10 +348,25 @@ fn a_prepared_transaction_comes_when_it_is_committed() {
     let cluster = Cluster::builder().setting("max_prepared_transactions", "5").start();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
-    cluster.psql("postgres", "BEGIN; INSERT INTO fence (type) VALUES ('two-phase'); PREPARE TRANSACTION 'p'");
-    assert_eq!(peek_events(&cluster, "s").len(), 0);
-    cluster.psql("postgres", "INSERT INTO fence (type) VALUES ('between'); COMMIT PREPARED 'p'");
-    assert_eq!(member(&peek_events(&cluster, "s"), "type"), ["between", "two-phase"]);
+    // A slot that asks to be told at PREPARE gets what this plugin gives: committed events only.
+    cluster.psql("postgres", "SELECT pg_create_logical_replication_slot('t', 'postbox', twophase => true)");
+    cluster.psql(
+        "postgres",
+        "BEGIN; INSERT INTO fence (type) VALUES ('two-phase'); PREPARE TRANSACTION 'p';
+         BEGIN; INSERT INTO fence (type) VALUES ('never'); PREPARE TRANSACTION 'q'",
+    );
+    for slot in ["s", "t"] {
+        assert_eq!(peek_events(&cluster, slot).len(), 0, "{slot}");
+    }
+    cluster.psql(
+        "postgres",
+        "INSERT INTO fence (type) VALUES ('between'); ROLLBACK PREPARED 'q'; COMMIT PREPARED 'p'; INSERT INTO fence (type) VALUES ('after')",
+    );
+    for slot in ["s", "t"] {
+        assert_eq!(member(&peek_events(&cluster, slot), "type"), ["between", "two-phase", "after"], "{slot}");
+        let live = deliver(&cluster, "postgres", &["--slot", slot]);
+        assert_eq!(member(&live, "type"), ["between", "two-phase", "after"], "{slot}");
+    }
 }
 
 #[test]
