@@ -142,7 +142,7 @@ fn decimals(digit: u16) -> u64 {
     let (high, low) = (u64::from(digit / 100), u64::from(digit % 100));
     let pairs = high | low << 16;
     // A tenth of numbers below 100, in both halves at once: 103 / 1024 is as near as it takes.
-    let tens = pairs * 103 >> 10 & 0x000f_000f;
+    let tens = ((pairs * 103) >> 10) & 0x000f_000f;
     let ones = pairs - tens * 10;
     (tens | ones << 8) + 0x3030_3030
 }
