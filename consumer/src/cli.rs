@@ -221,11 +221,22 @@ impl Run {
                 Err(Error::new(ErrorKind::Usage, "--cloudevents-source needs --format cloudevents")
                     .with_hint("Add the one or leave out the other."))
             }
+            (FormatName::CloudEvents, Some(source)) if !is_uri_reference(source) => {
+                let message = format!("--cloudevents-source \"{}\" is not a URI reference", source.escape_debug());
+                Err(Error::new(ErrorKind::Usage, message)
+                    .with_hint("For instance https://shop.example/events or /shop."))
+            }
             (FormatName::CloudEvents, source) => {
                 Ok(Format::CloudEvents(CloudEvents::new(source.clone(), info.database())))
             }
         }
     }
+}
+
+/// True if there is nothing but what RFC 3986 lets stand in a URI, and something.
+fn is_uri_reference(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
+    !text.is_empty() && text.bytes().all(allowed)
 }
 
 fn say(text: &str) -> Result<()> {

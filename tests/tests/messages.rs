@@ -166,6 +166,14 @@ fn wrong_usage() {
         (&["run", "--group", "a", "--slot", "b"], "cannot be used with"),
         (&["run", "--slot", "s", "--until-lsn", "12"], "16/B374D848"),
         (&["run", "--slot", "s", "--exit-when-idle", "soon"], "soon"),
+        (&["run", "--slot", "s", "--format", "xml"], "xml"),
+        (&["run", "--slot", "s", "--compression", "zip"], "zip"),
+        (&["run", "--slot", "s", "--origin", "elsewhere"], "elsewhere"),
+        (&["run", "--slot", "s", "--cloudevents-source", "/shop"], "needs --format cloudevents"),
+        (
+            &["run", "--slot", "s", "--format", "cloudevents", "--cloudevents-source", "a shop"],
+            "\"a shop\" is not a URI",
+        ),
         (&["group", "create", "g"], "--outbox"),
         (&["frobnicate"], "frobnicate"),
     ] {
