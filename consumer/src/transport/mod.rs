@@ -13,10 +13,12 @@ mod certificate;
 mod connect;
 mod conninfo;
 mod copy;
+mod identity;
 mod link;
 pub(crate) mod refusal;
 mod replay;
 mod replication;
+mod revocation;
 mod socket;
 mod tls;
 
