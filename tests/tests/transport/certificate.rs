@@ -57,6 +57,10 @@ async fn a_certificate_is_the_proof_that_the_server_asks_for() {
     {
         let billing = identity(&cluster, name, &clients.client("billing", algorithm));
         for rest in ["", "sslcertmode=require require_auth=none", "ssl_max_protocol_version=TLSv1.2"] {
+            // In TLS 1.2 a server takes keys on the curve of its ssl_ecdh_curve only.
+            if rest.contains("TLSv1.2") && name != "p256" {
+                continue;
+            }
             let string = format!("{base} user=billing {billing} {rest}");
             assert_eq!(ask(&string, DN).await.expect(&string), "/CN=billing", "{string}");
             replication(&string).await.expect(&string).identify().await.expect("identified");
@@ -88,7 +92,9 @@ async fn a_certificate_is_the_proof_that_the_server_asks_for() {
         let error = refused(&string).await;
         assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Login, false), "{string}: {error:?}");
         assert!(error.hint().expect("a hint").contains("sslcert="), "{string}: {error:?}");
-        libpq(&cluster, &[], &string.replace("sslcertmode=disable", ""), "SELECT 1").expect_err("so does libpq");
+        if major() >= 16 {
+            libpq(&cluster, &[], &string, "SELECT 1").expect_err("libpq is not let in either");
+        }
     }
 
     // The certificate of another authority ends the handshake; under TLS 1.3 when the client thinks that it is over.
@@ -123,7 +129,7 @@ async fn a_certificate_that_is_required_has_to_be_asked_for() {
         assert_eq!(error.kind(), ErrorKind::Login);
         assert!(error.to_string().contains("has not asked for a client certificate"), "{string}: {error}");
         if major() >= 16 {
-            libpq(&cluster, &[], &string, "SELECT 1").expect_err("so does libpq");
+            libpq(&cluster, &[], &string, "SELECT 1").expect_err("libpq refuses it as well");
         }
     }
     let string = format!("{} sslmode=require sslcertmode=require", cluster.tcp_conninfo("postgres"));
@@ -169,7 +175,7 @@ async fn files_that_cannot_be_used_are_named() {
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("group or world access"), "{mode:o}: {error}");
         assert!(error.hint().expect("a hint").contains("chmod"), "{error:?}");
-        libpq(&cluster, &[], &string, "SELECT 1").expect_err("so does libpq");
+        libpq(&cluster, &[], &string, "SELECT 1").expect_err("libpq refuses it as well");
     }
     // A group may read a key of root's.
     let key = write(&cluster, "right.key", &issued.key, 0o640);

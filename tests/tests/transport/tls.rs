@@ -276,7 +276,7 @@ async fn a_certificate_that_is_revoked_is_refused() {
         let error = refused(&string).await;
         assert_eq!(error.kind(), ErrorKind::Tls);
         assert!(error.to_string().contains(words), "{error}");
-        libpq(&cluster, &[], &string, "SELECT 1").expect_err("so does libpq");
+        libpq(&cluster, &[], &string, "SELECT 1").expect_err("libpq refuses it as well");
     }
     for (string, words) in [
         (format!("{known} sslcrl=/nonexistent"), "/nonexistent"),
