@@ -96,15 +96,17 @@ pub(super) fn load(identity: &Identity, provider: &CryptoProvider) -> Result<Opt
     })
 }
 
-/// The file, unless it is the default one and is not there.
+/// The file, unless it is the default one and is not there. One that may be there and cannot be looked at is an error.
 fn existing(file: &UserFile) -> Result<Option<&Path>> {
-    match file {
-        UserFile::Named(file) if !file.exists() => {
-            Err(Error::new(ErrorKind::Usage, format!("client certificate file {} does not exist", file.display()))
-                .with_hint("Name another one in sslcert, or use none: sslcertmode=disable."))
+    let (UserFile::Named(path) | UserFile::Default(Some(path))) = file else { return Ok(None) };
+    let wrong = |what: &str| Error::new(ErrorKind::Usage, format!("client certificate file {} {what}", path.display()));
+    match path.try_exists() {
+        Ok(true) => Ok(Some(path)),
+        Ok(false) if matches!(file, UserFile::Default(_)) => Ok(None),
+        Ok(false) => {
+            Err(wrong("does not exist").with_hint("Name another one in sslcert, or use none: sslcertmode=disable."))
         }
-        UserFile::Named(file) => Ok(Some(file)),
-        UserFile::Default(file) => Ok(file.as_deref().filter(|file| file.exists())),
+        Err(error) => Err(wrong("cannot be looked at").with_source(error)),
     }
 }
 

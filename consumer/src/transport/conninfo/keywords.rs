@@ -212,3 +212,25 @@ fn effective(keyword: &str, value: &str, origin: &str) -> Result<Option<&'static
     Err(refuse(format!("unknown keyword \"{}\" in {origin}", keyword.escape_debug()))
         .with_hint(format!("The keywords are {}.", names.join(", "))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_operations_guide_has_every_keyword_and_variable() {
+        let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
+        let guide = std::fs::read_to_string(guide).expect("the guide");
+        let fixed = FIXED.iter().map(|(keyword, variable, _)| (*keyword, *variable));
+        let refused = REFUSED.iter().map(|(keyword, variable, _)| (*keyword, *variable));
+        for (keyword, variable) in SUPPORTED.into_iter().chain(fixed).chain(refused) {
+            let row = guide.lines().find(|line| {
+                let cell = line.strip_prefix('|').and_then(|line| line.split('|').next());
+                cell.is_some_and(|cell| cell.contains(&format!("`{keyword}`")))
+            });
+            let row = row.unwrap_or_else(|| panic!("{keyword} is in no row"));
+            assert!(variable.is_none_or(|variable| row.contains(&format!("`{variable}`"))), "{keyword}: {row}");
+        }
+    }
+}
