@@ -100,13 +100,17 @@ pub(super) fn load(identity: &Identity, provider: &CryptoProvider) -> Result<Opt
 fn existing(file: &UserFile) -> Result<Option<&Path>> {
     let (UserFile::Named(path) | UserFile::Default(Some(path))) = file else { return Ok(None) };
     let wrong = |what: &str| Error::new(ErrorKind::Usage, format!("client certificate file {} {what}", path.display()));
-    match path.try_exists() {
-        Ok(true) => Ok(Some(path)),
-        Ok(false) if matches!(file, UserFile::Default(_)) => Ok(None),
-        Ok(false) => {
-            Err(wrong("does not exist").with_hint("Name another one in sslcert, or use none: sslcertmode=disable."))
-        }
-        Err(error) => Err(wrong("cannot be looked at").with_source(error)),
+    let exists = match path.try_exists() {
+        // A home of /dev/null, as daemons have it.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        result => result,
+    };
+    const REMEDY: &str = "Name another one in sslcert, or use none: sslcertmode=disable.";
+    match (exists, file) {
+        (Ok(true), _) => Ok(Some(path)),
+        (Ok(false), UserFile::Default(_)) => Ok(None),
+        (Ok(false), UserFile::Named(_)) => Err(wrong("does not exist").with_hint(REMEDY)),
+        (Err(error), _) => Err(wrong("cannot be looked at").with_hint(REMEDY).with_source(error)),
     }
 }
 

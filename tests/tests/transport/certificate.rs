@@ -221,6 +221,10 @@ fn a_certificate_is_looked_for_where_libpq_looks() {
     let named = [("HOME", "/nonexistent"), ("PGSSLCERT", path(&certificate)), ("PGSSLKEY", path(&key))];
     assert_eq!(list(&named), (Some(0), String::new()));
 
+    // Daemons have such homes: there is nothing in them, which is no error.
+    let cluster_open = format!("host=127.0.0.1 port={port} user=postgres sslmode=require");
+    assert_eq!(postbox(&[("HOME", "/dev/null")], &["-d", &cluster_open, "group", "list"]), (Some(0), String::new()));
+
     // The stream has it as well.
     cluster.psql(
         "postgres",
