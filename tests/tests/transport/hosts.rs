@@ -5,8 +5,10 @@ use std::net::TcpListener;
 
 use postbox::ErrorKind;
 use postbox_tests::{Cluster, Stop};
+use rcgen::PKCS_ECDSA_P256_SHA256;
 
-use super::{ask, libpq, refused, replication};
+use super::pki::Authority;
+use super::{ask, libpq, refused, replication, write};
 
 /// The port of the server, which tells servers apart.
 const PORT: &str = "SELECT current_setting('port')";
@@ -134,8 +136,12 @@ async fn ipv6_is_spoken_however_the_address_is_written() {
         eprintln!("skipped: this machine has no IPv6 loopback: {error}");
         return;
     }
+    let issued = Authority::new(&PKCS_ECDSA_P256_SHA256).server(&["::1"], 1);
     let cluster = Cluster::builder()
         .setting("listen_addresses", "127.0.0.1, ::1")
+        .setting("ssl", "on")
+        .file("server.crt", issued.certificate)
+        .file("server.key", issued.key)
         .hba("host all other ::1/128 reject")
         .hba("host all all ::1/128 trust")
         .start();
@@ -152,6 +158,17 @@ async fn ipv6_is_spoken_however_the_address_is_written() {
         assert_eq!(ask(&string, "SELECT host(inet_client_addr())").await.expect(&string), "::1", "{string}");
         replication(&string).await.expect(&string);
     }
+    // A certificate can be for an address.
+    let root = write(&cluster, "root.crt", issued.authority, 0o644);
+    let verified =
+        format!("postgresql://postgres@[::1]:{port}/postgres?sslmode=verify-full&sslrootcert={}", root.display());
+    assert_eq!(
+        ask(&verified, "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await.expect("in"),
+        "true"
+    );
+    let error = refused(&format!("{verified}&host=127.0.0.1")).await;
+    assert!(error.to_string().contains("not for 127.0.0.1"), "{error}");
+
     let error = refused(&format!("host=::1 port={port} user=other dbname=postgres")).await;
     assert!(error.to_string().contains("\"::1\""), "{error}");
     cluster.stop(Stop::Fast);

@@ -68,6 +68,31 @@ async fn lines_match_as_they_do_for_libpq() {
     }
 }
 
+#[tokio::test]
+async fn each_host_has_its_own_password() {
+    let clusters = [cluster(&["u"]), cluster(&["u"])];
+    let [first, second] = &clusters;
+    // Both let us in, the first one does not fit.
+    first.psql("postgres", "ALTER ROLE u PASSWORD 'first'; ALTER ROLE u SET default_transaction_read_only = on");
+    second.psql("postgres", "ALTER ROLE u PASSWORD 'second'");
+    let lines = format!("*:{}:*:*:first\n*:{}:*:*:second\n", first.port(), second.port());
+    let file = write(first, "lines", lines, 0o600);
+    let string = format!(
+        "host=127.0.0.1,{} port={},{} user=u dbname=postgres target_session_attrs=read-write passfile={}",
+        second.socket_dir().display(),
+        first.port(),
+        second.port(),
+        file.display()
+    );
+    let port = "SELECT current_setting('port')";
+    assert_eq!(ask(&string, port).await.expect("connected"), second.port().to_string());
+    replication(&string).await.expect("connected");
+    assert_eq!(libpq(first, &[], &string, port), Ok(second.port().to_string()));
+    // The first host's password is not for the second.
+    let file = write(first, "lines", "*:*:*:*:first\n", 0o600);
+    assert_eq!(refused(&string).await.sqlstate(), Some("28P01"), "{}", file.display());
+}
+
 #[test]
 fn the_file_is_looked_for_where_libpq_looks() {
     let cluster = cluster(&["u"]);

@@ -114,6 +114,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ("[shop]\nservice=hunter2\n", "shop", &["service within a service", "FILE", "line 2"]),
         ("[shop]\nldap://h/hunter2\n", "shop", &["LDAP", "FILE", "line 2"]),
         ("[shop]\nsslmode=hunter\n", "shop", &["sslmode \"hunter\"", "FILE", "line 2"]),
+        ("[shop]\nport=hunter\n", "shop", &["port \"hunter\"", "FILE", "line 2"]),
         ("[shop]\nhost=h\n", "Shop", &["\"Shop\" is not defined", "FILE"]),
     ] {
         let file = write(&cluster, "services", text, 0o644);
@@ -129,4 +130,30 @@ fn what_is_wrong_is_named_with_its_place() {
     let (code, said) = postbox(&environment, &["group", "list"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("/nonexistent/services"), "{said}");
+}
+
+#[test]
+fn secrets_are_in_no_log() {
+    let cluster = cluster();
+    let file = write(&cluster, "services", shop(&cluster), 0o644);
+    let environment =
+        [("HOME", "/nonexistent"), ("PGSERVICE", "shop"), ("PGSERVICEFILE", path(&file)), ("RUST_LOG", "trace")];
+    cluster.psql(
+        "postgres",
+        "SELECT postbox.create_outbox('events'); SELECT postbox.create_consumer_group('g', ARRAY['events'])",
+    );
+    for (more, code) in
+        [(("PGSSLMODE", "prefer"), 0), (("PGREQUIREAUTH", "md5"), 3), (("PGTARGETSESSIONATTRS", "standby"), 3)]
+    {
+        for arguments in [&["group", "list"][..], &["run", "--group", "g", "--exit-when-idle", "1ms"]] {
+            // Who waits for a standby waits on, until told otherwise.
+            if code != 0 && arguments[0] == "run" {
+                continue;
+            }
+            let (ended, said) = postbox(&[&environment[..], &[more]].concat(), arguments);
+            assert_eq!(ended, Some(code), "{more:?} {arguments:?}: {said}");
+            assert!(!said.is_empty(), "there is a log to look at");
+            assert!(!said.contains("s3cret"), "{more:?} {arguments:?}: {said}");
+        }
+    }
 }

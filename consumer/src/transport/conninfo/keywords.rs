@@ -167,10 +167,14 @@ impl Settings {
         })
     }
 
+    /// Where the value was read.
+    pub(super) fn origin(&self, keyword: &str) -> &str {
+        self.find(keyword).map_or("the defaults", |setting| &setting.origin)
+    }
+
     /// The error about a value that no choice lists.
     pub(super) fn wrong(&self, keyword: &str, what: &str) -> Error {
-        let origin = self.find(keyword).map_or("the defaults", |setting| &setting.origin);
-        Error::new(ErrorKind::Usage, format!("{keyword} in {origin} {what}"))
+        Error::new(ErrorKind::Usage, format!("{keyword} in {} {what}", self.origin(keyword)))
     }
 
     /// A number.
