@@ -128,6 +128,14 @@ impl Report {
                      authority in ssl_ca_file: sslcert=… sslkey=…, with sslmode=require or better."
                 )),
             ),
+            "28000" if self.says("channel binding") => (
+                ErrorKind::Login,
+                Some(
+                    "Something between here and the server ends TLS: a proxy, or an attacker. If it is a proxy of yours \
+                     that you trust: channel_binding=disable."
+                        .to_owned(),
+                ),
+            ),
             // No password was wrong: the server has looked at something else, most often at the name of the local user.
             "28000" if self.reported_by("auth_failed") => (
                 ErrorKind::Login,
@@ -356,6 +364,7 @@ mod tests {
 28000 | InitializeSessionUserId | role "r" does not exist |  | Login | PGUSER
 28000 | InitializeSessionUserId | role "r" is not permitted to log in |  | Login | may log in
 28000 | ClientAuthentication | connection requires a valid client certificate |  | Login | sslcert=
+28000 | read_client_final_message | SCRAM channel binding check failed |  | Login | channel_binding=disable
 28000 | auth_failed | certificate authentication failed for user "r" |  | Login | issued to role "r""1"
 3D000 | InitPostgres | database "d" does not exist |  | Login | dbname=
 42501 | CheckMyDatabase | permission denied for database "d" | User does not have CONNECT privilege. | Login | GRANT CONNECT ON DATABASE "d" TO "r""1";
