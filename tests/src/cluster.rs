@@ -144,6 +144,28 @@ impl Cluster {
         Builder::default()
     }
 
+    /// Starts a hot standby that follows this server, and returns once it takes connections. `pg_hba.conf` must let
+    /// `postgres` in for `replication`.
+    ///
+    /// # Panics
+    /// When it cannot be copied or does not start.
+    pub fn standby(&self) -> Self {
+        let dir = Nest::get().new_cluster();
+        let data = dir.join("data");
+        fs::remove_dir_all(&data).unwrap_or_else(|error| panic!("cannot remove {}: {error}", data.display()));
+        let mut copy = tree::unprivileged(tree::program("pg_basebackup"));
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]);
+        let copied = copy.arg("--pgdata").arg(&data).args(["--dbname", &self.conninfo("postgres")]).output();
+        let copied = copied.unwrap_or_else(|error| panic!("cannot run pg_basebackup: {error}"));
+        assert!(copied.status.success(), "pg_basebackup failed: {}", String::from_utf8_lossy(&copied.stderr));
+
+        let standby = Self { port: free_port(), dir, server: Mutex::default(), kept: false };
+        let place = format!("port = {}\nunix_socket_directories = '{}'\n", standby.port, standby.dir.display());
+        append(&data.join("harness.conf"), &place);
+        standby.start_again();
+        standby
+    }
+
     /// The directory of the Unix socket.
     pub fn socket_dir(&self) -> &Path {
         &self.dir

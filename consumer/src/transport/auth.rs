@@ -8,7 +8,8 @@ use postgres_protocol::authentication::sasl::{self, SCRAM_SHA_256, SCRAM_SHA_256
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::conninfo::{ChannelBinding, Password};
+use super::conninfo::{CertMode, ChannelBinding, Method, Methods, Password};
+use super::identity::Shown;
 use super::link::{Link, Message};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -16,11 +17,15 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct Credentials<'a> {
     pub(super) user: &'a str,
     pub(super) password: Option<Password>,
-    /// Whether nobody on the way can read the link.
-    pub(super) private: bool,
+    /// Whether the password may go over the link as it is: nobody on the way can read it, or whoever gave it says so.
+    pub(super) clear_text: bool,
     /// What the login can be bound to, over TLS.
     pub(super) end_point: Option<Vec<u8>>,
     pub(super) channel_binding: ChannelBinding,
+    /// What the server may ask for.
+    pub(super) methods: &'a Methods,
+    /// Whether a client certificate has to have been shown, and whether it was.
+    pub(super) certificate: (CertMode, Shown),
 }
 
 /// What the server said at the end of a successful login.
@@ -82,7 +87,10 @@ enum State {
 impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
     async fn run(&mut self, parameters: &[(&str, &str)]) -> Result<Greeting> {
         frontend::startup_message(parameters.iter().copied(), self.link.outbox()).map_err(unusable)?;
-        self.link.flush().await?;
+        if let Err(broken) = self.link.flush().await {
+            // What the server said before it hung up tells more.
+            return Err(self.link.recv().await.err().unwrap_or(broken));
+        }
         loop {
             let mut message = self.link.recv().await?;
             match message.tag {
@@ -114,16 +122,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
         if matches!(code, 3 | 5 | 10) && !matches!(self.state, State::Unproved) {
             return Err(unexpected(b'R'));
         }
+        let (method, wanted) = match code {
+            3 => (Some(Method::Password), "the password in clear text"),
+            5 => (Some(Method::Md5), "an MD5 hash of the password"),
+            10 => (Some(Method::Scram), "SCRAM"),
+            _ => (None, ""),
+        };
+        if method.is_some_and(|method| !self.credentials.methods.allow(method)) {
+            return Err(self.forbidden(&format!("the server wants {wanted}")));
+        }
         match code {
             // Clear text.
             3 => {
-                if !self.credentials.private {
+                if !self.credentials.clear_text {
                     return Err(Error::new(
                         ErrorKind::Login,
                         "the server wants the password in clear text over a link that is not encrypted",
                     )
                     .with_hint(
-                        "Use sslmode=require or better, or let the server ask for scram-sha-256 in pg_hba.conf.",
+                        "Use sslmode=require or better, or let the server ask for scram-sha-256 in pg_hba.conf. \
+                         sslmode=disable together with require_auth=password sends it all the same.",
                     ));
                 }
                 let password = self.password()?;
@@ -155,13 +173,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
                     2 => "Kerberos V5",
                     7 | 8 => "GSSAPI",
                     9 => "SSPI",
+                    6 => "SCM credentials",
                     _ => "an unknown method",
                 };
                 return Err(Error::new(
                     ErrorKind::Login,
                     format!("the server wants authentication by {method} (code {other}), which is not supported"),
                 )
-                .with_hint("Let pg_hba.conf ask for scram-sha-256 from this client."));
+                .with_hint("Let pg_hba.conf ask this role for scram-sha-256 or cert."));
             }
         }
         self.link.flush().await
@@ -182,8 +201,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
             Some(_) if offers(SCRAM_SHA_256) => (SCRAM_SHA_256, sasl::ChannelBinding::unrequested(), false),
             None if offers(SCRAM_SHA_256) => (SCRAM_SHA_256, sasl::ChannelBinding::unsupported(), false),
             _ => {
-                return Err(Error::new(ErrorKind::Login, "the server offers no mechanism of SASL that is supported")
-                    .with_hint("Supported are SCRAM-SHA-256 and, over TLS, SCRAM-SHA-256-PLUS."));
+                let names = offered.iter().filter(|name| !name.is_empty()).map(|name| String::from_utf8_lossy(name));
+                let names = names.map(|name| name.escape_debug().to_string()).collect::<Vec<_>>().join(", ");
+                return Err(Error::new(
+                    ErrorKind::Login,
+                    format!("the server offers no mechanism of SASL that is supported, only: {names}"),
+                )
+                .with_hint(
+                    "Supported are SCRAM-SHA-256 and, over TLS, SCRAM-SHA-256-PLUS; not OAuth. Let pg_hba.conf ask \
+                     this role for scram-sha-256 or cert.",
+                ));
             }
         };
         if !bound && self.credentials.channel_binding == ChannelBinding::Require {
@@ -197,11 +224,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
 
     /// A server that says "welcome" has not necessarily seen the proof, nor given its own.
     fn check_proof(&self) -> Result<()> {
+        if let (CertMode::Require, shown @ (Shown::Unasked | Shown::Withheld)) = self.credentials.certificate {
+            let what = match shown {
+                Shown::Unasked => "the server has not asked for a client certificate",
+                _ => "the server takes no certificate of this kind of key",
+            };
+            return Err(Error::new(ErrorKind::Login, format!("sslcertmode=require, and {what}")).with_hint(
+                "Certificates need TLS, and ssl_ca_file on the server with the authority that issued them.",
+            ));
+        }
         match self.state {
             State::Scram { .. } => Err(Error::new(
                 ErrorKind::Protocol,
                 "the server ended SCRAM without proving that it knows the password",
             )),
+            State::Unproved if !self.credentials.methods.allow(Method::None) => {
+                Err(self.forbidden("the server has asked for no proof"))
+            }
             State::Unproved | State::Proved { bound: false }
                 if self.credentials.channel_binding == ChannelBinding::Require =>
             {
@@ -209,6 +248,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Login<'_, S> {
             }
             State::Unproved | State::Proved { .. } => Ok(()),
         }
+    }
+
+    fn forbidden(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Login, format!("{what}, and {} forbids it", self.credentials.methods))
+            .with_hint("Is it the right server? If so, change what pg_hba.conf asks this role for, or require_auth.")
     }
 
     async fn greeting(&mut self) -> Result<Greeting> {
@@ -284,15 +328,31 @@ mod tests {
     }
 
     /// Logs in with the password `secret` to a server that says `says` whatever it is told; returns what it was told.
-    async fn log_in_to(says: Vec<u8>, private: bool, binding: ChannelBinding) -> (Result<Greeting, Failure>, Vec<u8>) {
+    async fn log_in_to(
+        says: Vec<u8>,
+        clear_text: bool,
+        binding: ChannelBinding,
+    ) -> (Result<Greeting, Failure>, Vec<u8>) {
+        log_in_with("", says, clear_text, binding).await
+    }
+
+    /// As [`log_in_to`], with more settings.
+    async fn log_in_with(
+        settings: &str,
+        says: Vec<u8>,
+        clear_text: bool,
+        binding: ChannelBinding,
+    ) -> (Result<Greeting, Failure>, Vec<u8>) {
         let (ours, mut server) = duplex(1 << 16);
-        let info = ConnInfo::parse("user=u password=secret host=h").expect("read");
+        let info = ConnInfo::parse(&format!("user=u password=secret host=h {settings}")).expect("read");
         let credentials = Credentials {
             user: "u",
             password: info.password(&info.hosts[0]),
-            private,
+            clear_text,
             end_point: None,
             channel_binding: binding,
+            methods: &info.methods,
+            certificate: (info.tls.identity.mode, Shown::Unasked),
         };
         server.write_all(&says).await.expect("sent");
         server.shutdown().await.expect("ended");
@@ -357,15 +417,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_method_that_is_not_allowed_learns_nothing() {
+        let (clear, md5, scram) = (request(3, b""), request(5, &[0; 4]), request(10, b"SCRAM-SHA-256\0\0"));
+        for (required, says) in [
+            ("scram-sha-256", clear.clone()),
+            ("scram-sha-256", md5.clone()),
+            ("scram-sha-256", Vec::new()),
+            ("password", scram.clone()),
+            ("!none", Vec::new()),
+            ("!md5,!password", clear),
+            ("none", md5),
+        ] {
+            let asked = !says.is_empty();
+            let says = [says, ready()].concat();
+            let (result, told) =
+                log_in_with(&format!("require_auth={required}"), says, true, ChannelBinding::Prefer).await;
+            let error = result.expect_err(required).error;
+            assert_eq!(error.kind(), ErrorKind::Login, "{required}: {error}");
+            assert!(error.to_string().contains(&format!("require_auth={required}")), "{error}");
+            // The startup message, and nothing in answer.
+            assert!(!asked || told.len() == 4 + 4 + b"user\0u\0\0".len(), "{required}: {told:?}");
+        }
+        let (result, _) = log_in_with("require_auth=none", ready(), false, ChannelBinding::Prefer).await;
+        result.expect("logged in");
+        let (result, _) = log_in_with("sslcertmode=require", ready(), false, ChannelBinding::Prefer).await;
+        let error = result.expect_err("refused").error;
+        assert!(error.to_string().contains("has not asked for a client certificate"), "{error}");
+    }
+
+    #[tokio::test]
     async fn other_methods_are_named() {
-        for (code, name) in [(2, "Kerberos"), (7, "GSSAPI"), (9, "SSPI"), (77, "77")] {
+        for (code, name) in [(2, "Kerberos"), (6, "SCM"), (7, "GSSAPI"), (9, "SSPI"), (77, "77")] {
             let (result, _) = log_in_to(request(code, b""), true, ChannelBinding::Prefer).await;
             let error = result.expect_err("refused").error;
             assert_eq!(error.kind(), ErrorKind::Login);
             assert!(error.to_string().contains(name), "{error}");
         }
-        let (result, _) = log_in_to(request(10, b"SCRAM-SHA-3\0\0"), true, ChannelBinding::Prefer).await;
-        assert_eq!(result.expect_err("refused").error.kind(), ErrorKind::Login);
+        let (result, _) = log_in_to(request(10, b"OAUTHBEARER\0\0"), true, ChannelBinding::Prefer).await;
+        let error = result.expect_err("refused").error;
+        assert_eq!(error.kind(), ErrorKind::Login);
+        assert!(error.to_string().contains("OAUTHBEARER"), "{error}");
     }
 
     #[tokio::test]

@@ -4,13 +4,17 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::slice;
 
-use tokio::net::lookup_host;
+use nix::unistd::{Uid, User};
+use rand::seq::SliceRandom;
+use tokio::net::{UnixStream, lookup_host};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use super::auth::{self, Credentials, Failure, Greeting};
-use super::conninfo::{Host, Place, SOCKET_DIR, SslMode, Target};
+use super::conninfo::{Host, Method, Place, SOCKET_DIR, SslMode, Target};
+use super::identity::Shown;
 use super::link::Link;
 use super::refusal::{About, Report};
 use super::replay::Replay;
@@ -61,21 +65,36 @@ pub(super) async fn open(
     startup.extend(info.options.as_deref().map(|options| ("options", options)));
     startup.extend(parameters);
 
+    let mut hosts = info.hosts.iter().collect::<Vec<_>>();
+    if info.shuffle {
+        hosts.shuffle(&mut rand::rng());
+    }
+    // As in libpq those that do not fit at first are tried anew: they may have been promoted or demoted.
+    let rounds: &[Target] = match info.target {
+        Target::PreferStandby => &[Target::Standby, Target::Any],
+        ref target => slice::from_ref(target),
+    };
     let mut failures = Vec::new();
-    for host in &info.hosts {
-        let addresses = match addresses(host, info).await {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                failures.push(error);
-                continue;
+    for target in rounds {
+        failures.clear();
+        for host in &hosts {
+            let mut addresses = match addresses(host, info).await {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    failures.push(error);
+                    continue;
+                }
+            };
+            if info.shuffle {
+                addresses.shuffle(&mut rand::rng());
             }
-        };
-        for address in addresses {
-            match within(info, &address, attempt(info, &address, &startup)).await {
-                Ok(opened) => return Ok(opened),
-                // Another server would not know better.
-                Err(error) if !error.is_transient() => return Err(error),
-                Err(error) => failures.push(error),
+            for address in addresses {
+                match within(info, &address, attempt(info, &address, &startup, *target)).await {
+                    Ok(opened) => return Ok(opened),
+                    // Another server would not know better.
+                    Err(error) if !error.is_transient() => return Err(error),
+                    Err(error) => failures.push(error),
+                }
             }
         }
     }
@@ -139,9 +158,14 @@ async fn within<T>(info: &ConnInfo, address: &Address, attempt: impl Future<Outp
 }
 
 /// Logs in at one address, by the ways of encryption that `sslmode` allows, in its order.
-async fn attempt(info: &ConnInfo, address: &Address, startup: &[(&str, &str)]) -> Result<(Link, Greeting)> {
+async fn attempt(
+    info: &ConnInfo,
+    address: &Address,
+    startup: &[(&str, &str)],
+    target: Target,
+) -> Result<(Link, Greeting)> {
     let SocketAddress::Tcp(tcp) = &address.socket else {
-        return accept(info, address, log_in(info, address, startup, None).await);
+        return accept(target, address, log_in(info, address, startup, None).await);
     };
     let ways: &[bool] = match info.tls.mode {
         SslMode::Disable => &[false],
@@ -161,10 +185,10 @@ async fn attempt(info: &ConnInfo, address: &Address, startup: &[(&str, &str)]) -
                     if *encrypted { "without" } else { "with" }
                 );
             }
-            _ => return accept(info, address, result),
+            _ => return accept(target, address, result),
         }
     }
-    accept(info, address, log_in(info, address, startup, Some((*tcp, *last))).await)
+    accept(target, address, log_in(info, address, startup, Some((*tcp, *last))).await)
 }
 
 async fn log_in(
@@ -174,13 +198,17 @@ async fn log_in(
     tcp: Option<(SocketAddr, bool)>,
 ) -> Result<(Link, Greeting), Failure> {
     let early = |error| Failure { error, unasked: true };
-    let (socket, end_point) = dial(info, address, tcp).await.map_err(early)?;
+    let Dialled { socket, end_point, shown } = dial(info, address, tcp).await.map_err(early)?;
+    // Who asks for both knows what goes over the wire; either alone may have been meant for a link with TLS.
+    let insisted = info.tls.mode == SslMode::Disable && info.methods.name(Method::Password);
     let credentials = Credentials {
         user: &info.user,
         password: info.password(&address.host),
-        private: socket.is_private(),
+        clear_text: socket.is_private() || insisted,
         end_point,
         channel_binding: info.channel_binding,
+        methods: &info.methods,
+        certificate: (info.tls.identity.mode, shown),
     };
     let about = About { role: Some(info.user.clone()), dbname: Some(info.dbname.clone()), slot: None };
     // Where the server has no TLS to offer, the way without has just been tried.
@@ -188,16 +216,29 @@ async fn log_in(
     let mut link = Link::new(socket, about);
     match auth::log_in(&mut link, startup, credentials).await {
         Ok(greeting) => Ok((link, greeting)),
-        Err(failure) => Err(Failure { unasked: failure.unasked && !refused, ..failure }),
+        Err(Failure { error, unasked }) => {
+            Err(Failure { error: tls::late_failure(error, &address.host), unasked: unasked && !refused })
+        }
     }
 }
 
-/// Opens the socket; with TLS if that is asked for, and with what a login can be bound to.
-async fn dial(
-    info: &ConnInfo,
-    address: &Address,
-    tcp: Option<(SocketAddr, bool)>,
-) -> Result<(Socket, Option<Vec<u8>>)> {
+/// An open socket, on which nothing has been said yet.
+struct Dialled {
+    socket: Socket,
+    /// What the login can be bound to, over TLS.
+    end_point: Option<Vec<u8>>,
+    /// What became of the client's certificate.
+    shown: Shown,
+}
+
+impl From<Socket> for Dialled {
+    fn from(socket: Socket) -> Self {
+        Self { socket, end_point: None, shown: Shown::Unasked }
+    }
+}
+
+/// Opens the socket; with TLS if that is asked for.
+async fn dial(info: &ConnInfo, address: &Address, tcp: Option<(SocketAddr, bool)>) -> Result<Dialled> {
     let unreachable = |error: io::Error| {
         let hint = match (error.kind(), &address.socket) {
             (io::ErrorKind::NotFound, _) => "Is the server running, and is this its socket directory?",
@@ -207,16 +248,22 @@ async fn dial(
         Error::new(ErrorKind::Connect, format!("cannot connect to {}", address.host)).with_hint(hint).with_source(error)
     };
     let (addr, encrypted) = match (&address.socket, tcp) {
-        (SocketAddress::Unix(path), _) => return Ok((Socket::unix(path).await.map_err(unreachable)?, None)),
+        (SocketAddress::Unix(path), _) => {
+            let stream = Socket::unix(path).await.map_err(unreachable)?;
+            if let Some(wanted) = &info.peer {
+                check_peer(&stream, wanted, &address.host)?;
+            }
+            return Ok(Socket::Unix(stream).into());
+        }
         (SocketAddress::Tcp(addr), None) => (*addr, false),
         (SocketAddress::Tcp(_), Some(way)) => way,
     };
     let config = if encrypted { Some(tls::config(&info.tls)?) } else { None };
     let mut stream = Socket::tcp(addr, info).await.map_err(unreachable)?;
-    let Some(config) = config else { return Ok((Socket::Tcp(stream), None)) };
+    let Some((config, answer)) = config else { return Ok(Socket::Tcp(stream).into()) };
     if !info.tls.direct && !tls::request(&mut stream).await? {
         return if info.tls.mode == SslMode::Prefer {
-            Ok((Socket::Tcp(stream), None))
+            Ok(Socket::Tcp(stream).into())
         } else {
             Err(Error::new(ErrorKind::Tls, format!("{} does not offer TLS, and sslmode demands it", address.host))
                 .with_hint("Set ssl = on with a certificate on the server, or use sslmode=prefer."))
@@ -224,17 +271,36 @@ async fn dial(
     }
     let stream = tls::handshake(stream, &address.host, &info.tls, config).await?;
     let end_point = tls::end_point(&stream);
-    Ok((Socket::Tls(Box::new(stream)), end_point))
+    Ok(Dialled { socket: Socket::Tls(Box::new(stream)), end_point, shown: answer.shown() })
+}
+
+/// Whether the server runs as the operating system's user that is wanted.
+fn check_peer(stream: &UnixStream, wanted: &str, host: &Host) -> Result<()> {
+    let unknown = |error: io::Error| {
+        Error::new(ErrorKind::Login, format!("requirepeer={wanted}, and the user that runs {host} is unknown"))
+            .with_source(error)
+    };
+    let uid = stream.peer_cred().map_err(unknown)?.uid();
+    let user = User::from_uid(Uid::from_raw(uid)).map_err(|errno| unknown(errno.into()))?;
+    match user {
+        Some(user) if user.name == wanted => Ok(()),
+        user => {
+            let is =
+                user.map_or(format!("the user with id {uid}, who has no name"), |user| format!("user {}", user.name));
+            Err(Error::new(ErrorKind::Login, format!("requirepeer={wanted}, and {host} is run by {is}"))
+                .with_hint("Is it the right server? If so, name that user in requirepeer."))
+        }
+    }
 }
 
 /// Takes a server that lets us in, if it is one of those wanted.
-fn accept(info: &ConnInfo, address: &Address, result: Result<(Link, Greeting), Failure>) -> Result<(Link, Greeting)> {
+fn accept(target: Target, address: &Address, result: Result<(Link, Greeting), Failure>) -> Result<(Link, Greeting)> {
     let (link, greeting) = result.map_err(|failure| failure.error)?;
     let on = |name| greeting.parameter(name).map(|value| value == "on");
     let standby = on("in_hot_standby").unwrap_or(false);
     let read_only = standby || on("default_transaction_read_only").unwrap_or(false);
-    let (fits, wanted) = match info.target {
-        Target::Any => (true, "any"),
+    let (fits, wanted) = match target {
+        Target::Any | Target::PreferStandby => (true, "any"),
         Target::ReadWrite => (!read_only, "read-write"),
         Target::ReadOnly => (read_only, "read-only"),
         Target::Primary => (!standby, "primary"),

@@ -2,7 +2,9 @@
 
 mod hosts;
 mod keywords;
+mod methods;
 mod password;
+mod service;
 mod syntax;
 
 use std::env;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 pub(super) use self::hosts::{Host, Place, SOCKET_DIR};
 use self::keywords::Settings;
+pub(super) use self::methods::{Method, Methods};
 pub(super) use self::password::Password;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -35,7 +38,13 @@ pub struct ConnInfo {
     pub(super) connect_timeout: Option<Duration>,
     pub(super) tls: Tls,
     pub(super) channel_binding: ChannelBinding,
+    /// The proofs that the server may ask for.
+    pub(super) methods: Methods,
+    /// The operating system's user that a server on a Unix socket must run as.
+    pub(super) peer: Option<String>,
     pub(super) target: Target,
+    /// Whether the hosts, and the addresses of each, are tried in an order of chance.
+    pub(super) shuffle: bool,
     pub(super) keepalive: Option<Keepalive>,
     /// How long sent data may stay unacknowledged before the kernel gives the link up.
     pub(super) tcp_user_timeout: Option<Duration>,
@@ -46,6 +55,10 @@ pub struct ConnInfo {
 pub(super) struct Tls {
     pub(super) mode: SslMode,
     pub(super) roots: Roots,
+    pub(super) revoked: Revoked,
+    pub(super) versions: Versions,
+    /// What the client proves itself with, if the server asks.
+    pub(super) identity: Identity,
     /// TLS from the first byte (PostgreSQL 17), without asking the server whether it has it.
     pub(super) direct: bool,
     /// Whether the host's name is sent in the handshake.
@@ -80,6 +93,57 @@ pub(super) enum Roots {
     System,
 }
 
+/// The lists of certificates that their authorities have revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Revoked {
+    /// `~/.postgresql/root.crl`, used if it exists.
+    UserFile(Option<PathBuf>),
+    /// A file, a directory of files, or both.
+    Named {
+        /// The file.
+        file: Option<PathBuf>,
+        /// The directory.
+        dir: Option<PathBuf>,
+    },
+}
+
+/// The versions of TLS that will do. There are two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Versions {
+    pub(super) tls12: bool,
+    pub(super) tls13: bool,
+}
+
+/// The client's certificate and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) mode: CertMode,
+    pub(super) certificate: UserFile,
+    pub(super) key: UserFile,
+    /// Decrypts the key.
+    pub(super) password: Option<Password>,
+}
+
+/// Whether a client certificate is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CertMode {
+    /// Never.
+    Disable,
+    /// If there is one and the server asks for it.
+    Allow,
+    /// There must be one, and the server must ask for it.
+    Require,
+}
+
+/// A file of the user's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum UserFile {
+    /// It was named, so that it has to be there.
+    Named(PathBuf),
+    /// Where it is looked for if none was named; nothing without a home.
+    Default(Option<PathBuf>),
+}
+
 /// Whether the login is bound to the TLS session it travels in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChannelBinding {
@@ -104,6 +168,8 @@ pub(super) enum Target {
     Primary,
     /// One that is in recovery.
     Standby,
+    /// One that is in recovery if there is any, else any.
+    PreferStandby,
 }
 
 /// When the kernel probes a silent link; a field that is not set is the system's.
@@ -179,7 +245,7 @@ impl ConnInfo {
             hosts: hosts::read(&settings)?,
             dbname: settings.get("dbname").unwrap_or(&user).to_owned(),
             user,
-            password: settings.get("password").map(|password| Password::new(password.to_owned())),
+            password: settings.get("password").map(Password::new),
             passfile: settings.get("passfile").map(PathBuf::from).or_else(|| in_home(".pgpass")),
             application_name: settings
                 .get("application_name")
@@ -197,6 +263,9 @@ impl ConnInfo {
                     ("require", ChannelBinding::Require),
                 ],
             )?,
+            methods: Methods::read(&settings)?,
+            peer: settings.get("requirepeer").map(str::to_owned),
+            shuffle: settings.one_of("load_balance_hosts", false, &[("disable", false), ("random", true)])?,
             target: settings.one_of(
                 "target_session_attrs",
                 Target::Any,
@@ -206,6 +275,7 @@ impl ConnInfo {
                     ("read-only", Target::ReadOnly),
                     ("primary", Target::Primary),
                     ("standby", Target::Standby),
+                    ("prefer-standby", Target::PreferStandby),
                 ],
             )?,
             keepalive: keepalive(&settings)?,
@@ -279,7 +349,57 @@ fn tls(settings: &Settings) -> Result<Tls> {
             "sslnegotiation=direct needs sslmode=require, verify-ca or verify-full",
         ));
     }
-    Ok(Tls { mode, roots, direct, sni: settings.one_of("sslsni", true, &[("0", false), ("1", true)])? })
+    let path = |keyword| settings.get(keyword).map(PathBuf::from);
+    let revoked = match (path("sslcrl"), path("sslcrldir")) {
+        (None, None) => Revoked::UserFile(in_home(".postgresql/root.crl")),
+        (file, dir) => Revoked::Named { file, dir },
+    };
+    let user_file =
+        |keyword, default| path(keyword).map_or_else(|| UserFile::Default(in_home(default)), UserFile::Named);
+    Ok(Tls {
+        mode,
+        roots,
+        revoked,
+        versions: versions(settings)?,
+        identity: Identity {
+            mode: settings.one_of(
+                "sslcertmode",
+                CertMode::Allow,
+                &[("disable", CertMode::Disable), ("allow", CertMode::Allow), ("require", CertMode::Require)],
+            )?,
+            certificate: user_file("sslcert", ".postgresql/postgresql.crt"),
+            key: user_file("sslkey", ".postgresql/postgresql.key"),
+            password: settings.get("sslpassword").map(Password::new),
+        },
+        direct,
+        sni: settings.one_of("sslsni", true, &[("0", false), ("1", true)])?,
+    })
+}
+
+fn versions(settings: &Settings) -> Result<Versions> {
+    const MIN: &str = "ssl_min_protocol_version";
+    const MAX: &str = "ssl_max_protocol_version";
+    let version = |keyword| settings.get(keyword).map(str::to_ascii_lowercase);
+    let tls12 = match version(MIN).as_deref() {
+        // Older versions are never spoken, so that a lower limit below 1.2 is kept as well.
+        None | Some("tlsv1" | "tlsv1.1" | "tlsv1.2") => true,
+        Some("tlsv1.3") => false,
+        Some(_) => return Err(settings.wrong(MIN, "is not one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3")),
+    };
+    let tls13 = match version(MAX).as_deref() {
+        None | Some("tlsv1.3") => true,
+        Some("tlsv1.2") => false,
+        Some("tlsv1" | "tlsv1.1") => {
+            return Err(settings
+                .wrong(MAX, "is below TLSv1.2, the oldest version that is spoken")
+                .with_hint("Leave it out; let ssl_max_protocol_version of the server allow TLSv1.2."));
+        }
+        Some(_) => return Err(settings.wrong(MAX, "is not one of TLSv1.2, TLSv1.3")),
+    };
+    if !tls12 && !tls13 {
+        return Err(settings.wrong(MIN, "is above ssl_max_protocol_version"));
+    }
+    Ok(Versions { tls12, tls13 })
 }
 
 /// libpq waits for ever unless told otherwise. A consumer has nobody in front of it who would give up, so that it
@@ -327,7 +447,7 @@ mod tests {
         let env = [("PGHOST", "env"), ("PGPORT", "6543"), ("PGUSER", "envuser"), ("PGPASSWORD", "envpw")];
         let info = read(Some("host=given user=me"), &env).expect("read");
         assert_eq!((hosts(&info).as_str(), info.user(), info.dbname()), ("given port 6543", "me", "me"));
-        assert_eq!(info.password, Some(Password::new("envpw".to_owned())));
+        assert_eq!(info.password, Some(Password::new("envpw")));
 
         let info = read(None, &env).expect("read");
         assert_eq!((hosts(&info).as_str(), info.user(), info.dbname()), ("env port 6543", "envuser", "envuser"));
@@ -374,10 +494,22 @@ mod tests {
         for (string, env, words) in [
             ("hots=a", ("", ""), "unknown keyword \"hots\""),
             ("postgres://a/?hots=b", ("", ""), "unknown keyword \"hots\""),
-            ("service=prod", ("", ""), "service"),
-            ("sslcert=c", ("", ""), "sslcert"),
-            ("", ("PGSERVICE", "prod"), "PGSERVICE"),
-            ("", ("PGSSLKEY", "k"), "PGSSLKEY"),
+            ("service=nowhere", ("PGSERVICEFILE", "/nonexistent"), "/nonexistent"),
+            ("service=nowhere servicefile=/nonexistent", ("", ""), "/nonexistent"),
+            ("servicefile=/dev/null", ("PGSERVICE", "nowhere"), "service \"nowhere\" is not defined"),
+            ("oauth_issuer=x", ("", ""), "oauth_issuer"),
+            ("", ("PGKRBSRVNAME", "k"), "PGKRBSRVNAME"),
+            ("", ("PGMINPROTOCOLVERSION", "3.2"), "PGMINPROTOCOLVERSION"),
+            ("ssl_min_protocol_version=SSLv3", ("", ""), "ssl_min_protocol_version"),
+            ("ssl_max_protocol_version=TLSv1.1", ("", ""), "below TLSv1.2"),
+            ("ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2", ("", ""), "above"),
+            ("require_auth=scram", ("", ""), "\"scram\""),
+            ("require_auth=md5,!none", ("", ""), "mixes"),
+            ("require_auth=!md5,none", ("", ""), "mixes"),
+            ("require_auth=md5,md5", ("", ""), "twice"),
+            ("", ("PGREQUIREAUTH", "gss,oauth"), "PGREQUIREAUTH"),
+            ("load_balance_hosts=1", ("", ""), "load_balance_hosts \"1\""),
+            ("sslcertmode=always", ("", ""), "sslcertmode \"always\""),
             ("", ("PGGSSENCMODE", "require"), "PGGSSENCMODE"),
             ("gssencmode=require", ("", ""), "gssencmode \"require\""),
             ("replication=database", ("", ""), "replication"),
@@ -405,7 +537,9 @@ mod tests {
     #[test]
     fn harmless_settings_of_others_are_accepted() {
         let string = "gssencmode=prefer client_encoding=UTF8 sslcompression=0 load_balance_hosts=disable sslcert=''";
-        read(Some(string), &[("PGCLIENTENCODING", "LATIN1"), ("PGSERVICE", ""), ("PGHOST", "")]).expect("read");
+        let env =
+            [("PGCLIENTENCODING", "LATIN1"), ("PGSERVICE", ""), ("PGHOST", ""), ("PGMAXPROTOCOLVERSION", "latest")];
+        read(Some(string), &env).expect("read");
     }
 
     #[test]
@@ -424,6 +558,19 @@ mod tests {
         assert!(!info("sslsni=0").tls.sni);
         assert_eq!(info("channel_binding=require").channel_binding, ChannelBinding::Require);
         assert_eq!(info("target_session_attrs=read-write").target, Target::ReadWrite);
+        assert_eq!(info("target_session_attrs=prefer-standby").target, Target::PreferStandby);
+        assert!(info("load_balance_hosts=random").shuffle);
+        assert_eq!(info("ssl_min_protocol_version=tlsv1.3").tls.versions, Versions { tls12: false, tls13: true });
+        assert_eq!(info("ssl_max_protocol_version=TLSv1.2").tls.versions, Versions { tls12: true, tls13: false });
+        let allowed = |list: &str| {
+            let methods = info(&format!("require_auth={list}")).methods;
+            [Method::None, Method::Password, Method::Md5, Method::Scram].map(|method| methods.allow(method))
+        };
+        assert_eq!(allowed("''"), [true; 4]);
+        assert_eq!(allowed("scram-sha-256,gss"), [false, false, false, true]);
+        assert_eq!(allowed("!password,!md5,!oauth"), [true, false, false, true]);
+        let older = |string| read(Some(string), &[("PGREQUIRESSL", "1")]).expect(string).tls.mode;
+        assert_eq!((older(""), older("sslmode=disable")), (SslMode::Require, SslMode::Disable));
         assert_eq!(info("fallback_application_name=a").application_name.as_deref(), Some("a"));
         assert_eq!(info("fallback_application_name=a application_name=b").application_name.as_deref(), Some("b"));
         assert_eq!(info("options='-c geqo=off'").options.as_deref(), Some("-c geqo=off"));
@@ -436,8 +583,56 @@ mod tests {
     }
 
     #[test]
+    fn a_service_comes_after_the_string_and_before_the_environment() {
+        let dir = env::temp_dir().join(format!("postbox-service-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let (named, system) = (dir.join("named"), dir.join("pg_service.conf"));
+        std::fs::write(
+            &named,
+            "[a]\nhost=service\nuser=first\nuser=second\npassword=hunter2\n[bad]\nhots=x\n[nested]\nservice=a\n",
+        )
+        .expect("written");
+        std::fs::write(&system, "[a]\nhost=system\n[b]\nhost=system\nport=x\n").expect("written");
+        let named = named.to_str().expect("a path");
+        let env = [
+            ("PGSERVICEFILE", named),
+            ("PGSYSCONFDIR", dir.to_str().expect("a path")),
+            ("PGUSER", "env"),
+            ("PGPORT", "7"),
+            ("PGSERVICE", "a"),
+        ];
+
+        let info = read(Some("dbname=given"), &env).expect("read");
+        assert_eq!((hosts(&info).as_str(), info.user(), info.dbname()), ("service port 7", "first", "given"));
+        assert_eq!(info.password, Some(Password::new("hunter2")));
+        let info = read(Some("postgres://me@given?service=a"), &env).expect("read");
+        assert_eq!((hosts(&info).as_str(), info.user()), ("given port 7", "me"));
+        // Given and empty, it hides the variable.
+        assert_eq!(hosts(&read(Some("service=''"), &env).expect("read")), "localhost port 7");
+        let string = format!("service=a servicefile='{}'", system.display());
+        assert_eq!(hosts(&read(Some(&string), &env).expect("read")), "system port 7");
+
+        for (string, words) in [
+            ("service=bad", format!("unknown keyword \"hots\" in service file {named}, line 7")),
+            ("service=nested", format!("service within a service in service file {named}, line 9")),
+            // The administrator's file is read for what the first one lacks.
+            ("service=b", "port \"x\"".to_owned()),
+            (
+                "service=c",
+                format!("service \"c\" is not defined: there is no section [c] in {named} nor in {}", system.display()),
+            ),
+        ] {
+            let error = read(Some(string), &env).expect_err(string);
+            assert!(error.to_string().contains(&words), "{string}: {error}");
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+        std::fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
     fn debug_output_and_errors_show_no_password() {
-        let info = read(Some("postgres://u:hunter2@h/d"), &[("PGPASSWORD", "hunter2")]).expect("read");
+        let info =
+            read(Some("postgres://u:hunter2@h/d?sslpassword=hunter2"), &[("PGPASSWORD", "hunter2")]).expect("read");
         assert!(!format!("{info:?} {info:#?}").contains("hunter2"), "{info:?}");
         assert!(format!("{info:?}").contains("***"));
         for string in ["password=hunter2 port=x", "password=hunter2 nonsense=1", "password=hunter2 sslmode=x"] {

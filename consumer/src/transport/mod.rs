@@ -15,10 +15,12 @@ mod conninfo;
 mod copy;
 #[doc(hidden)]
 pub mod hostile;
+mod identity;
 mod link;
 pub(crate) mod refusal;
 mod replay;
 mod replication;
+mod revocation;
 mod socket;
 mod tls;
 

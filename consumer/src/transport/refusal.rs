@@ -121,6 +121,21 @@ impl Report {
             "28000" if self.reported_by("InitializeSessionUserId") => {
                 (ErrorKind::Login, Some("Name a role that exists and may log in: user=… or PGUSER.".to_owned()))
             }
+            "28000" if self.says("certificate") => (
+                ErrorKind::Login,
+                Some(format!(
+                    "The server wants a certificate issued to role {role} (its CN, unless pg_ident.conf maps it) by an \
+                     authority in ssl_ca_file: sslcert=… sslkey=…, with sslmode=require or better."
+                )),
+            ),
+            "28000" if self.says("channel binding") => (
+                ErrorKind::Login,
+                Some(
+                    "Something between here and the server ends TLS: a proxy, or an attacker. If it is a proxy of yours \
+                     that you trust: channel_binding=disable."
+                        .to_owned(),
+                ),
+            ),
             // No password was wrong: the server has looked at something else, most often at the name of the local user.
             "28000" if self.reported_by("auth_failed") => (
                 ErrorKind::Login,
@@ -348,6 +363,9 @@ mod tests {
 28000 | ClientAuthentication | no pg_hba.conf entry for host "::1", user "r", database "d", no encryption |  | Login | pg_hba.conf
 28000 | InitializeSessionUserId | role "r" does not exist |  | Login | PGUSER
 28000 | InitializeSessionUserId | role "r" is not permitted to log in |  | Login | may log in
+28000 | ClientAuthentication | connection requires a valid client certificate |  | Login | sslcert=
+28000 | read_client_final_message | SCRAM channel binding check failed |  | Login | channel_binding=disable
+28000 | auth_failed | certificate authentication failed for user "r" |  | Login | issued to role "r""1"
 3D000 | InitPostgres | database "d" does not exist |  | Login | dbname=
 42501 | CheckMyDatabase | permission denied for database "d" | User does not have CONNECT privilege. | Login | GRANT CONNECT ON DATABASE "d" TO "r""1";
 42501 | InitPostgres | must be superuser or replication role to start walsender |  | Setup | ALTER ROLE "r""1" REPLICATION;

@@ -43,8 +43,8 @@ impl Socket {
     }
 
     /// Connects to the socket file of a server.
-    pub(super) async fn unix(path: &Path) -> io::Result<Self> {
-        UnixStream::connect(path).await.map(Self::Unix)
+    pub(super) async fn unix(path: &Path) -> io::Result<UnixStream> {
+        UnixStream::connect(path).await
     }
 
     /// Whether what is written cannot be read by anybody on the way.

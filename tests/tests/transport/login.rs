@@ -1,12 +1,12 @@
 //! Who may log in, and by what proof.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 
 use postbox::ErrorKind;
-use postbox_tests::{Cluster, Stop};
+use postbox_tests::{Cluster, Stop, major};
 
-use super::{ask, refused, replication};
+use super::{ask, libpq, refused, replication};
 
 #[tokio::test]
 async fn trust_over_a_unix_socket_and_over_tcp() {
@@ -82,6 +82,14 @@ async fn passwords_are_proved_by_every_method() {
                 let error = refused(&right).await;
                 assert_eq!(error.kind(), ErrorKind::Login);
                 assert!(error.to_string().contains("not encrypted"), "{error}");
+                // Either half of the demand may have been meant for a link with TLS.
+                for half in ["sslmode=disable", "require_auth=password"] {
+                    let error = refused(&format!("{right} {half}")).await;
+                    assert!(error.to_string().contains("not encrypted"), "{half}: {error}");
+                }
+                let insisted = format!("{right} sslmode=disable require_auth=password");
+                assert_eq!(ask(&insisted, "SELECT current_user::text").await.expect("logged in"), role);
+                replication(&insisted).await.expect("logged in").identify().await.expect("identified");
                 continue;
             }
             assert_eq!(ask(&right, "SELECT current_user::text").await.expect("logged in"), role);
@@ -100,15 +108,59 @@ async fn passwords_are_proved_by_every_method() {
 }
 
 #[tokio::test]
-async fn the_password_file_is_read() {
+async fn a_method_that_is_not_required_is_refused() {
     let cluster = cluster_with_passwords();
-    let file = cluster.socket_dir().join("pgpass");
-    let line = format!("127.0.0.1:{}:postgres:scram:pä ß'word\n", cluster.port());
-    fs::write(&file, line).expect("written");
-    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("permissions set");
-    let string = format!("host=127.0.0.1 port={} user=scram passfile={}", cluster.port(), file.display());
-    assert_eq!(ask(&format!("{string} dbname=postgres"), "SELECT current_user::text").await.expect("in"), "scram");
-    assert_eq!(refused(&format!("{string} dbname=template1")).await.kind(), ErrorKind::Login);
+    let base = format!(
+        "host={} port={} dbname=postgres password='pä ß\\'word'",
+        cluster.socket_dir().display(),
+        cluster.port()
+    );
+    // What each role's login amounts to; `postgres` is trusted.
+    for (role, method) in [("scram", "scram-sha-256"), ("md5", "md5"), ("clear", "password"), ("postgres", "none")] {
+        let others = ["scram-sha-256", "md5", "password", "none"].into_iter().filter(|other| *other != method);
+        let others = others.collect::<Vec<_>>().join(",");
+        for required in [method.to_owned(), format!("gss,{method}"), format!("!{}", others.replace(',', ",!"))] {
+            let string = format!("{base} user={role} require_auth={required}");
+            assert_eq!(ask(&string, "SELECT current_user::text").await.expect(&string), role);
+            replication(&string).await.expect(&string);
+        }
+        for required in [others.clone(), format!("!{method}")] {
+            let string = format!("{base} user={role} require_auth={required}");
+            let error = refused(&string).await;
+            assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Login, false), "{string}: {error:?}");
+            assert!(error.to_string().contains(&format!("require_auth={required}")), "{error}");
+            if major() >= 16 {
+                libpq(&cluster, &[], &string, "SELECT 1").expect_err("libpq refuses it as well");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_user_that_runs_the_server_can_be_required() {
+    let cluster = Cluster::start();
+    // The server's files belong to the user that it runs as.
+    let uid = fs::metadata(cluster.data_dir().join("postmaster.pid")).expect("the server's file").uid();
+    let passwd = fs::read_to_string("/etc/passwd").expect("the users");
+    let name = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|user| user[2] == uid.to_string());
+    let Some(name) = name.map(|user| user[0].to_owned()) else {
+        eprintln!("skipped: the user {uid}, who runs the server, is not in /etc/passwd");
+        return;
+    };
+    let string = format!("{} requirepeer={name}", cluster.conninfo("postgres"));
+    assert_eq!(ask(&string, "SELECT 'in'").await.expect("connected"), "in");
+    replication(&string).await.expect("connected");
+
+    let string = format!("{} requirepeer=somebody_else", cluster.conninfo("postgres"));
+    let error = refused(&string).await;
+    assert_eq!(error.kind(), ErrorKind::Login);
+    for part in ["requirepeer=somebody_else", &name] {
+        assert!(error.to_string().contains(part), "{part} in: {error}");
+    }
+    libpq(&cluster, &[], &string, "SELECT 1").expect_err("libpq refuses it as well");
+    // As in libpq it says nothing about TCP.
+    let string = format!("{} requirepeer=somebody_else", cluster.tcp_conninfo("postgres"));
+    assert_eq!(ask(&string, "SELECT 'in'").await.expect("connected"), "in");
 }
 
 #[tokio::test]
@@ -132,23 +184,6 @@ async fn a_database_or_a_role_that_is_not_there_is_named() {
     let error = refused(&format!("{} user=unlisted", cluster.tcp_conninfo("postgres"))).await;
     assert_eq!(error.kind(), ErrorKind::Login);
     assert!(error.hint().expect("a hint").contains("pg_hba.conf"), "{error:?}");
-}
-
-#[tokio::test]
-async fn hosts_are_tried_in_turn_until_one_will_do() {
-    let cluster = Cluster::start();
-    cluster.psql("postgres", "CREATE DATABASE ro; ALTER DATABASE ro SET default_transaction_read_only = on");
-    let hosts = format!("host=/nonexistent,{} port={} user=postgres", cluster.socket_dir().display(), cluster.port());
-    assert_eq!(ask(&format!("{hosts} dbname=postgres"), "SELECT 'here'").await.expect("connected"), "here");
-
-    let writable = format!("{hosts} dbname=ro target_session_attrs=read-write");
-    let error = refused(&writable).await;
-    assert!(error.is_transient() && error.to_string().contains("read-only"), "{error}");
-    assert!(error.to_string().contains("/nonexistent"), "all hosts are named: {error}");
-    let string = format!("{hosts} dbname=ro target_session_attrs=read-only");
-    assert_eq!(ask(&string, "SELECT 'here'").await.expect("connected"), "here");
-    let string = format!("{hosts} dbname=postgres target_session_attrs=primary");
-    assert_eq!(ask(&string, "SELECT 'here'").await.expect("connected"), "here");
 }
 
 #[tokio::test]

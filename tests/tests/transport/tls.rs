@@ -2,37 +2,24 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use postbox::ErrorKind;
 use postbox_tests::{Cluster, major};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SignatureAlgorithm,
 };
 
-use super::{ask, refused, replication};
+use super::pki::{Authority, Issued};
+use super::{ask, libpq, path, postbox, refused, replication, write};
 
 /// Whether the link of this session is encrypted.
 const ENCRYPTED: &str = "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
 
-/// An authority, and a certificate that it has issued.
-struct Issued {
-    authority: String,
-    certificate: String,
-    key: String,
-}
-
-/// A certificate for `names`, signed by `algorithm`.
+/// A certificate for `names`, of a new authority that signs by `algorithm`.
 fn issue(algorithm: &'static SignatureAlgorithm, names: &[&str]) -> Issued {
-    let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let signer = KeyPair::generate_for(algorithm).expect("a key");
-    authority.distinguished_name.push(DnType::CommonName, format!("authority {:?}", signer.public_key_raw()));
-    let authority = CertifiedIssuer::self_signed(authority, signer).expect("an authority");
-    let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    let key = KeyPair::generate().expect("a key");
-    let certificate = CertificateParams::new(names).expect("parameters").signed_by(&key, &authority).expect("signed");
-    Issued { authority: authority.pem(), certificate: certificate.pem(), key: key.serialize_pem() }
+    Authority::new(algorithm).server(names, 1)
 }
 
 /// A server with that certificate, and the file with its authority.
@@ -192,6 +179,156 @@ async fn logins_are_bound_to_the_certificate() {
         let error = ask(&format!("{clear} channel_binding=require"), ENCRYPTED).await.expect_err("refused");
         assert!(error.to_string().contains("channel_binding=require"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn logins_are_bound_to_certificates_that_openssl_made() {
+    // The hash is that of the signature: RSA-PSS names it in its parameters.
+    for ways in [
+        &["-newkey", "rsa:2048", "-sha512"][..],
+        &["-newkey", "rsa:2048", "-sha384", "-sigopt", "rsa_padding_mode:pss"],
+        &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-sha512"],
+    ] {
+        let dir = std::env::temp_dir().join(format!("postbox-openssl-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let (certificate, key) = (dir.join("crt"), dir.join("key"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+        openssl.args(["-addext", "subjectAltName=DNS:localhost", "-out", path(&certificate), "-keyout", path(&key)]);
+        let Ok(output) = openssl.args(ways).output() else {
+            eprintln!("skipped: there is no openssl to make certificates with");
+            return;
+        };
+        assert!(output.status.success(), "{output:?}");
+        let read = |file| fs::read_to_string(file).expect("what openssl wrote");
+        let issued = Issued { authority: read(&certificate), certificate: read(&certificate), key: read(&key) };
+        fs::remove_dir_all(&dir).expect("removed");
+
+        let (cluster, authority) = cluster(&issued, &["host all scram 127.0.0.1/32 scram-sha-256"]);
+        cluster.psql("postgres", "CREATE ROLE scram LOGIN REPLICATION PASSWORD 'right'");
+        let string = format!(
+            "host=localhost hostaddr=127.0.0.1 port={} dbname=postgres user=scram sslmode=verify-full sslrootcert={} \
+             channel_binding=require",
+            cluster.port(),
+            authority.display()
+        );
+        let bound = ask(&format!("{string} password=right"), ENCRYPTED).await;
+        assert_eq!(bound.unwrap_or_else(|error| panic!("{ways:?}: {error:?}")), "true");
+        replication(&format!("{string} password=right")).await.expect("bound");
+        assert_eq!(refused(&format!("{string} password=wrong")).await.sqlstate(), Some("28P01"));
+    }
+}
+
+#[tokio::test]
+async fn versions_are_kept_within_their_limits() {
+    let (cluster, authority) = cluster(&issue(&PKCS_ECDSA_P256_SHA256, &["localhost"]), &[]);
+    let string = format!(
+        "host=localhost hostaddr=127.0.0.1 port={} user=postgres dbname=postgres sslmode=verify-full sslrootcert={}",
+        cluster.port(),
+        authority.display()
+    );
+    let version = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    for (rest, expected) in [
+        ("", "TLSv1.3"),
+        ("ssl_min_protocol_version=TLSv1", "TLSv1.3"),
+        ("ssl_min_protocol_version=TLSv1.3", "TLSv1.3"),
+        ("ssl_max_protocol_version=TLSv1.3", "TLSv1.3"),
+        ("ssl_max_protocol_version=tlsv1.2", "TLSv1.2"),
+    ] {
+        let string = format!("{string} {rest}");
+        assert_eq!(ask(&string, version).await.expect(&string), expected, "{string}");
+        assert_eq!(libpq(&cluster, &[], &string, version).as_deref(), Ok(expected), "{string}");
+    }
+    cluster.psql("postgres", "ALTER SYSTEM SET ssl_max_protocol_version = 'TLSv1.2'");
+    cluster.restart(postbox_tests::Stop::Fast);
+    assert_eq!(ask(&string, version).await.expect("connected"), "TLSv1.2");
+    let error = refused(&format!("{string} ssl_min_protocol_version=TLSv1.3")).await;
+    assert_eq!(error.kind(), ErrorKind::Tls);
+    assert!(error.hint().expect("a hint").contains("ssl_min_protocol_version"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_revoked_is_refused() {
+    let authority = Authority::new(&PKCS_ECDSA_P256_SHA256);
+    let (cluster, root) = cluster(&authority.server(&["localhost"], 7), &[]);
+    let list = |name: &str, text: String| write(&cluster, name, text, 0o644);
+    let good = list("good.crl", authority.revoked(&[6], 2100));
+    let revoked = list("dir/revoked.crl", authority.revoked(&[6, 7], 2100));
+    let old = list("old.crl", authority.revoked(&[], 2025));
+    let foreign = list("foreign.crl", Authority::new(&PKCS_ECDSA_P256_SHA256).revoked(&[], 2100));
+    let dir = revoked.parent().expect("a directory");
+
+    let base = format!("host=localhost hostaddr=127.0.0.1 port={} user=postgres dbname=postgres", cluster.port());
+    let known = format!("{base} sslmode=verify-full sslrootcert={}", root.display());
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let string = format!("{known} sslmode={mode} sslcrl={}", good.display());
+        assert_eq!(ask(&string, ENCRYPTED).await.expect(&string), "true");
+        replication(&string).await.expect(&string);
+        for rest in [format!("sslcrl={}", revoked.display()), format!("sslcrldir={}", dir.display())] {
+            let string = format!("{known} sslmode={mode} {rest}");
+            let error = refused(&string).await;
+            assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Tls, false), "{string}: {error:?}");
+            assert!(error.to_string().contains("revoked"), "{string}: {error}");
+        }
+    }
+    for (file, words) in [(&old, "out of date"), (&foreign, "no revocation list")] {
+        let string = format!("{known} sslcrl={}", file.display());
+        let error = refused(&string).await;
+        assert_eq!(error.kind(), ErrorKind::Tls);
+        assert!(error.to_string().contains(words), "{error}");
+        libpq(&cluster, &[], &string, "SELECT 1").expect_err("libpq refuses it as well");
+    }
+    for (string, words) in [
+        (format!("{known} sslcrl=/nonexistent"), "/nonexistent"),
+        (format!("{known} sslcrldir=/nonexistent"), "/nonexistent"),
+        (format!("{known} sslcrl={}", root.display()), "holds no revocation list"),
+    ] {
+        let error = refused(&string).await;
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // Where nobody vouches for the server, a list has nothing to say.
+    let string = format!("{base} sslmode=require sslcrl={}", good.display());
+    let (code, said) = postbox(&[("HOME", "/nonexistent")], &["-d", &string, "group", "list"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("no authority"), "{said}");
+}
+
+#[test]
+fn authorities_come_from_the_system_or_from_the_home_directory() {
+    let authority = Authority::new(&PKCS_ECDSA_P256_SHA256);
+    let (cluster, root) = cluster(&authority.server(&["localhost"], 7), &[]);
+    cluster.psql("postgres", "CREATE EXTENSION postbox");
+    let unknown = write(&cluster, "unknown.pem", Authority::new(&PKCS_ECDSA_P256_SHA256).pem(), 0o644);
+    let string = format!("hostaddr=127.0.0.1 port={} user=postgres dbname=postgres", cluster.port());
+    let system = |file: &str, string: &str| {
+        postbox(&[("HOME", "/nonexistent"), ("SSL_CERT_FILE", file)], &["-d", string, "group", "list"])
+    };
+    // The strictest mode goes without saying.
+    let named = format!("{string} host=localhost sslrootcert=system");
+    assert_eq!(system(path(&root), &named), (Some(0), String::new()));
+    let (code, said) = system(path(&unknown), &named);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("the operating system's authorities"), "{said}");
+    let (code, said) = system(path(&root), &format!("{string} host=other.example sslrootcert=system"));
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("not for other.example"), "{said}");
+    let (code, said) = system(path(&root), &format!("{named} sslmode=verify-ca"));
+    assert_eq!(code, Some(2), "{said}");
+
+    // The user's own files are used in every mode, if they are there.
+    let home = super::home(&cluster);
+    let required = format!("{string} host=localhost sslmode=require");
+    let user = || postbox(&[("HOME", &home)], &["-d", &required, "group", "list"]);
+    assert_eq!(user().0, Some(0));
+    write(&cluster, "home/.postgresql/root.crt", fs::read(&unknown).expect("read"), 0o644);
+    assert_eq!(user().0, Some(3));
+    write(&cluster, "home/.postgresql/root.crt", fs::read(&root).expect("read"), 0o644);
+    assert_eq!(user().0, Some(0));
+    write(&cluster, "home/.postgresql/root.crl", authority.revoked(&[7], 2100), 0o644);
+    let (code, said) = user();
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("has been revoked"), "{said}");
 }
 
 #[tokio::test]

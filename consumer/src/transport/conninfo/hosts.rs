@@ -76,7 +76,8 @@ pub(super) fn read(settings: &Settings) -> Result<Vec<Host>> {
             let at = |list: &Option<Vec<&str>>| list.as_ref().map_or("", |list| list[index]).trim().to_owned();
             Ok(Host {
                 place: place(at(&names), &at(&addrs))?,
-                port: port(ports[if ports.len() == 1 { 0 } else { index }].trim())?,
+                port: port(ports[if ports.len() == 1 { 0 } else { index }].trim())
+                    .map_err(|error| error.with_hint(format!("It was read from {}.", settings.origin("port"))))?,
             })
         })
         .collect()

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -10,17 +10,17 @@ use super::{Host, Place, SOCKET_DIR};
 
 /// A password; nothing prints it.
 #[derive(Clone, PartialEq, Eq)]
-pub(in crate::transport) struct Password(String);
+pub(in crate::transport) struct Password(Vec<u8>);
 
 impl Password {
     /// Takes the password over.
-    pub(super) fn new(text: String) -> Self {
-        Self(text)
+    pub(super) fn new(password: impl Into<Vec<u8>>) -> Self {
+        Self(password.into())
     }
 
     /// The password itself, for the one place that sends its proof.
     pub(in crate::transport) fn bytes(&self) -> &[u8] {
-        self.0.as_bytes()
+        &self.0
     }
 }
 
@@ -34,68 +34,67 @@ impl fmt::Debug for Password {
 ///
 /// As in libpq a file that is missing says nothing, and one that others may read is not used.
 pub(super) fn look_up(file: &Path, host: &Host, dbname: &str, user: &str) -> Option<Password> {
-    let mut opened = File::open(file).ok()?;
-    let metadata = opened.metadata().ok()?;
+    let unused = |why: &str| tracing::warn!("password file {} is not used: {why}", file.display());
+    let mut opened = match File::open(file) {
+        Ok(opened) => opened,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return None,
+        Err(error) => {
+            unused(&error.to_string());
+            return None;
+        }
+    };
+    let metadata = opened.metadata().inspect_err(|error| unused(&error.to_string())).ok()?;
     if !metadata.is_file() {
-        tracing::warn!("password file {} is not a plain file", file.display());
+        unused("it is not a plain file");
         return None;
     }
     if metadata.permissions().mode() & 0o077 != 0 {
-        tracing::warn!("password file {0} is not used: group or others may read it; chmod 0600 {0}", file.display());
+        unused(&format!("group or others may read it; chmod 0600 {}", file.display()));
         return None;
     }
-    let mut text = String::new();
-    opened.read_to_string(&mut text).ok()?;
+    // Bytes, as a password may be in any encoding.
+    let mut text = Vec::new();
+    opened.read_to_end(&mut text).inspect_err(|error| unused(&error.to_string())).ok()?;
     search(&text, host, dbname, user)
 }
 
-fn search(text: &str, host: &Host, dbname: &str, user: &str) -> Option<Password> {
-    let socket_dir;
+fn search(text: &[u8], host: &Host, dbname: &str, user: &str) -> Option<Password> {
     let place = match &host.place {
-        Place::Default => "localhost",
-        Place::SocketDir(dir) if dir == Path::new(SOCKET_DIR) => "localhost",
-        Place::SocketDir(dir) => {
-            socket_dir = dir.to_string_lossy();
-            &socket_dir
-        }
-        Place::Name(name) | Place::Address { name: Some(name), .. } => name,
-        Place::Address { addr, name: None } => {
-            socket_dir = addr.to_string().into();
-            &socket_dir
-        }
+        Place::Default => "localhost".to_owned(),
+        Place::SocketDir(dir) if dir == Path::new(SOCKET_DIR) => "localhost".to_owned(),
+        Place::SocketDir(dir) => dir.to_string_lossy().into_owned(),
+        Place::Name(name) | Place::Address { name: Some(name), .. } => name.clone(),
+        Place::Address { addr, name: None } => addr.to_string(),
     };
-    let port = host.port.to_string();
-    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
-        let mut rest = line;
-        for wanted in [place, &port, dbname, user] {
-            let (field, after) = field(rest)?;
-            if field != "*" && unescape(field) != wanted {
-                return None;
-            }
-            rest = after;
-        }
+    let wanted = [&place, &host.port.to_string(), dbname, user];
+    text.split(|byte| *byte == b'\n').filter(|line| !line.starts_with(b"#")).find_map(|line| {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let rest = wanted.iter().try_fold(line, |rest, wanted| after(rest, wanted.as_bytes()))?;
         Some(unescape(rest)).filter(|password| !password.is_empty()).map(Password::new)
     })
 }
 
-/// Cuts a line at the first colon that no backslash precedes.
-fn field(line: &str) -> Option<(&str, &str)> {
-    let mut escaped = false;
-    for (at, byte) in line.bytes().enumerate() {
-        match byte {
-            b':' if !escaped => return Some((&line[..at], &line[at + 1..])),
-            b'\\' => escaped = !escaped,
-            _ => escaped = false,
-        }
+/// What follows the first field of `line` and its colon, if that field is `wanted`.
+///
+/// As in libpq a colon ends the field only where `wanted` ends, so that an address needs no backslashes: `::1` is read
+/// as well as `\:\:1`.
+fn after<'a>(line: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
+    if let Some(rest) = line.strip_prefix(b"*:") {
+        return Some(rest);
     }
-    None
+    let mut line = line;
+    for byte in wanted {
+        line = line.strip_prefix(b"\\").unwrap_or(line).strip_prefix(&[*byte])?;
+    }
+    line.strip_prefix(b":")
 }
 
-fn unescape(field: &str) -> String {
-    let mut text = String::with_capacity(field.len());
-    let mut chars = field.chars();
-    while let Some(c) = chars.next() {
-        text.extend(if c == '\\' { chars.next() } else { Some(c) });
+/// The last field: it ends at a colon, and a backslash takes the next byte as it is.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(field.len());
+    let mut bytes = field.iter().copied();
+    while let Some(byte) = bytes.next().filter(|byte| *byte != b':') {
+        text.push(if byte == b'\\' { bytes.next().unwrap_or(byte) } else { byte });
     }
     text
 }
@@ -117,10 +116,15 @@ mod tests {
                     db:*:a:u:second\n\
                     localhost:*:*:u:local\n\
                     /tmp/x:*:*:u:socket\n\
-                    ::1:*:*:u:broken\n\
                     \\:\\:1:*:*:u:v6\n\
+                    ::1:*:*:u:second\n\
+                    ::2:*:*:u:bare:rest\n\
+                    crlf:*:*:u:end\\\r\n\
                     short:line\n";
-        let find = |place, dbname| search(text, &host(place), dbname, "u").map(|password| password.0);
+        let find = |place, dbname| {
+            let password = search(text.as_bytes(), &host(place), dbname, "u")?;
+            Some(String::from_utf8(password.0).expect("text"))
+        };
         let name = |name: &str| Place::Name(name.to_owned());
         assert_eq!(find(name("db"), "a").as_deref(), Some("first"));
         assert_eq!(find(name("db"), "a:b").as_deref(), Some("with:colon\\"));
@@ -130,6 +134,8 @@ mod tests {
         assert_eq!(find(Place::SocketDir("/tmp/x".into()), "c").as_deref(), Some("socket"));
         let addr = "::1".parse().expect("an address");
         assert_eq!(find(Place::Address { addr, name: None }, "c").as_deref(), Some("v6"));
+        assert_eq!(find(name("::2"), "c").as_deref(), Some("bare"), "an unescaped colon ends the password");
+        assert_eq!(find(name("crlf"), "c").as_deref(), Some("end\\"));
         assert_eq!(find(Place::Address { addr, name: Some("db".to_owned()) }, "a").as_deref(), Some("first"));
     }
 
@@ -145,6 +151,6 @@ mod tests {
         let closed = look_up(0o600);
         std::fs::remove_file(&file).expect("removed");
         assert_eq!(open, None);
-        assert_eq!(closed, Some(Password::new("secret".to_owned())));
+        assert_eq!(closed, Some(Password::new("secret")));
     }
 }
