@@ -30,6 +30,8 @@ begin
             message = format('"%s.%s" is not an outbox', schema, name),
             hint = 'postbox.outbox_status() lists the outboxes. DROP TABLE drops other tables.';
     end if;
+    -- A group that is just being made on it is waited for.
+    perform pg_advisory_xact_lock(postbox._lock_key(target));
     select string_agg(g.group_name, ', ' order by g.group_name) into readers
         from postbox.consumer_group_outbox g
         where g.outbox = target;

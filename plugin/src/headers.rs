@@ -52,7 +52,6 @@ impl Header {
         Self { name, column, form }
     }
 
-
     /// The value of a point in time: ISO 8601, whatever the session's DateStyle and TimeZone are. `None` for other
     /// types, and for a day that is beyond what a timestamp can say.
     pub(crate) fn time(&self, value: Value) -> Option<String> {

@@ -68,6 +68,7 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
         ORDER BY p.oid::regprocedure::text";
     let allowed = [
         "postbox._decode_lines(bytea)",
+        "postbox._is_replayable(oid,text[])",
         "postbox._marker_arguments(bytea)",
         "postbox._marker_column(text[],text)",
         "postbox.decode(bytea)",
