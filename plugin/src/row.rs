@@ -247,7 +247,11 @@ impl Reader {
 /// What stands for a value in an error event: its stored bytes; for jsonb that is merely too large its text, unless even that
 /// has more than [`MAX_EVENT_BYTES`].
 fn raw(code: ErrorCode, type_oid: pg_sys::Oid, value: Value) -> Vec<u8> {
-    if let (ErrorCode::TooLarge, pg_sys::JSONBOID, Ok(container)) = (code, type_oid, value.bytes()) {
+    // Only a value of variable length has bytes to be asked for.
+    if code == ErrorCode::TooLarge
+        && type_oid == pg_sys::JSONBOID
+        && let Ok(container) = value.bytes()
+    {
         let mut text = Vec::new();
         if postbox_jsonb::print(container, &mut text, MAX_EVENT_BYTES).is_ok() {
             return text;

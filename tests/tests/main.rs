@@ -8,6 +8,7 @@ mod harness;
 mod jsonb;
 mod live;
 mod messages;
+mod regress;
 mod shop;
 mod sql;
 mod transport;

@@ -214,7 +214,8 @@ async fn columns_become_headers_with_values_as_json_has_them() {
         "INSERT INTO wide VALUES (1, 't', '{}', ' { \"a\" : [1] } ', 'say \"ä\"', -3, 9007199254740993, 1.50, 1e20, true, '{\"d\": null}', '[1 ]',
              '2026-02-03', '2026-02-03 04:05:06.7+02', '2026-02-03 04:05:06', 12, 'sad'),
          (2, 't', '{}', '{}', NULL, NULL, NULL, 'NaN', '-Infinity', false, NULL, NULL, 'infinity', '-infinity', '0044-03-15 BC', NULL, NULL),
-         (3, 't', '{}', 'null', 'x'), (4, 't', '{}', NULL, 'x');
+         (3, 't', '{}', 'null', 'x', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
+         (4, 't', '{}', NULL, 'x', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
          ALTER DATABASE postgres SET datestyle = 'German'; ALTER DATABASE postgres SET timezone = 'Asia/Tokyo'",
     )
     .await;
@@ -246,7 +247,7 @@ async fn headers_that_do_not_go_together_are_an_error_event_with_all_of_them() {
     run(
         &client,
         "INSERT INTO old VALUES (1, 't', '{}', '{\"tenant\": \"a\"}', 'b', 5), (2, 't', '{}', '[1]', 'b', 5),
-             (3, 't', '{}', '{\"tenant\": \"a\"}', NULL, 5), (4, 't', '{}', '{\"x\": {\"tenant\": 1}}', 'b')",
+             (3, 't', '{}', '{\"tenant\": \"a\"}', NULL, 5), (4, 't', '{}', '{\"x\": {\"tenant\": 1}}', 'b', NULL)",
     )
     .await;
     let events = peek_events(&cluster, "s");
