@@ -39,6 +39,12 @@ begin
             message = format('"%s" is not an outbox', outboxes[position_of_bad]),
             hint = 'postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.';
     end if;
+    -- Without it a slot that another session is just making would look like one that was left behind.
+    if not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || name, 0)) then
+        raise exception using errcode = 'object_in_use',
+            message = format('consumer group "%s" is being made by another session', name),
+            hint = 'postbox.consumer_groups shows it once that session is done.';
+    end if;
     if exists (select from postbox.consumer_group g where g.name = _create_consumer_group.name) then
         raise exception using errcode = 'duplicate_object',
             message = format('consumer group "%s" already exists', name),
@@ -58,13 +64,7 @@ begin
                 'call postbox.create_consumer_group in a transaction of its own.';
     end if;
 
-    begin
-        perform pg_create_logical_replication_slot(slot, 'postbox');
-    exception when duplicate_object then
-        raise exception using errcode = 'duplicate_object',
-            message = format('consumer group "%s" is being made by another session', name),
-            hint = 'postbox.consumer_groups shows it once that session is done.';
-    end;
+    perform pg_create_logical_replication_slot(slot, 'postbox');
     -- A slot is not undone by a rollback, and one that no group knows would hold back the WAL for ever.
     begin
         -- drop_outbox takes these locks too: it sees this group, or this sees that the outbox is gone.

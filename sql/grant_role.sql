@@ -61,7 +61,7 @@ as $function$
 declare
     statement constant text := case verb when 'grant' then 'grant %s on %s to %I' else 'revoke %s on %s from %I' end;
     grantee_name name;
-    outbox regclass;
+    target regclass;
     rights record;
 begin
     select r.rolname into grantee_name from pg_roles r where r.oid = grantee;
@@ -82,10 +82,10 @@ begin
             hint = case when role = 'publisher' then format('For instance: postbox.%s_role(''publisher'', %L, ''{orders}'').', verb, grantee::text)
                 else 'Leave the outboxes out.' end;
     end if;
-    foreach outbox in array coalesce(outboxes, '{}') loop
-        if outbox is null or not exists (select from postbox._marker m where m.outbox = _change_role.outbox) then
+    foreach target in array coalesce(outboxes, '{}') loop
+        if target is null or not exists (select from postbox._marker m where m.outbox = target) then
             raise exception using errcode = 'wrong_object_type',
-                message = format('%s is not an outbox', coalesce('"' || outbox::text || '"', 'NULL')),
+                message = format('%s is not an outbox', coalesce('"' || target::text || '"', 'NULL')),
                 hint = 'postbox.outbox_status() lists the outboxes.';
         end if;
     end loop;
@@ -96,17 +96,17 @@ begin
             execute format(statement, rights.right_name, rights.object, grantee_name);
         end loop;
     end if;
-    foreach outbox in array coalesce(outboxes, '{}') loop
+    foreach target in array coalesce(outboxes, '{}') loop
         for rights in
-            select r.right_name, r.object from postbox._publisher_rights(outbox) r
+            select r.right_name, r.object from postbox._publisher_rights(target) r
             where verb = 'grant' or r.object not like 'schema %'
         loop
             execute format(statement, rights.right_name, rights.object, grantee_name);
         end loop;
         -- GRANT by somebody who may not grant is a warning only.
-        if verb = 'grant' and not has_table_privilege(grantee, outbox, 'insert') then
+        if verb = 'grant' and not has_table_privilege(grantee, target, 'insert') then
             raise exception using errcode = 'insufficient_privilege',
-                message = format('role "%s" may not grant INSERT on outbox "%s"', current_user, outbox),
+                message = format('role "%s" may not grant INSERT on outbox "%s"', current_user, target),
                 hint = 'Let the owner of the table grant it.';
         end if;
     end loop;

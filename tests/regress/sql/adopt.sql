@@ -1,7 +1,5 @@
 -- Existing tables as outboxes.
-SET client_min_messages = warning;
-DROP TABLE IF EXISTS outbox;
-RESET client_min_messages;
+\set SHOW_CONTEXT never
 CREATE TABLE outbox (
     id            uuid PRIMARY KEY,
     aggregatetype varchar(255) NOT NULL,
@@ -24,11 +22,11 @@ SELECT postbox.adopt_outbox('outbox', layout => 'debezium');
 SELECT 'slot' FROM pg_create_logical_replication_slot('regress', 'postbox');
 INSERT INTO outbox VALUES ('00000000-0000-4000-8000-000000000001', 'order', '7', 'placed', '{"total": 1}', 42);
 INSERT INTO outbox VALUES ('00000000-0000-4000-8000-000000000002', 'order', '7', 'deleted', NULL, NULL);
-SELECT postbox.publish('outbox', 'placed', '{}', '7');
+SELECT postbox.publish('outbox', 'placed', '{}', '7', event_id => '00000000-0000-4000-8000-000000000009');
 SELECT postbox.publish('outbox', 'placed', '{}', '7', '{"h": 1}');
 ALTER TABLE outbox RENAME tenant_id TO tenant;
 INSERT INTO outbox VALUES ('00000000-0000-4000-8000-000000000003', 'order', '7', 'renamed', '{}', 42);
-SELECT postbox.publish('outbox', 'placed', '{}', '7');
+SELECT postbox.publish('outbox', 'placed', '{}', '7', event_id => '00000000-0000-4000-8000-000000000009');
 SELECT d.event_id, d.type, d.key, d.headers, d.payload, d.error ->> 'detail' AS error
     FROM pg_logical_slot_get_binary_changes('regress', NULL, NULL) s, postbox.decode(s.data) d;
 SELECT name, payload_type, adopted, replayable FROM postbox.outboxes;

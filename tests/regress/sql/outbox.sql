@@ -1,5 +1,5 @@
 -- Outboxes: made, published to, shown, dropped; and what is refused.
-\set VERBOSITY default
+\set SHOW_CONTEXT never
 SELECT postbox.create_outbox('orders');
 SELECT postbox.create_outbox('orders');
 SELECT postbox.create_outbox('public.orders');

@@ -75,7 +75,6 @@ RESET ROLE;
 SET ROLE an_operator;
 SELECT postbox.drop_outbox('open_one');
 SELECT postbox.grant_role('publisher', 'an_operator', '{open_one}');
-SELECT postbox.create_consumer_group('g', '{open_one}');
 RESET ROLE;
 DROP OWNED BY a_publisher, an_operator, a_consumer, a_monitor;
 DROP ROLE a_nobody, a_publisher, an_operator, a_consumer, a_monitor;
