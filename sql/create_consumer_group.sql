@@ -8,6 +8,7 @@ as $function$
 declare
     slot constant name := format('postbox_%s_%s', (select d.oid from pg_database d where d.datname = current_database()), name);
     position_of_bad int;
+    noted bigint;
 begin
     if name is null or name !~ '^[a-z0-9_]{1,40}$' then
         raise exception using errcode = 'invalid_name',
@@ -38,6 +39,12 @@ begin
             message = format('"%s" is not an outbox', outboxes[position_of_bad]),
             hint = 'postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.';
     end if;
+    -- Without it a slot that another session is just making would look like one that was left behind.
+    if not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || name, 0)) then
+        raise exception using errcode = 'object_in_use',
+            message = format('consumer group "%s" is being made by another session', name),
+            hint = 'postbox.consumer_groups shows it once that session is done.';
+    end if;
     if exists (select from postbox.consumer_group g where g.name = _create_consumer_group.name) then
         raise exception using errcode = 'duplicate_object',
             message = format('consumer group "%s" already exists', name),
@@ -60,11 +67,20 @@ begin
     perform pg_create_logical_replication_slot(slot, 'postbox');
     -- A slot is not undone by a rollback, and one that no group knows would hold back the WAL for ever.
     begin
+        -- drop_outbox takes these locks too: it sees this group, or this sees that the outbox is gone.
+        perform pg_advisory_xact_lock(postbox._lock_key(relation))
+            from (select distinct r from unnest(relations) as r order by r) as locked(relation);
         insert into postbox.consumer_group (name, slot_name) values (_create_consumer_group.name, slot);
         insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
             select distinct _create_consumer_group.name, m.outbox::regclass, format('%I.%I', m.schema, m.name)
             from postbox._marker m
             where m.outbox = any (relations);
+        get diagnostics noted = row_count;
+        if noted < (select count(distinct relation) from unnest(relations) as relation) then
+            raise exception using errcode = 'undefined_table',
+                message = format('an outbox of consumer group "%s" was dropped by another session just now', name),
+                hint = 'postbox.outbox_status() lists the outboxes that are left.';
+        end if;
     exception when others or query_canceled then
         perform pg_drop_replication_slot(slot);
         raise;

@@ -72,7 +72,8 @@ begin
                 else 'Choose another name, or rename that table: leaves keep their names when an outbox is renamed.' end;
     end if;
 
-    execute format(
+    begin
+        execute format(
         'create table %1$I.%2$I (
             seq        pg_catalog.int8 generated always as identity,
             xid        pg_catalog.xid8 not null default pg_catalog.pg_current_xact_id(),
@@ -84,6 +85,12 @@ begin
             payload    pg_catalog.%3$I
         ) partition by list (((seq >> %4$s) & 3))',
         schema, name, payload_type, generation_bits);
+    exception when unique_violation or duplicate_table then
+        -- Two calls at once: this one waited for the other to commit.
+        raise exception using errcode = 'duplicate_table',
+            message = format('relation "%s.%s" was made by another session just now', schema, name),
+            hint = 'postbox.outbox_status() shows it if it is an outbox.';
+    end;
     for generation in 0 .. 3 loop
         execute format('create table %I.%I partition of %I.%I for values in (%s)',
             schema, name || '_g' || generation, schema, name, generation);

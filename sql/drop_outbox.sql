@@ -18,8 +18,13 @@ begin
             message = 'the name and the schema of an outbox cannot be NULL',
             hint = 'postbox.outbox_status() lists the outboxes.';
     end if;
-    target := to_regclass(format('%I.%I', schema, name));
-    if target is null then
+    -- Another drop of it, or a group that is just being made on it, is waited for.
+    perform pg_advisory_xact_lock(postbox._lock_key(to_regclass(format('%I.%I', schema, name))));
+    -- Looked up with a snapshot taken after the wait.
+    select c.oid into target
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.relname = drop_outbox.name and n.nspname = drop_outbox.schema;
+    if not found then
         raise exception using errcode = 'undefined_table',
             message = format('outbox "%s.%s" does not exist', schema, name),
             hint = 'postbox.outbox_status() lists the outboxes. Give the bare name, unquoted, and the schema as the second argument.';

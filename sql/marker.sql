@@ -1,7 +1,8 @@
 -- The marker: a trigger named postbox_outbox makes a table an outbox. It never fires; it is there because PostgreSQL
 -- versions, invalidates, dumps and drops it with the table. Its arguments are role=column pairs, where a role that is
--- not named uses the column of its own name, `role=` says that there is no such column, and origin=adopted says that
--- the table was not made by create_outbox.
+-- not named uses the column of its own name, and `role=` says that there is no such column. `header:name=column` adds a
+-- column to the headers; no header's name has an equals sign. origin=adopted says that the table was not made by
+-- create_outbox.
 
 -- tgargs holds the arguments one after the other, each ended by a zero byte.
 create or replace function postbox._marker_arguments(tgargs bytea) returns text[]
@@ -33,3 +34,9 @@ create or replace view postbox._marker as
     join pg_namespace n on n.oid = c.relnamespace
     where t.tgname = 'postbox_outbox' and t.tgparentid = 0;
 comment on view postbox._marker is 'Private: the tables that carry the marker trigger';
+
+-- One lock for each outbox, which dropping it and making a group on it take. 1886352500 is "post" in ASCII.
+create or replace function postbox._lock_key(outbox regclass) returns bigint
+    language sql immutable strict parallel safe
+    return 1886352500::bigint << 32 | outbox::oid::bigint;
+comment on function postbox._lock_key(regclass) is 'Private: the key of the advisory lock of an outbox';

@@ -9,7 +9,8 @@ create or replace view postbox.outboxes as
            storage.bytes                                      as bytes,
            sequence.last_seq                                  as last_seq,
            m.adopted                                          as adopted,
-           coalesce(readers.groups, '{}')                     as groups
+           coalesce(readers.groups, '{}')                     as groups,
+           postbox._is_replayable(m.outbox, m.arguments)      as replayable
     from postbox._marker m
     left join pg_attribute payload
         on payload.attrelid = m.outbox
@@ -61,6 +62,8 @@ comment on column postbox.outboxes.rows_estimate is 'Rows stored, as the statist
 comment on column postbox.outboxes.last_seq is
     'Highest seq handed out; NULL before the first event, and for roles that may not read the sequence';
 comment on column postbox.outboxes.groups is 'Consumer groups that read the outbox';
+comment on column postbox.outboxes.replayable is
+    'Whether stored rows can be delivered again: they say in which order (seq) and by which transaction (xid) they were written';
 
 create or replace function postbox.outbox_status(name text default null, schema text default null)
     returns setof postbox.outboxes

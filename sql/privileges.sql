@@ -13,7 +13,8 @@ grant execute on function
     postbox._decode_lines(bytea),
     postbox.outbox_status(text, text),
     postbox._marker_arguments(bytea),
-    postbox._marker_column(text[], text)
+    postbox._marker_column(text[], text),
+    postbox._is_replayable(oid, text[])
 to public;
 
 grant select on

@@ -5,6 +5,7 @@ use core::ffi::CStr;
 use pgrx::pg_sys;
 use postbox_wire::PayloadType;
 
+use crate::headers::Header;
 use crate::pg::encoding::Encoding;
 use crate::pg::relation::Column;
 
@@ -19,11 +20,15 @@ pub(crate) struct Mapping {
     pub(crate) headers: Option<Column>,
     pub(crate) payload: Column,
     pub(crate) seq: Option<Column>,
+    /// Columns that are headers, next to what `headers` holds.
+    pub(crate) header_columns: Vec<Header>,
 }
 
 const ROLES: [&str; 6] = ["event_id", "type", "key", "headers", "payload", "seq"];
-/// Says for `drop_outbox` whether the table was made or adopted; means nothing here.
-const ORIGIN: &str = "origin";
+/// Mean nothing here: whether the table was made or adopted, and its column of transaction ids.
+const OTHERS: [&[u8]; 2] = [b"origin", b"xid"];
+/// Begins the role of a column that is a header: `header:name=column`. No header's name contains `=`.
+const HEADER: &[u8] = b"header:";
 
 impl Mapping {
     /// Reads the trigger's arguments, each `role=column`. A role that is not named takes the column of its own name, if there is
@@ -34,12 +39,17 @@ impl Mapping {
             encoding.to_utf8(bytes, &mut scratch).map_or_else(|_| String::from_utf8_lossy(bytes).into(), str::to_owned)
         };
         let mut named: [Option<&[u8]>; ROLES.len()] = [None; ROLES.len()];
+        let mut named_headers: Vec<(String, &[u8])> = Vec::new();
         for argument in arguments {
             let split = argument.iter().position(|byte| *byte == b'=');
             let Some((role, column)) = split.map(|at| (&argument[..at], &argument[at + 1..])) else {
                 return Err(format!("the marker's argument \"{}\" is not of the form role=column", shown(argument)));
             };
-            if role == ORIGIN.as_bytes() {
+            if OTHERS.contains(&role) {
+                continue;
+            }
+            if let Some(header) = role.strip_prefix(HEADER) {
+                named_headers.push((shown(header), column));
                 continue;
             }
             let Some(index) = ROLES.iter().position(|known| known.as_bytes() == role) else {
@@ -49,13 +59,17 @@ impl Mapping {
                 return Err(format!("the marker maps the role \"{}\" twice", ROLES[index]));
             }
         }
+        let existing = |name: &[u8], role: &str| match columns.iter().find(|column| column.name == name) {
+            Some(column) if column.is_virtual => {
+                Err(format!("the column \"{}\" for {role} is virtual, its values are not stored", shown(name)))
+            }
+            Some(column) => Ok(column.clone()),
+            None => Err(format!("the column \"{}\" for {role} does not exist", shown(name))),
+        };
         let find = |index: usize| match named[index] {
             // An empty column name says that the table has none.
             Some([]) => Ok(None),
-            Some(name) => match columns.iter().find(|column| column.name == name) {
-                Some(column) => Ok(Some(column.clone())),
-                None => Err(format!("the column \"{}\" for {} does not exist", shown(name), ROLES[index])),
-            },
+            Some(name) => existing(name, ROLES[index]).map(Some),
             None => Ok(columns.iter().find(|column| column.name == ROLES[index].as_bytes()).cloned()),
         };
         let need = |index: usize| {
@@ -68,7 +82,16 @@ impl Mapping {
         {
             return Err(format!("the column \"{}\" for headers is neither json nor jsonb", shown(&column.name)));
         }
-        Ok(Self { event_id: need(0)?, event_type: need(1)?, key: find(2)?, headers, payload: need(4)?, seq })
+        let mut header_columns: Vec<Header> = Vec::new();
+        for (name, column) in named_headers {
+            if header_columns.iter().any(|header| header.name == name) {
+                return Err(format!("the marker maps the header \"{name}\" twice"));
+            }
+            let column = existing(column, &format!("header \"{name}\""))?;
+            header_columns.push(Header::new(name, column));
+        }
+        let payload = need(4)?;
+        Ok(Self { event_id: need(0)?, event_type: need(1)?, key: find(2)?, headers, payload, seq, header_columns })
     }
 
     /// How consumers read the payload's bytes.

@@ -4,6 +4,7 @@
 use pgrx::pg_sys;
 use postbox_wire::{ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn};
 
+use crate::headers::Given;
 use crate::marker::{Mapping, is_int};
 use crate::pg::change::Tuple;
 use crate::pg::context::Context;
@@ -30,6 +31,9 @@ struct Buffers {
     key: Vec<u8>,
     headers: Vec<u8>,
     payload: Vec<u8>,
+    /// Headers with columns among them, and one of these columns.
+    object: Vec<u8>,
+    member: Vec<u8>,
 }
 
 /// A buffer that has grown beyond this is freed after the row.
@@ -73,8 +77,8 @@ impl RowReader {
                 Err(detail) => self.explain(detail, table, ordinal, emit),
             }
         });
-        let Buffers { id, event_type, key, headers, payload } = &mut self.text;
-        for buffer in [id, event_type, key, headers, payload] {
+        let Buffers { id, event_type, key, headers, payload, object, member } = &mut self.text;
+        for buffer in [id, event_type, key, headers, payload, object, member] {
             if buffer.capacity() > KEEP_BYTES {
                 *buffer = Vec::new();
             }
@@ -101,7 +105,10 @@ impl RowReader {
             read.field(values.get(column.index)?, column, buffer, &mut faults)
         };
         let key = optional(&mapping.key, &mut text.key);
-        let headers = optional(&mapping.headers, &mut text.headers);
+        let mut headers = optional(&mapping.headers, &mut text.headers);
+        if !mapping.header_columns.is_empty() {
+            headers = read.add_headers(headers, mapping, values, &mut text.object, &mut text.member, &mut faults);
+        }
         let seq = mapping.seq.as_ref().and_then(|column| Some(values.get(column.index)?.int(column.type_oid)));
         let payload = values.get(mapping.payload.index).and_then(|value| {
             if mapping.payload.type_oid == pg_sys::BYTEAOID {
@@ -184,12 +191,67 @@ impl Reader {
         };
         result.map_err(|(code, detail)| faults.add(code, column, detail, value)).ok()
     }
+
+    /// The headers with the columns that are headers added to them, in `object`. A column that is NULL is no header. Where
+    /// they do not go together, the headers stay as they are, and the columns' bytes go along.
+    fn add_headers<'row>(
+        self,
+        headers: Option<&'row str>,
+        mapping: &Mapping,
+        values: &Values,
+        object: &'row mut Vec<u8>,
+        member: &mut Vec<u8>,
+        faults: &mut Faults,
+    ) -> Option<&'row str> {
+        let given = Given::read(headers);
+        let start = given.as_ref().map_or(&b""[..], Given::start);
+        object.clear();
+        object.extend_from_slice(start);
+        let mut added = false;
+        for header in &mapping.header_columns {
+            let Some(value) = values.get(header.column.index) else { continue };
+            match &given {
+                Ok(given) if given.has(&header.name) => {
+                    let detail = format!("the row's headers have a \"{}\" of their own", header.name);
+                    faults.add(ErrorCode::Mapping, &header.column, detail, value);
+                }
+                Ok(_) => {
+                    if let Some(time) = header.time(value) {
+                        header.write(object, &time);
+                    } else {
+                        let Some(printed) = self.field(value, &header.column, member, faults) else { continue };
+                        header.write(object, printed);
+                    }
+                    added = true;
+                }
+                Err(detail) => {
+                    let column = mapping.headers.as_ref().unwrap_or(&header.column);
+                    let detail = format!("header \"{}\" beside \"{}\": {detail}", header.name, self.shown(column));
+                    faults.add(ErrorCode::Mapping, &header.column, detail, value);
+                }
+            }
+        }
+        if !added {
+            return headers;
+        }
+        object.push(b'}');
+        // Every piece came as UTF-8.
+        core::str::from_utf8(object).ok()
+    }
+
+    fn shown(self, column: &Column) -> String {
+        shown(&column.name, self.encoding)
+    }
 }
 
 /// What stands for a value in an error event: its stored bytes; for jsonb that is merely too large its text, unless even that
 /// has more than [`MAX_EVENT_BYTES`].
 fn raw(code: ErrorCode, type_oid: pg_sys::Oid, value: Value) -> Vec<u8> {
-    if let (ErrorCode::TooLarge, pg_sys::JSONBOID, Ok(container)) = (code, type_oid, value.bytes()) {
+    // Only a value of variable length has bytes to be asked for.
+    if code == ErrorCode::TooLarge
+        && type_oid == pg_sys::JSONBOID
+        && let Ok(container) = value.bytes()
+    {
         let mut text = Vec::new();
         if postbox_jsonb::print(container, &mut text, MAX_EVENT_BYTES).is_ok() {
             return text;
@@ -230,7 +292,10 @@ impl Faults {
         };
         set_aside(Some(&mapping.payload), event.payload.take());
         if event.size() > limit {
-            set_aside(mapping.headers.as_ref(), event.headers.take().map(str::as_bytes));
+            let headers = event.headers.take().map(str::as_bytes);
+            // With columns among them they are no column's; the first of these lends its name where there is no other.
+            let column = mapping.headers.as_ref().or(mapping.header_columns.first().map(|header| &header.column));
+            set_aside(column, headers);
         }
         if event.size() > limit {
             set_aside(mapping.key.as_ref(), event.key.take().map(str::as_bytes));

@@ -10,7 +10,7 @@ use postbox_tests::{Cluster, knows_output_plugin_libraries, postbox_binary, wait
 use serde_json::Value;
 
 /// The fenced blocks of a document: language and content.
-fn blocks(document: &str) -> Vec<(String, String)> {
+pub(crate) fn blocks(document: &str) -> Vec<(String, String)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document);
     let text = fs::read_to_string(&path).unwrap();
     let mut blocks = Vec::new();

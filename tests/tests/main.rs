@@ -10,6 +10,7 @@ mod harness;
 mod jsonb;
 mod live;
 mod messages;
+mod regress;
 mod shop;
 mod sizes;
 mod sql;

@@ -8,6 +8,7 @@ mod outbox;
 mod plans;
 mod privileges;
 mod publish;
+mod reference;
 
 use postbox_tests::Cluster;
 use tokio_postgres::error::DbError;

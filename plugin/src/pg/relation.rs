@@ -20,6 +20,8 @@ pub(crate) struct Column {
     pub(crate) name: Vec<u8>,
     /// Its type.
     pub(crate) type_oid: pg_sys::Oid,
+    /// Computed when it is read: a row holds NULL in its place.
+    pub(crate) is_virtual: bool,
 }
 
 impl<'cb> Rel<'cb> {
@@ -102,6 +104,7 @@ impl<'cb> Rel<'cb> {
                     index,
                     name: CStr::from_ptr(attribute.attname.data.as_ptr()).to_bytes().to_vec(),
                     type_oid: attribute.atttypid,
+                    is_virtual: attribute.attgenerated as u8 == b'v',
                 })
             });
             (columns.collect(), count)
@@ -112,6 +115,12 @@ impl<'cb> Rel<'cb> {
         // SAFETY: open for the callback.
         unsafe { (*self.relation).rd_att }
     }
+}
+
+/// The type that a domain is over, through all domains; any other type itself.
+pub(crate) fn base_type(type_oid: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: looks a type up in the catalog, as the historic snapshot shows it.
+    unsafe { pg_sys::getBaseType(type_oid) }
 }
 
 /// The list of a partition's ancestors, from its parent up. Exported by the server, not bound by pgrx.

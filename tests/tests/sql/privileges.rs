@@ -68,6 +68,7 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
         ORDER BY p.oid::regprocedure::text";
     let allowed = [
         "postbox._decode_lines(bytea)",
+        "postbox._is_replayable(oid,text[])",
         "postbox._marker_arguments(bytea)",
         "postbox._marker_column(text[],text)",
         "postbox.decode(bytea)",
@@ -167,4 +168,136 @@ async fn objects_in_the_callers_search_path_are_never_run() {
     assert_eq!(row(&client, foreign).await, "0");
     run(&client, "SET search_path = evil, public, pg_catalog; SELECT postbox.drop_outbox('orders')").await;
     assert_eq!(row(&client, "SELECT count(*) FROM evil.log").await, "0");
+}
+
+/// Everything of `pg_catalog` that can be shadowed, in schema `evil`: each function with its own arguments, each operator, each
+/// relation, each type. Whoever meets one of them springs the trap.
+const SHADOWS: &str = r#"
+    CREATE SCHEMA evil;
+    CREATE FUNCTION evil.sprung(pg_catalog.text) RETURNS pg_catalog.text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''the trap was sprung: %'', $1; END';
+    DO LANGUAGE plpgsql $do$
+    DECLARE
+        shadow record;
+        made int := 0;
+    BEGIN
+        FOR shadow IN
+            SELECT DISTINCT p.proname, pg_get_function_identity_arguments(p.oid) AS arguments, p.proargtypes
+            FROM pg_proc p
+            WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind = 'f' AND p.provariadic = 0
+                AND NOT EXISTS (SELECT FROM unnest(p.proargtypes) AS a JOIN pg_type t ON t.oid = a WHERE t.typtype = 'p' AND t.typname !~ '^any')
+        LOOP
+            BEGIN
+                EXECUTE format('CREATE FUNCTION evil.%I(%s) RETURNS text LANGUAGE plpgsql AS %L', shadow.proname,
+                    (SELECT string_agg(format_type(a, NULL), ', ' ORDER BY n) FROM unnest(shadow.proargtypes) WITH ORDINALITY AS u(a, n)),
+                    format('BEGIN PERFORM evil.sprung(%L); RETURN NULL; END', shadow.proname));
+                made := made + 1;
+            EXCEPTION WHEN duplicate_function OR invalid_function_definition OR feature_not_supported OR datatype_mismatch THEN NULL;
+            END;
+        END LOOP;
+        FOR shadow IN SELECT o.oprname, o.oprleft, o.oprright, o.oprresult FROM pg_operator o
+            WHERE o.oprnamespace = 'pg_catalog'::regnamespace AND o.oprleft <> 0 AND o.oprright <> 0
+        LOOP
+            EXECUTE format('CREATE FUNCTION evil.op_%s(%s, %s) RETURNS %s LANGUAGE plpgsql AS %L', made,
+                format_type(shadow.oprleft, NULL), format_type(shadow.oprright, NULL), format_type(shadow.oprresult, NULL),
+                format('BEGIN PERFORM evil.sprung(%L); RETURN NULL; END', shadow.oprname));
+            EXECUTE format('CREATE OPERATOR evil.%s (FUNCTION = evil.op_%s, LEFTARG = %s, RIGHTARG = %s)', shadow.oprname, made,
+                format_type(shadow.oprleft, NULL), format_type(shadow.oprright, NULL));
+            made := made + 1;
+        END LOOP;
+        FOR shadow IN SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind IN ('r', 'v') LOOP
+            EXECUTE format('CREATE VIEW evil.%I AS SELECT evil.sprung(%L)', shadow.relname, shadow.relname);
+            EXECUTE format('CREATE TEMP VIEW %I AS SELECT evil.sprung(%L)', shadow.relname, shadow.relname);
+        END LOOP;
+        FOR shadow IN SELECT typname FROM pg_catalog.pg_type WHERE typnamespace = 'pg_catalog'::pg_catalog.regnamespace AND typtype = 'b' AND typname !~ '^_' LOOP
+            EXECUTE format('CREATE TYPE evil.%I AS (trap pg_catalog.int4)', shadow.typname);
+            BEGIN
+                EXECUTE format('CREATE TYPE pg_temp.%I AS (trap pg_catalog.int4)', shadow.typname);
+            EXCEPTION WHEN duplicate_object THEN NULL;
+            END;
+        END LOOP;
+        IF made < 2500 THEN
+            RAISE EXCEPTION 'only % traps were laid', made;
+        END IF;
+    END
+    $do$"#;
+
+#[tokio::test]
+async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "CREATE ROLE mallory; CREATE TABLE old (event_id uuid, type text, payload jsonb, tenant text);
+         CREATE TABLE serial (event_id bigserial, type text, payload jsonb, n bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+             x xid8 NOT NULL DEFAULT pg_current_xact_id())",
+    )
+    .await;
+    run(&client, SHADOWS).await;
+    // pg_temp first too: that is where relations and types are looked up by default.
+    for path in ["evil, public, pg_catalog", "pg_temp, evil, public, pg_catalog", "evil, public"] {
+        run(&client, &format!("SET search_path = {path}")).await;
+        if path.ends_with("pg_catalog") {
+            let sprung = error(&client, "SELECT upper('the trap works'::pg_catalog.text)").await;
+            assert!(sprung.message().contains("sprung"), "{sprung:?}");
+        }
+        run(
+            &client,
+            "SELECT postbox.create_outbox('orders'); SELECT postbox.adopt_outbox('old', header_columns => '{tenant=t}');
+             SELECT postbox.adopt_outbox('serial', seq => 'n', xid => 'x');
+             SELECT * FROM postbox.outbox_status('orders'); SELECT * FROM postbox.outboxes;
+             SELECT postbox._require_replayable('orders', 'x')",
+        )
+        .await;
+        run(&client, "SELECT postbox.create_consumer_group('g', '{orders,old}')").await;
+        run(
+            &client,
+            "SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.jsonb);
+             SELECT postbox.publish('orders', 't', '{}'::pg_catalog.json); SELECT postbox.publish('old', 't', '{}'::pg_catalog.text, headers => NULL);
+             SELECT * FROM postbox.consumer_groups;
+             SELECT postbox.grant_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.grant_role('consumer', 'mallory');
+             SELECT postbox.grant_role('operator', 'mallory'); SELECT postbox.grant_role('monitor', 'mallory');
+             SELECT postbox.revoke_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.revoke_role('consumer', 'mallory');
+             SELECT postbox.revoke_role('operator', 'mallory'); SELECT postbox.revoke_role('monitor', 'mallory');
+             SELECT d.* FROM postbox.consumer_group g, pg_catalog.pg_logical_slot_peek_binary_changes(g.slot_name, NULL, NULL), postbox.decode(data) d;
+             SELECT postbox.drop_consumer_group('g'); SELECT postbox.drop_outbox('old'); SELECT postbox.drop_outbox('serial');
+             SELECT postbox.drop_outbox('orders')",
+        )
+        .await;
+    }
+    // Refusals are made by the same rules.
+    for sql in [
+        "SELECT postbox.create_outbox('a.b')",
+        "SELECT postbox.adopt_outbox('none')",
+        "SELECT postbox.adopt_outbox('old', layout => 'debezium')",
+        "SELECT postbox.drop_outbox('none')",
+        "SELECT postbox.drop_consumer_group('none')",
+        "SELECT postbox.create_consumer_group('G', '{old}')",
+        "SELECT postbox.publish('none', 't', '{}'::pg_catalog.text)",
+        "SELECT postbox.grant_role('owner', 'mallory')",
+    ] {
+        let refusal = error(&client, sql).await;
+        assert!(refusal.hint().is_some() || refusal.detail().is_some(), "{sql}: {refusal:?}");
+        assert!(!refusal.message().contains("sprung"), "{sql}: {refusal:?}");
+    }
+}
+
+#[tokio::test]
+async fn roles_are_dumped_and_restored() {
+    let (cluster, client) = start().await;
+    run(
+        &client,
+        "SELECT postbox.create_outbox('orders'); CREATE ROLE app; CREATE ROLE ops REPLICATION;
+         SELECT postbox.grant_role('publisher', 'app', '{orders}'); SELECT postbox.grant_role('operator', 'ops')",
+    )
+    .await;
+    run(&client, "CREATE DATABASE restored").await;
+    let dump = std::process::Command::new(cluster.bin("pg_dump"))
+        .args(["-d", &cluster.conninfo("postgres")])
+        .output()
+        .unwrap();
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    cluster.psql("restored", &String::from_utf8(dump.stdout).unwrap());
+    let rights = "SELECT has_table_privilege('app', 'orders', 'insert'), has_function_privilege('ops', p.oid, 'execute'),
+        has_function_privilege('app', p.oid, 'execute'), has_table_privilege('ops', 'postbox.consumer_group', 'insert, delete')
+        FROM pg_proc p WHERE p.pronamespace = 'postbox'::regnamespace AND p.proname = 'create_outbox'";
+    assert_eq!(cluster.psql("restored", rights), "t|t|f|t");
 }

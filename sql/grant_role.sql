@@ -1,0 +1,138 @@
+-- A role of Postbox is a set of ordinary GRANTs: they are dumped with the database, need no role that belongs to the
+-- extension, and can be had where one is not superuser. What a role may is listed here and nowhere else.
+
+create or replace function postbox._role_rights(role text)
+    returns table (right_name text, object text)
+    language sql stable strict parallel safe
+    begin atomic
+        select r.right_name, r.object
+        from (values
+            ('publisher', 'usage',          'schema postbox'),
+            ('publisher', 'execute',        'function postbox.publish(text, text, text, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox.publish(text, text, jsonb, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox.publish(text, text, json, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox.publish(text, text, bytea, text, jsonb, uuid)'),
+            ('consumer',  'usage',          'schema postbox'),
+            ('consumer',  'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
+            ('monitor',   'usage',          'schema postbox'),
+            ('monitor',   'select',         'table postbox.outboxes, postbox.consumer_groups, postbox._marker'),
+            ('monitor',   'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
+            ('monitor',   'execute',        'function postbox.outbox_status(text, text)'),
+            ('monitor',   'execute',        'function postbox._marker_arguments(bytea)'),
+            ('monitor',   'execute',        'function postbox._marker_column(text[], text)'),
+            ('monitor',   'execute',        'function postbox._is_replayable(oid, text[])'),
+            ('operator',  'execute',        'function postbox.create_outbox(text, text, text, bigint)'),
+            ('operator',  'execute',        'function postbox.adopt_outbox(text, text, text, text, text, text, text, text, text[], text, text)'),
+            ('operator',  'execute',        'function postbox._layout(text)'),
+            ('operator',  'execute',        'function postbox._lock_key(regclass)'),
+            ('operator',  'execute',        'function postbox.drop_outbox(text, text, boolean)'),
+            ('operator',  'execute',        'function postbox.create_consumer_group(text, text[])'),
+            ('operator',  'execute',        'function postbox._create_consumer_group(text, text[], regclass[])'),
+            ('operator',  'execute',        'function postbox.drop_consumer_group(text)'),
+            ('operator',  'insert, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox')
+        ) as r(role, right_name, object)
+        -- An operator sees what a monitor sees.
+        where r.role = _role_rights.role or (r.role = 'monitor' and _role_rights.role = 'operator');
+    end;
+comment on function postbox._role_rights(text) is 'Private: what a role of Postbox may';
+
+-- What an INSERT needs; a column that is `serial` needs its sequence too, an identity column does not.
+create or replace function postbox._publisher_rights(outbox regclass)
+    returns table (right_name text, object text)
+    language sql stable strict parallel safe
+    begin atomic
+        select 'usage', format('schema %I', m.schema) from postbox._marker m where m.outbox = _publisher_rights.outbox
+        union all
+        select 'insert', format('table %I.%I', m.schema, m.name) from postbox._marker m where m.outbox = _publisher_rights.outbox
+        union all
+        select 'usage', format('sequence %I.%I', n.nspname, s.relname)
+        from pg_depend d
+        join pg_class s on s.oid = d.objid and s.relkind = 'S'
+        join pg_namespace n on n.oid = s.relnamespace
+        where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass
+          and d.refobjid = _publisher_rights.outbox and d.deptype = 'a';
+    end;
+comment on function postbox._publisher_rights(regclass) is 'Private: what publishing to an outbox needs';
+
+create or replace function postbox._change_role(verb text, role text, grantee regrole, outboxes regclass[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    statement constant text := case verb when 'grant' then 'grant %s on %s to %I' else 'revoke %s on %s from %I' end;
+    grantee_name name;
+    target regclass;
+    rights record;
+begin
+    select r.rolname into grantee_name from pg_roles r where r.oid = grantee;
+    if not found then
+        raise exception using errcode = 'undefined_object',
+            message = format('role %s does not exist', coalesce('"' || grantee::text || '"', 'NULL')),
+            hint = 'Create it first: CREATE ROLE.';
+    end if;
+    if role is null or role not in ('publisher', 'consumer', 'operator', 'monitor') then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('%s is not one of publisher, consumer, operator, monitor', coalesce('"' || role || '"', 'NULL')),
+            hint = format('For instance: postbox.%s_role(''monitor'', %L).', verb, grantee::text);
+    end if;
+    if (role = 'publisher') <> (coalesce(cardinality(outboxes), 0) > 0) then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = case when role = 'publisher' then 'a publisher needs at least one outbox'
+                else format('the role of a %s is not for single outboxes', role) end,
+            hint = case when role = 'publisher' then format('For instance: postbox.%s_role(''publisher'', %L, ''{orders}'').', verb, grantee::text)
+                else 'Leave the outboxes out.' end;
+    end if;
+    foreach target in array coalesce(outboxes, '{}') loop
+        if target is null or not exists (select from postbox._marker m where m.outbox = target) then
+            raise exception using errcode = 'wrong_object_type',
+                message = format('%s is not an outbox', coalesce('"' || target::text || '"', 'NULL')),
+                hint = 'postbox.outbox_status() lists the outboxes.';
+        end if;
+    end loop;
+
+    -- What every publisher has stays while the grantee may still publish elsewhere; it gives nothing by itself.
+    if verb = 'grant' or role <> 'publisher' then
+        for rights in select r.right_name, r.object from postbox._role_rights(role) r loop
+            execute format(statement, rights.right_name, rights.object, grantee_name);
+        end loop;
+    end if;
+    foreach target in array coalesce(outboxes, '{}') loop
+        for rights in
+            select r.right_name, r.object from postbox._publisher_rights(target) r
+            where verb = 'grant' or r.object not like 'schema %'
+        loop
+            execute format(statement, rights.right_name, rights.object, grantee_name);
+        end loop;
+        -- GRANT by somebody who may not grant is a warning only.
+        if verb = 'grant' and not has_table_privilege(grantee, target, 'insert') then
+            raise exception using errcode = 'insufficient_privilege',
+                message = format('role "%s" may not grant INSERT on outbox "%s"', current_user, target),
+                hint = 'Let the owner of the table grant it.';
+        end if;
+    end loop;
+    if verb = 'grant' and role in ('consumer', 'operator')
+        and not exists (select from pg_roles r where r.oid = grantee and (r.rolreplication or r.rolsuper)) then
+        raise warning using
+            message = format('role "%s" has no REPLICATION attribute, which %s', grantee_name,
+                case role when 'consumer' then 'reading a slot needs' else 'making and dropping consumer groups needs' end),
+            hint = format('ALTER ROLE %I REPLICATION. Members of a role do not inherit the attribute: who logs in needs it.', grantee_name);
+    end if;
+end
+$function$;
+comment on function postbox._change_role(text, text, regrole, regclass[]) is 'Private: grant_role and revoke_role';
+
+-- The names of roles and outboxes are looked up where the call is parsed, along the caller's path.
+create or replace function postbox.grant_role(role text, grantee regrole, outboxes regclass[] default null) returns void
+    language sql volatile
+    begin atomic
+        select postbox._change_role('grant', role, grantee, outboxes);
+    end;
+comment on function postbox.grant_role(text, regrole, regclass[]) is
+    'Grants what a publisher (of these outboxes), consumer, operator or monitor needs';
+
+create or replace function postbox.revoke_role(role text, grantee regrole, outboxes regclass[] default null) returns void
+    language sql volatile
+    begin atomic
+        select postbox._change_role('revoke', role, grantee, outboxes);
+    end;
+comment on function postbox.revoke_role(text, regrole, regclass[]) is 'Revokes what grant_role grants';

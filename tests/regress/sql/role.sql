@@ -1,0 +1,81 @@
+-- Who may do what: every object of the schema, for each role, as far as PUBLIC may not.
+\set SHOW_CONTEXT never
+SELECT postbox.create_outbox('open_one');
+SELECT postbox.create_outbox('closed_one');
+CREATE TABLE adopted_one (id bigserial, type text, payload jsonb);
+SELECT postbox.adopt_outbox('adopted_one', event_id => 'id');
+CREATE ROLE a_nobody;
+CREATE ROLE a_publisher;
+CREATE ROLE a_consumer REPLICATION;
+CREATE ROLE an_operator;
+CREATE ROLE a_monitor;
+-- With nothing for PUBLIC each role stands by its own grants.
+BEGIN;
+REVOKE ALL ON SCHEMA postbox FROM public;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA postbox FROM public;
+REVOKE ALL ON ALL TABLES IN SCHEMA postbox FROM public;
+SELECT postbox.grant_role('publisher', 'a_publisher', '{open_one,adopted_one}');
+SELECT postbox.grant_role('consumer', 'a_consumer');
+SELECT postbox.grant_role('operator', 'an_operator');
+SELECT postbox.grant_role('monitor', 'a_monitor');
+CREATE FUNCTION pg_temp.rights(object text, who text) RETURNS text LANGUAGE sql AS $$
+    SELECT coalesce(string_agg(right_name, ',' ORDER BY n), '-')
+    FROM unnest('{select,insert,update,delete,truncate,references,trigger}'::text[]) WITH ORDINALITY AS r(right_name, n)
+    WHERE has_table_privilege(who, object, right_name)
+$$;
+SELECT c.oid::regclass AS relation, pg_temp.rights(c.oid::regclass::text, 'a_nobody') AS nobody,
+    pg_temp.rights(c.oid::regclass::text, 'a_publisher') AS publisher, pg_temp.rights(c.oid::regclass::text, 'a_consumer') AS consumer,
+    pg_temp.rights(c.oid::regclass::text, 'an_operator') AS operator, pg_temp.rights(c.oid::regclass::text, 'a_monitor') AS monitor
+    FROM pg_class c
+    WHERE (c.relnamespace = 'postbox'::regnamespace OR c.relname IN ('open_one', 'closed_one', 'adopted_one')) AND c.relkind IN ('r', 'p', 'v')
+    ORDER BY c.relnamespace, c.relname COLLATE "C";
+SELECT p.oid::regprocedure AS function, has_function_privilege('a_nobody', p.oid, 'execute') AS nobody,
+    has_function_privilege('a_publisher', p.oid, 'execute') AS publisher, has_function_privilege('a_consumer', p.oid, 'execute') AS consumer,
+    has_function_privilege('an_operator', p.oid, 'execute') AS operator, has_function_privilege('a_monitor', p.oid, 'execute') AS monitor
+    FROM pg_proc p WHERE p.pronamespace = 'postbox'::regnamespace ORDER BY p.oid::regprocedure::text COLLATE "C";
+-- The rights are enough.
+SET LOCAL ROLE a_publisher;
+SELECT postbox.publish('open_one', 't', '{}') IS NOT NULL AS published;
+INSERT INTO adopted_one (type) VALUES ('t');
+SET LOCAL ROLE a_monitor;
+SELECT name, last_seq, replayable FROM postbox.outbox_status();
+SELECT name FROM postbox.consumer_groups;
+RESET ROLE;
+GRANT CREATE ON SCHEMA public TO an_operator;
+SET LOCAL ROLE an_operator;
+SELECT postbox.create_outbox('operated');
+CREATE TABLE operated_on (event_id uuid, type text, payload jsonb);
+SELECT postbox.adopt_outbox('operated_on');
+SELECT postbox.drop_outbox('operated_on');
+SELECT postbox.drop_outbox('operated');
+RESET ROLE;
+SELECT postbox.revoke_role('publisher', 'a_publisher', '{open_one,adopted_one}');
+SELECT postbox.revoke_role('consumer', 'a_consumer');
+SELECT postbox.revoke_role('operator', 'an_operator');
+SELECT postbox.revoke_role('monitor', 'a_monitor');
+SELECT count(*) AS left_over FROM pg_proc p, aclexplode(p.proacl) a
+    WHERE p.pronamespace = 'postbox'::regnamespace AND a.grantee IN ('an_operator'::regrole, 'a_monitor'::regrole, 'a_consumer'::regrole);
+SELECT has_table_privilege('a_publisher', 'open_one', 'insert') AS still;
+ROLLBACK;
+
+SELECT postbox.grant_role('owner', 'a_monitor');
+SELECT postbox.grant_role('publisher', 'a_publisher');
+SELECT postbox.grant_role('publisher', 'a_publisher', '{pg_class}');
+SELECT postbox.grant_role('publisher', 'a_publisher', '{NULL}');
+SELECT postbox.grant_role('monitor', 'a_monitor', '{open_one}');
+SELECT postbox.grant_role('monitor', NULL);
+SELECT postbox.grant_role('monitor', 'nobody_at_all');
+SELECT postbox.grant_role('operator', 'an_operator');
+SELECT postbox.grant_role('publisher', 'a_publisher', '{open_one}');
+SET ROLE a_publisher;
+SELECT postbox.publish('closed_one', 't', '{}');
+SELECT postbox.drop_outbox('open_one');
+SELECT postbox.grant_role('operator', 'a_publisher');
+RESET ROLE;
+SET ROLE an_operator;
+SELECT postbox.drop_outbox('open_one');
+SELECT postbox.grant_role('publisher', 'an_operator', '{open_one}');
+RESET ROLE;
+DROP OWNED BY a_publisher, an_operator, a_consumer, a_monitor;
+DROP ROLE a_nobody, a_publisher, an_operator, a_consumer, a_monitor;
+SELECT postbox.drop_outbox('open_one'), postbox.drop_outbox('closed_one'), postbox.drop_outbox('adopted_one');
