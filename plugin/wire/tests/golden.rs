@@ -224,9 +224,10 @@ fn every_frozen_file_belongs_to_a_case() {
 /// Each file is a frame with the defect that it is named for; the text beside it is what the decoder says.
 #[test]
 fn hostile_frames_are_refused_with_field_and_byte() {
-    const DEFECTS: [&str; 22] = [
+    const DEFECTS: [&str; 23] = [
         "absent-id",
         "absent-type",
+        "compressed",
         "cut-header",
         "cut-varint",
         "empty",
