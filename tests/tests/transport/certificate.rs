@@ -208,7 +208,8 @@ fn a_certificate_is_looked_for_where_libpq_looks() {
         let environment = [&environment, more].concat();
         let ours = postbox(&environment, &["group", "list"]);
         let theirs = libpq(&cluster, &environment, "", "SELECT 1");
-        assert_eq!(theirs.is_ok(), ours.0 == Some(0), "{more:?}: {theirs:?} {ours:?}");
+        // libpq before version 15 asks the user database where home is, and not HOME.
+        assert!(major() < 15 || theirs.is_ok() == (ours.0 == Some(0)), "{more:?}: {theirs:?} {ours:?}");
         ours
     };
     assert_eq!(list(&[]).0, Some(3));

@@ -1,7 +1,7 @@
 //! Service files, read as libpq reads them.
 
 use postbox::ErrorKind;
-use postbox_tests::Cluster;
+use postbox_tests::{Cluster, major};
 
 use super::{ask, home, libpq, path, postbox, refused, replication, write};
 
@@ -65,7 +65,12 @@ fn files_are_looked_for_where_libpq_looks() {
     let list = |environment: &[(&str, &str)], arguments: &[&str]| {
         let theirs = libpq(&cluster, environment, arguments.get(1).unwrap_or(&""), "SELECT 1");
         let ours = postbox(environment, &[arguments, &["group", "list"]].concat());
-        assert_eq!(theirs.is_ok(), ours.0 == Some(0), "{environment:?} {arguments:?}: {theirs:?} {ours:?}");
+        // libpq before version 15 asks the user database where home is, and not HOME.
+        let comparable = major() >= 15 || environment.iter().all(|(name, _)| *name != "HOME");
+        assert!(
+            !comparable || theirs.is_ok() == (ours.0 == Some(0)),
+            "{environment:?} {arguments:?}: {theirs:?} {ours:?}"
+        );
         ours
     };
 
