@@ -34,10 +34,7 @@ impl Mapping {
     /// Reads the trigger's arguments, each `role=column`. A role that is not named takes the column of its own name, if there is
     /// one. The error says what does not fit.
     pub(crate) fn read(arguments: &[Vec<u8>], columns: &[Column], encoding: Encoding) -> Result<Self, String> {
-        let shown = |bytes: &[u8]| {
-            let mut scratch = Vec::new();
-            encoding.to_utf8(bytes, &mut scratch).map_or_else(|_| String::from_utf8_lossy(bytes).into(), str::to_owned)
-        };
+        let shown = |bytes: &[u8]| encoding.show(bytes);
         let mut named: [Option<&[u8]>; ROLES.len()] = [None; ROLES.len()];
         let mut named_headers: Vec<(String, &[u8])> = Vec::new();
         for argument in arguments {

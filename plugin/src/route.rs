@@ -94,7 +94,7 @@ impl Routes {
         // A leaf carries a clone of the marker; the outbox is the topmost table that is marked.
         let marked = |relation: &Rel<'_>| relation.trigger(TRIGGER).map(|_| (relation.oid(), relation.name()));
         let (root, name) = relation.topmost_ancestor(marked).unwrap_or_else(|| (relation.oid(), relation.name()));
-        let outbox = Outbox { schema: self.text(&name.0), table: self.text(&name.1), payload_type };
+        let outbox = Outbox { schema: self.encoding.show(&name.0), table: self.encoding.show(&name.1), payload_type };
         let target = self.target(root, outbox);
         Route::Outbox(Rc::new(Table { target, mapping, columns, width }))
     }
@@ -116,12 +116,5 @@ impl Routes {
         let target = Rc::new(Target { root, outbox: Arc::new(outbox), slot: RefCell::default(), selected });
         self.targets.push(Rc::clone(&target));
         target
-    }
-
-    /// A name as UTF-8; a byte that cannot be converted is shown as U+FFFD.
-    fn text(&self, name: &[u8]) -> String {
-        let mut scratch = Vec::new();
-        let converted = self.encoding.to_utf8(name, &mut scratch).map(str::to_owned);
-        converted.unwrap_or_else(|_| String::from_utf8_lossy(name).into_owned())
     }
 }

@@ -132,7 +132,7 @@ impl RowReader {
         for column in &table.columns {
             let Some(value) = self.values.get(column.index) else { continue };
             match value.print(column.type_oid) {
-                Ok(printed) => faults.raw.push((shown(&column.name, self.encoding), printed)),
+                Ok(printed) => faults.raw.push((self.encoding.show(&column.name), printed)),
                 Err(error) => faults.details.push(error),
             }
         }
@@ -226,7 +226,8 @@ impl Reader {
                 }
                 Err(detail) => {
                     let column = mapping.headers.as_ref().unwrap_or(&header.column);
-                    let detail = format!("header \"{}\" beside \"{}\": {detail}", header.name, self.shown(column));
+                    let detail =
+                        format!("header \"{}\" beside \"{}\": {detail}", header.name, self.encoding.show(&column.name));
                     faults.add(ErrorCode::Mapping, &header.column, detail, value);
                 }
             }
@@ -237,10 +238,6 @@ impl Reader {
         object.push(b'}');
         // Every piece came as UTF-8.
         core::str::from_utf8(object).ok()
-    }
-
-    fn shown(self, column: &Column) -> String {
-        shown(&column.name, self.encoding)
     }
 }
 
@@ -287,7 +284,7 @@ impl Faults {
         self.say(ErrorCode::TooLarge, format!("the event has {} bytes, the limit is {limit}", event.size()));
         let mut set_aside = |column: Option<&Column>, field: Option<&[u8]>| {
             if let (Some(column), Some(bytes)) = (column, field) {
-                self.raw.push((shown(&column.name, encoding), bytes.to_vec()));
+                self.raw.push((encoding.show(&column.name), bytes.to_vec()));
             }
         };
         set_aside(Some(&mapping.payload), event.payload.take());
@@ -326,15 +323,10 @@ impl Faults {
             fits
         });
         // Messages of the server are in the database's encoding.
-        let detail = shown(self.details.join("; ").as_bytes(), encoding);
+        let detail = encoding.show(self.details.join("; ").as_bytes());
         let raw = self.raw.iter().map(|(column, bytes)| RawColumn { column, bytes }).collect();
         let mut event: Event<'_> = event;
         event.error = Some(EventError { code, detail: &detail, raw });
         emit(&event);
     }
-}
-
-fn shown(name: &[u8], encoding: Encoding) -> String {
-    let mut scratch = Vec::new();
-    encoding.to_utf8(name, &mut scratch).map_or_else(|_| String::from_utf8_lossy(name).into_owned(), str::to_owned)
 }

@@ -3,7 +3,6 @@
 use std::hint::black_box;
 
 use tokio::io::{join, sink};
-use tokio::runtime::Builder;
 
 use super::conninfo::ConnInfo;
 use super::copy::of_stream;
@@ -20,16 +19,10 @@ pub fn connection_string(text: &str) {
 }
 
 /// Reads what a server sends in a stream, up to the first error or the end.
-///
-/// # Panics
-/// When no runtime can be made.
-pub fn server_bytes(bytes: &[u8]) {
-    let runtime = Builder::new_current_thread().build().expect("a runtime");
+pub async fn server_bytes(bytes: &[u8]) {
     let mut link = Link::new(join(bytes, sink()), About::default());
     link.trust_sizes();
-    runtime.block_on(async {
-        while let Ok(message) = link.recv().await {
-            let _ = black_box(of_stream(message));
-        }
-    });
+    while let Ok(message) = link.recv().await {
+        let _ = black_box(of_stream(message));
+    }
 }

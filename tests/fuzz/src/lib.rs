@@ -66,7 +66,8 @@ pub fn conninfo(bytes: &[u8]) {
 
 /// All that a server sends in a replication stream.
 pub fn messages(bytes: &[u8]) {
-    hostile::server_bytes(bytes);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(hostile::server_bytes(bytes));
 }
 
 /// The stored form of a jsonb value.
