@@ -1,12 +1,16 @@
 -- A group is made in two parts because names are looked up along the caller's search_path, while everything else runs
 -- with search_path pinned. The first part is parsed when it is created, so the caller's path reaches to_regclass only.
 
-create or replace function postbox._create_consumer_group(name text, outboxes text[], relations regclass[]) returns name
+create or replace function postbox._create_consumer_group(
+    name text, outboxes text[], relations regclass[], start text, failover boolean, wal_budget bigint, over_budget text, timeout interval
+) returns name
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    slot constant name := format('postbox_%s_%s', (select d.oid from pg_database d where d.datname = current_database()), name);
+    deadline constant timestamptz := coalesce(clock_timestamp() + timeout, 'infinity');
+    slot name;
+    before pg_snapshot;
     position_of_bad int;
     noted bigint;
 begin
@@ -15,6 +19,13 @@ begin
             message = format('consumer group name %s is not 1 to 40 characters of a-z, 0-9 and _', coalesce('"' || name || '"', 'NULL')),
             detail = 'It becomes part of the name of a replication slot.';
     end if;
+    slot := postbox._slot_name(name, 0);
+    if start is null or start not in ('latest', 'earliest') then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('consumer group "%s" cannot start at %s', name, coalesce('"' || start || '"', 'NULL')),
+            hint = 'It starts at latest (events that commit from now on) or at earliest (what the outboxes hold, too).';
+    end if;
+    perform postbox._check_wal_budget(name, wal_budget, over_budget);
     if coalesce(cardinality(outboxes), 0) = 0 then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('consumer group "%s" needs at least one outbox', name),
@@ -39,6 +50,9 @@ begin
             message = format('"%s" is not an outbox', outboxes[position_of_bad]),
             hint = 'postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.';
     end if;
+    if start = 'earliest' then
+        perform postbox._require_replayable(r, 'starting at earliest') from unnest(relations) as r;
+    end if;
     -- Without it a slot that another session is just making would look like one that was left behind.
     if not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || name, 0)) then
         raise exception using errcode = 'object_in_use',
@@ -57,20 +71,23 @@ begin
             hint = format('Read it with postbox run --slot %s, or discard it: SELECT pg_drop_replication_slot(%L).',
                 slot, slot);
     end if;
-    if pg_current_xact_id_if_assigned() is not null then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('consumer group "%s" cannot be created in a transaction that has written', name),
-            hint = 'PostgreSQL creates replication slots only before the first write: '
-                'call postbox.create_consumer_group in a transaction of its own.';
-    end if;
+    perform postbox._require_before_writes(format('consumer group "%s" cannot be created', name));
 
-    perform pg_create_logical_replication_slot(slot, 'postbox');
+    -- What is visible before the slot is made, the group is past; what comes later it reads, or has read.
+    before := pg_current_snapshot();
+    perform postbox._make_slot(slot, failover, deadline);
     -- A slot is not undone by a rollback, and one that no group knows would hold back the WAL for ever.
     begin
         -- drop_outbox takes these locks too: it sees this group, or this sees that the outbox is gone.
         perform pg_advisory_xact_lock(postbox._lock_key(relation))
             from (select distinct r from unnest(relations) as r order by r) as locked(relation);
-        insert into postbox.consumer_group (name, slot_name) values (_create_consumer_group.name, slot);
+        if start = 'earliest' then
+            perform postbox._wait_for_writers(deadline);
+        end if;
+        insert into postbox.consumer_group (name, slot_name, failover, wal_budget, over_budget, system_identifier, timeline)
+            select _create_consumer_group.name, slot, coalesce(_create_consumer_group.failover, false), _create_consumer_group.wal_budget,
+                _create_consumer_group.over_budget, s.system_identifier, s.timeline
+            from postbox._server s;
         insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
             select distinct _create_consumer_group.name, m.outbox::regclass, format('%I.%I', m.schema, m.name)
             from postbox._marker m
@@ -81,6 +98,13 @@ begin
                 message = format('an outbox of consumer group "%s" was dropped by another session just now', name),
                 hint = 'postbox.outbox_status() lists the outboxes that are left.';
         end if;
+        insert into postbox.checkpoint (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
+            select g.name, before, s.confirmed_flush_lsn, g.system_identifier, g.timeline, clock_timestamp()
+            from postbox.consumer_group g, pg_replication_slots s
+            where g.name = _create_consumer_group.name and s.slot_name = slot;
+        if start = 'earliest' then
+            perform postbox._start_backfill(name, '{}', 'earliest');
+        end if;
     exception when others or query_canceled then
         perform pg_drop_replication_slot(slot);
         raise;
@@ -88,15 +112,25 @@ begin
     return slot;
 end
 $function$;
-comment on function postbox._create_consumer_group(text, text[], regclass[]) is 'Private: create_consumer_group with the outboxes looked up';
+comment on function postbox._create_consumer_group(text, text[], regclass[], text, boolean, bigint, text, interval) is
+    'Private: create_consumer_group with the outboxes looked up';
 
-create or replace function postbox.create_consumer_group(name text, outboxes text[]) returns name
+create or replace function postbox.create_consumer_group(
+    name        text,
+    outboxes    text[],
+    start       text     default 'latest',
+    failover    boolean  default false,
+    wal_budget  bigint   default null,
+    over_budget text     default 'alert',
+    timeout     interval default '1 minute'
+) returns name
     language sql volatile
     begin atomic
         select postbox._create_consumer_group(
             name,
             outboxes,
-            (select array_agg(to_regclass(outbox) order by n) from unnest(outboxes) with ordinality as listed(outbox, n)));
+            (select array_agg(to_regclass(outbox) order by n) from unnest(outboxes) with ordinality as listed(outbox, n)),
+            start, failover, wal_budget, over_budget, timeout);
     end;
-comment on function postbox.create_consumer_group(text, text[]) is
-    'Makes a consumer group that reads the outboxes from now on, and returns the name of its replication slot';
+comment on function postbox.create_consumer_group(text, text[], text, boolean, bigint, text, interval) is
+    'Makes a consumer group that reads the outboxes from now on, or from the earliest event that is stored, and returns the name of its replication slot';

@@ -1,0 +1,184 @@
+-- A group has one active member: the one whose control session holds the group's lock. The others ask for the lock now and
+-- then; none of them waits inside the server, where a waiting function would hold back vacuum.
+--
+-- The lock is the lease. The server ends the control session of a member that is not heard of for session_timeout
+-- (idle_session_timeout of that session), and a member delivers nothing later than its last answered message plus that time.
+
+create or replace function postbox._member_lock(group_name text) returns bigint
+    language sql immutable strict parallel safe
+    return hashtextextended('postbox.member ' || group_name, 0);
+comment on function postbox._member_lock(text) is 'Private: the key of the advisory lock that the active member of a group holds';
+
+-- Takes the group over: from the commit on, whatever a former member still wants to write is refused.
+create or replace function postbox._activate(
+    group_name text, member text, session_timeout interval, max_processing interval,
+    out epoch bigint, out slot_name text, out former text, out same_timeline boolean, out outboxes oid[], out outbox_names text[]
+)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    found_group postbox.consumer_group;
+    server postbox._server;
+begin
+    perform postbox._durable();
+    select * into server from postbox._server;
+    -- A member that died has not released the group.
+    select case when g.released_at is null then g.member end into former
+        from postbox.consumer_group g
+        where g.name = group_name
+        for update;
+    update postbox.consumer_group g
+        set epoch = g.epoch + 1, member = _activate.member, active_since = clock_timestamp(), released_at = null,
+            session_timeout = _activate.session_timeout, max_processing = _activate.max_processing
+        where g.name = group_name
+        returning * into found_group;
+    if not found then
+        raise exception using errcode = 'undefined_object',
+            message = format('consumer group "%s" does not exist', group_name),
+            hint = 'The view postbox.consumer_groups lists the groups.';
+    end if;
+    epoch := found_group.epoch;
+    slot_name := found_group.slot_name;
+    select array_agg(o.outbox::oid order by o.outbox_name), array_agg(o.outbox_name order by o.outbox_name)
+        into outboxes, outbox_names
+        from postbox.consumer_group_outbox o
+        where o.group_name = _activate.group_name;
+    if found_group.system_identifier <> server.system_identifier then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('consumer group "%s" belongs to another server', group_name),
+            detail = format('Its position is one of system %s, and this server is system %s.', found_group.system_identifier, server.system_identifier),
+            hint = format('If this copy is to deliver from now on, say so: postbox group recover %s. What the group had not confirmed at its last checkpoint is delivered again.', group_name);
+    end if;
+    same_timeline := found_group.timeline = server.timeline;
+    if not same_timeline then
+        -- PostgreSQL itself brings the slot to the standby, never ahead of what the standby has.
+        if not exists (
+            select from pg_replication_slots s
+            where s.slot_name = found_group.slot_name and (to_jsonb(s) ->> 'failover')::boolean
+        ) then
+            raise exception using errcode = 'object_not_in_prerequisite_state',
+                message = format('the server of consumer group "%s" was promoted or restored: timeline %s has become %s', group_name, found_group.timeline, server.timeline),
+                detail = 'Its slot, if there is one, may stand behind or beyond events that the group has not had.',
+                hint = format('Go on from the last checkpoint, nothing lost and some events twice: postbox group recover %s, or postbox run --recover.', group_name);
+        end if;
+        update postbox.consumer_group g set timeline = server.timeline where g.name = group_name;
+        insert into postbox.audit (action, subject, detail)
+            values ('failover', group_name, jsonb_build_object('timeline', server.timeline, 'from_timeline', found_group.timeline, 'member', _activate.member));
+    end if;
+end
+$function$;
+comment on function postbox._activate(text, text, interval, interval) is 'Private: makes the caller, which holds the lock, the active member';
+
+create or replace function postbox._require_epoch(group_name text, epoch bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    -- Until this transaction is over nobody takes the group over.
+    perform from postbox.consumer_group g where g.name = group_name and g.epoch = _require_epoch.epoch for share;
+    if not found then
+        raise exception using errcode = 'invalid_cursor_state',
+            message = format('member of epoch %s of consumer group "%s" has been replaced', epoch, group_name),
+            hint = 'Another member has taken over, or the group was moved or dropped.';
+    end if;
+end
+$function$;
+comment on function postbox._require_epoch(text, bigint) is 'Private: refuses what a former member writes';
+
+-- What a member asks about once a second. The snapshot is that of the statement, so it is older than the position.
+create or replace function postbox._beat(
+    group_name text,
+    out epoch bigint, out paused boolean, out snapshot pg_snapshot, out lsn pg_lsn
+)
+    language sql volatile
+    begin atomic
+        select g.epoch, g.paused_at is not null, pg_current_snapshot(),
+            case when pg_is_in_recovery() then null else pg_current_wal_insert_lsn() end
+        from postbox.consumer_group g
+        where g.name = group_name;
+    end;
+comment on function postbox._beat(text) is 'Private: the sign of life of a member, and what it has to know';
+
+create or replace function postbox._checkpoint(group_name text, epoch bigint, snapshot pg_snapshot, lsn pg_lsn) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    perform postbox._durable();
+    perform postbox._require_epoch(group_name, epoch);
+    if exists (select from postbox.backfill b where b.group_name = _checkpoint.group_name and not b.finished) then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('consumer group "%s" is still being given rows from the table', group_name),
+            hint = 'A checkpoint counts when these are delivered.';
+    end if;
+    insert into postbox.checkpoint as c (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
+        select g.name, _checkpoint.snapshot, _checkpoint.lsn, g.system_identifier, g.timeline, clock_timestamp()
+        from postbox.consumer_group g
+        where g.name = _checkpoint.group_name
+    on conflict on constraint checkpoint_pkey do update set
+        snapshot = excluded.snapshot, lsn = excluded.lsn, system_identifier = excluded.system_identifier,
+        timeline = excluded.timeline, taken_at = excluded.taken_at;
+    delete from postbox.backfill b where b.group_name = _checkpoint.group_name and b.upto_lsn <= _checkpoint.lsn;
+end
+$function$;
+comment on function postbox._checkpoint(text, bigint, pg_snapshot, pg_lsn) is
+    'Private: the group has dealt with everything that committed below lsn, which was read after the snapshot';
+
+create or replace function postbox._backfilled(group_name text, epoch bigint, outbox oid, "position" bigint, finished boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    perform postbox._durable();
+    perform postbox._require_epoch(group_name, epoch);
+    update postbox.backfill b
+        set position = greatest(b.position, _backfilled.position), finished = _backfilled.finished
+        where b.group_name = _backfilled.group_name and b.outbox = _backfilled.outbox::regclass;
+end
+$function$;
+comment on function postbox._backfilled(text, bigint, oid, bigint, boolean) is 'Private: the stored rows up to this seq are delivered';
+
+create or replace function postbox._release(group_name text, epoch bigint) returns void
+    language sql volatile
+    begin atomic
+        update postbox.consumer_group g set released_at = clock_timestamp() where g.name = group_name and g.epoch = _release.epoch;
+    end;
+comment on function postbox._release(text, bigint) is 'Private: the member leaves in order';
+
+create or replace function postbox._set_paused(group_name text, paused boolean) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    update postbox.consumer_group g
+        set paused_at = case when paused then clock_timestamp() end
+        where g.name = group_name and (g.paused_at is not null) <> paused;
+    if found then
+        insert into postbox.audit (action, subject) values (case when paused then 'pause' else 'resume' end, group_name);
+        return true;
+    end if;
+    if not exists (select from postbox.consumer_group g where g.name = group_name) then
+        raise exception using errcode = 'undefined_object',
+            message = format('consumer group %s does not exist', coalesce('"' || group_name || '"', 'NULL')),
+            hint = 'The view postbox.consumer_groups lists the groups.';
+    end if;
+    return false;
+end
+$function$;
+comment on function postbox._set_paused(text, boolean) is 'Private: pause_consumer_group and resume_consumer_group';
+
+create or replace function postbox.pause_consumer_group(name text) returns boolean
+    language sql volatile
+    begin atomic
+        select postbox._set_paused(name, true);
+    end;
+comment on function postbox.pause_consumer_group(text) is
+    'Makes the members of a group stop delivering within a second or two and leave its slot, which goes on holding back WAL; false: it is paused already';
+
+create or replace function postbox.resume_consumer_group(name text) returns boolean
+    language sql volatile
+    begin atomic
+        select postbox._set_paused(name, false);
+    end;
+comment on function postbox.resume_consumer_group(text) is 'Lets a paused group go on; false: it is not paused';
