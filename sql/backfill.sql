@@ -18,9 +18,62 @@ begin
         join postbox._marker m on m.outbox = o.outbox
         where o.group_name = _start_backfill.group_name
     on conflict on constraint backfill_pkey do update set
-        done = excluded.done, upto = excluded.upto, upto_lsn = excluded.upto_lsn, reason = excluded.reason,
+        done = case
+            when b.finished then excluded.done
+            when cardinality(b.done) = 0 or cardinality(excluded.done) = 0 then '{}'
+            else b.done || excluded.done end,
+        upto = excluded.upto, upto_lsn = excluded.upto_lsn, reason = excluded.reason,
         position = -9223372036854775808, finished = false, started_at = now();
 end
 $function$;
 comment on function postbox._start_backfill(text, pg_snapshot[], text) is
     'Private: from here on the group is given the stored rows that are not visible in all of `done` before its slot goes on';
+
+-- The next stored events of a group, in the order of seq, each in a frame of its own.
+create or replace function postbox._stored_events(group_name text, outbox oid, rows int)
+    returns table (seq bigint, frame bytea)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    backfill postbox.backfill;
+    marker postbox._marker;
+begin
+    select * into backfill from postbox.backfill b where b.group_name = _stored_events.group_name and b.outbox = _stored_events.outbox::regclass;
+    select * into marker from postbox._marker m where m.outbox = _stored_events.outbox;
+    if marker.outbox is null then
+        -- Dropped or let go meanwhile: what it held is gone.
+        return;
+    end if;
+    perform postbox._require_replayable(marker.outbox, 'delivering stored events');
+    return query execute format(
+        -- A row with a transaction id of the future was restored from a dump of another server.
+        'select chunk.seq, postbox._frame(%1$s::regclass, chunk.stored)
+         from (
+            select o.%2$I as seq, o as stored
+            from %3$I.%4$I o
+            where o.%2$I > $1
+              and (pg_visible_in_snapshot(o.%5$I, $2) or o.%5$I >= pg_snapshot_xmax(pg_current_snapshot()))
+              and not postbox._is_done(o.%5$I, $3)
+            order by o.%2$I
+            limit $4
+         ) chunk',
+        marker.outbox, postbox._marker_column(marker.arguments, 'seq'), marker.schema, marker.name,
+        postbox._marker_column(marker.arguments, 'xid'))
+        using backfill.position, backfill.upto, backfill.done, rows;
+end
+$function$;
+comment on function postbox._stored_events(text, oid, int) is 'Private: the next rows that a group is given from the table';
+
+-- What a member has to give before, and to leave out of, the stream.
+create or replace function postbox._backfills(group_name text)
+    returns table (outbox oid, schema name, name name, upto text, upto_lsn pg_lsn, finished boolean)
+    language sql stable
+    begin atomic
+        select b.outbox::oid, m.schema, m.name, b.upto::text, b.upto_lsn, b.finished
+        from postbox.backfill b
+        left join postbox._marker m on m.outbox = b.outbox
+        where b.group_name = _backfills.group_name
+        order by b.outbox::oid;
+    end;
+comment on function postbox._backfills(text) is 'Private: rows that a group is given from the table before its slot goes on';
