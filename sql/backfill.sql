@@ -29,8 +29,9 @@ $function$;
 comment on function postbox._start_backfill(text, pg_snapshot[], text) is
     'Private: from here on the group is given the stored rows that are not visible in all of `done` before its slot goes on';
 
--- The next stored events of a group, in the order of seq, each in a frame of its own.
-create or replace function postbox._stored_events(group_name text, outbox oid, rows int)
+-- The next stored events of a group, in the order of seq, each in a frame of its own. `after` is the last one that was read, NULL
+-- for where the backfill stands.
+create or replace function postbox._stored_events(group_name text, outbox oid, after bigint, rows int)
     returns table (seq bigint, frame bytea)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -60,10 +61,10 @@ begin
          ) chunk',
         marker.outbox, postbox._marker_column(marker.arguments, 'seq'), marker.schema, marker.name,
         postbox._marker_column(marker.arguments, 'xid'))
-        using backfill.position, backfill.upto, backfill.done, rows;
+        using greatest(after, backfill.position), backfill.upto, backfill.done, rows;
 end
 $function$;
-comment on function postbox._stored_events(text, oid, int) is 'Private: the next rows that a group is given from the table';
+comment on function postbox._stored_events(text, oid, bigint, int) is 'Private: the next rows that a group is given from the table';
 
 -- What a member has to give before, and to leave out of, the stream.
 create or replace function postbox._backfills(group_name text)

@@ -1,6 +1,8 @@
 -- A group has one active member: the one whose control session holds the group's lock. The others ask for the lock now and
 -- then; none of them waits inside the server, where a waiting function would hold back vacuum.
 --
+-- SQLSTATE PB001: the server is not the one that the group's position belongs to.
+--
 -- The lock is the lease. The server ends the control session of a member that is not heard of for session_timeout
 -- (idle_session_timeout of that session), and a member delivers nothing later than its last answered message plus that time.
 
@@ -8,6 +10,19 @@ create or replace function postbox._member_lock(group_name text) returns bigint
     language sql immutable strict parallel safe
     return hashtextextended('postbox.member ' || group_name, 0);
 comment on function postbox._member_lock(text) is 'Private: the key of the advisory lock that the active member of a group holds';
+
+-- One question of a standby. NULL: there is no such group.
+create or replace function postbox._try_membership(group_name text) returns text
+    language sql volatile
+    begin atomic
+        select case
+            when g.paused_at is not null then 'paused'
+            when pg_try_advisory_lock(postbox._member_lock(g.name)) then 'active'
+            else 'standby' end
+        from postbox.consumer_group g
+        where g.name = group_name;
+    end;
+comment on function postbox._try_membership(text) is 'Private: takes the lock of the group if it is free, and says what the caller is then';
 
 -- Takes the group over: from the commit on, whatever a former member still wants to write is refused.
 create or replace function postbox._activate(
@@ -45,7 +60,7 @@ begin
         from postbox.consumer_group_outbox o
         where o.group_name = _activate.group_name;
     if found_group.system_identifier <> server.system_identifier then
-        raise exception using errcode = 'object_not_in_prerequisite_state',
+        raise exception using errcode = 'PB001',
             message = format('consumer group "%s" belongs to another server', group_name),
             detail = format('Its position is one of system %s, and this server is system %s.', found_group.system_identifier, server.system_identifier),
             hint = format('If this copy is to deliver from now on, say so: postbox group recover %s. What the group had not confirmed at its last checkpoint is delivered again.', group_name);
@@ -57,7 +72,7 @@ begin
             select from pg_replication_slots s
             where s.slot_name = found_group.slot_name and (to_jsonb(s) ->> 'failover')::boolean
         ) then
-            raise exception using errcode = 'object_not_in_prerequisite_state',
+            raise exception using errcode = 'PB001',
                 message = format('the server of consumer group "%s" was promoted or restored: timeline %s has become %s', group_name, found_group.timeline, server.timeline),
                 detail = 'Its slot, if there is one, may stand behind or beyond events that the group has not had.',
                 hint = format('Go on from the last checkpoint, nothing lost and some events twice: postbox group recover %s, or postbox run --recover.', group_name);

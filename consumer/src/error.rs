@@ -29,6 +29,10 @@ pub enum ErrorKind {
     SlotDatabase,
     /// There is no consumer group of that name.
     GroupMissing,
+    /// The server is not the one that the group's position belongs to: promoted, restored, or a copy.
+    Moved,
+    /// This process is not the group's active member any more.
+    PlaceLost,
     /// The server is not set up for Postbox: a setting, a role attribute, a library, an extension or a version.
     Setup,
     /// The peer does not speak the protocol as specified.
@@ -113,7 +117,7 @@ impl Error {
     /// the slot a moment ago and lost the link may still retry it, as the server frees the slot only
     /// when it notices.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Connect | ErrorKind::Server)
+        matches!(self.kind(), ErrorKind::Connect | ErrorKind::Server | ErrorKind::PlaceLost)
     }
 
     /// The message and those of its causes, in one line.
@@ -138,7 +142,9 @@ impl Error {
             | ErrorKind::SlotPlugin
             | ErrorKind::SlotInvalidated
             | ErrorKind::SlotDatabase
-            | ErrorKind::GroupMissing => 4,
+            | ErrorKind::GroupMissing
+            | ErrorKind::Moved
+            | ErrorKind::PlaceLost => 4,
             ErrorKind::Setup => 5,
             ErrorKind::Sink => 6,
             ErrorKind::Protocol | ErrorKind::Decode | ErrorKind::Other => 1,
@@ -204,6 +210,8 @@ mod tests {
             (ErrorKind::SlotInvalidated, 4, false),
             (ErrorKind::SlotDatabase, 4, false),
             (ErrorKind::GroupMissing, 4, false),
+            (ErrorKind::Moved, 4, false),
+            (ErrorKind::PlaceLost, 4, true),
             (ErrorKind::Setup, 5, false),
             (ErrorKind::Sink, 6, false),
             (ErrorKind::Protocol, 1, false),

@@ -1,21 +1,12 @@
 //! Consumer groups and outboxes, as the schema `postbox` has them.
 
-use postbox_wire::{Lsn, OutboxSelector, parse_selectors};
+use postbox_wire::Lsn;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::slot;
-use crate::transport::{ConnInfo, connect_sql};
-
-/// A group, to be read from.
-#[derive(Clone, Debug)]
-pub(crate) struct Group {
-    pub(crate) slot_name: String,
-    /// OID and quoted name of each outbox.
-    outboxes: Vec<(u32, String)>,
-}
 
 /// A group, as `postbox group list` shows it.
 #[derive(Clone, Debug)]
@@ -55,36 +46,10 @@ pub struct OutboxStatus {
     pub groups: Vec<String>,
 }
 
-impl Group {
-    /// Selects the group's outboxes by OID, so that a renamed one is followed, and by name, so that one made anew is too.
-    pub(crate) fn selectors(&self) -> Vec<OutboxSelector> {
-        let by_name = |name: &str| parse_selectors(name).unwrap_or_default();
-        self.outboxes.iter().flat_map(|(oid, name)| [vec![OutboxSelector::Oid(*oid)], by_name(name)].concat()).collect()
-    }
-}
-
-/// Looks a group up.
-///
-/// # Errors
-/// There is none of that name, or the extension is not installed.
-pub(crate) async fn find(info: &ConnInfo, name: &str) -> Result<Group> {
-    let client = connect_sql(info).await?;
-    let rows = query(
-        &client,
-        "SELECT g.slot_name::text, o.outbox::oid, o.outbox_name FROM postbox.consumer_group g \
-         JOIN postbox.consumer_group_outbox o ON o.group_name = g.name WHERE g.name = $1",
-        &[&name],
-    )
-    .await?;
-    let Some(first) = rows.first() else {
-        return Err(Error::new(
-            ErrorKind::GroupMissing,
-            format!("there is no consumer group \"{name}\" in database \"{}\"", info.dbname()),
-        )
-        .with_hint(format!("postbox group list shows the groups; postbox group create {name} --outbox … makes one.")));
-    };
-    let outboxes = rows.iter().map(|row| Ok((row.try_get(1)?, row.try_get(2)?))).collect::<Result<_>>()?;
-    Ok(Group { slot_name: first.try_get(0)?, outboxes })
+/// There is no group of that name.
+pub(crate) fn missing(name: &str, dbname: &str) -> Error {
+    Error::new(ErrorKind::GroupMissing, format!("there is no consumer group \"{name}\" in database \"{dbname}\""))
+        .with_hint(format!("postbox group list shows the groups; postbox group create {name} --outbox … makes one."))
 }
 
 /// Makes a group that reads these outboxes from now on; the result is the name of its slot. Waits for the transactions
@@ -150,7 +115,17 @@ pub async fn outboxes(client: &Client) -> Result<Vec<OutboxStatus>> {
     query(client, sql, &[]).await?.iter().map(status).collect()
 }
 
-async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+/// Makes the slot of a group anew; the result is its name.
+///
+/// # Errors
+/// A member is active, an outbox cannot be delivered again, or transactions that write do not end in time.
+pub async fn recover(client: &Client, name: &str) -> Result<String> {
+    let rows = query(client, "SELECT postbox.recover_consumer_group($1)::text", &[&name]).await?;
+    rows.first().map_or_else(|| Ok(String::new()), |row| Ok(row.try_get(0)?))
+}
+
+/// Runs a statement of the schema `postbox`.
+pub(crate) async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
     client.query(sql, parameters).await.map_err(|error| {
         let Some(db) = error.as_db_error() else { return Error::from(error) };
         let lacks = ["schema \"postbox\"", "relation \"postbox.", "function postbox."];
@@ -168,8 +143,12 @@ async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -
             | SqlState::DUPLICATE_OBJECT => ErrorKind::Usage,
             SqlState::UNDEFINED_OBJECT => ErrorKind::GroupMissing,
             SqlState::OBJECT_IN_USE => ErrorKind::SlotInUse,
+            ref code if code.code() == MOVED => ErrorKind::Moved,
             _ => return Error::from(error),
         };
         Error::from(error).with_kind(kind)
     })
 }
+
+/// The SQLSTATE of a group whose position belongs to another server: see sql/member.sql.
+const MOVED: &str = "PB001";

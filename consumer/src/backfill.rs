@@ -1,0 +1,96 @@
+//! Rows that a group is given from the table, before its slot goes on: after earliest, seek and recover.
+//!
+//! The seam is a snapshot. What is visible in it comes from the table, everything else from the slot; so the stream leaves
+//! out what is visible in it, up to the position from which on nothing is.
+
+use bytes::Bytes;
+use postbox_wire::Lsn;
+use tokio_postgres::Client;
+
+use crate::decode::FrameReader;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::group;
+use crate::snapshot::Snapshot;
+
+/// What is to be given of one outbox.
+#[derive(Clone, Debug)]
+pub(crate) struct Backfill {
+    pub(crate) outbox: u32,
+    /// Schema and table; none if it is no outbox any more.
+    name: Option<(String, String)>,
+    upto: Snapshot,
+    upto_lsn: Lsn,
+    pub(crate) finished: bool,
+}
+
+/// Stored events, in the order of their seq.
+pub(crate) struct Chunk {
+    pub(crate) events: Vec<Event>,
+    pub(crate) bytes: usize,
+    /// The seq of the last.
+    pub(crate) position: i64,
+}
+
+/// About so many bytes are asked for at once, and at most so many rows.
+const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_ROWS: usize = 50_000;
+
+impl Backfill {
+    /// Those of a group, finished or not.
+    pub(crate) async fn list(client: &Client, group: &str) -> Result<Vec<Self>> {
+        let sql = "SELECT outbox, schema::text, name::text, upto, upto_lsn, finished FROM postbox._backfills($1)";
+        let rows = group::query(client, sql, &[&group]).await?;
+        rows.iter()
+            .map(|row| {
+                let (schema, table) = (row.try_get::<_, Option<String>>(1)?, row.try_get::<_, Option<String>>(2)?);
+                let upto = row.try_get::<_, String>(3)?.parse().map_err(|()| {
+                    Error::new(ErrorKind::Protocol, "the server's snapshot of a backfill cannot be read")
+                })?;
+                Ok(Self {
+                    outbox: row.try_get(0)?,
+                    name: schema.zip(table),
+                    upto,
+                    upto_lsn: Lsn(row.try_get::<_, tokio_postgres::types::PgLsn>(4)?.into()),
+                    finished: row.try_get(5)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether an event of the stream is given from the table instead.
+    pub(crate) fn covers(&self, event: &Event) -> bool {
+        event.commit_lsn < self.upto_lsn
+            && event.seq.is_some()
+            && self.upto.sees(event.xid)
+            && self
+                .name
+                .as_ref()
+                .is_some_and(|(schema, table)| event.outbox.schema == *schema && event.outbox.table == *table)
+    }
+
+    /// The next stored events, `rows` at most. Empty at the end.
+    pub(crate) async fn read(&self, client: &Client, group: &str, after: Option<i64>, rows: usize) -> Result<Chunk> {
+        let sql = "SELECT seq, frame FROM postbox._stored_events($1, $2, $3, $4)";
+        let rows = i32::try_from(rows).unwrap_or(i32::MAX);
+        let rows = group::query(client, sql, &[&group, &self.outbox, &after, &rows]).await?;
+        let mut chunk = Chunk { events: Vec::with_capacity(rows.len()), bytes: 0, position: after.unwrap_or(i64::MIN) };
+        for row in rows {
+            chunk.position = row.try_get(0)?;
+            let frame = Bytes::from(row.try_get::<_, Vec<u8>>(1)?);
+            chunk.bytes += frame.len() + size_of::<Event>();
+            // Each frame stands alone.
+            chunk.events.append(&mut FrameReader::default().read_stored(&frame)?.events);
+        }
+        Ok(chunk)
+    }
+
+    /// How many rows to ask for after this chunk.
+    pub(crate) fn next_rows(chunk: &Chunk) -> usize {
+        let each = chunk.bytes / chunk.events.len().max(1);
+        (CHUNK_BYTES / each.max(1)).clamp(1, CHUNK_ROWS)
+    }
+}
+
+/// Rows of the first chunk, when nothing is known of their size.
+pub(crate) const FIRST_ROWS: usize = 256;

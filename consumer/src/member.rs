@@ -1,0 +1,379 @@
+//! Membership of a group: one member is active, the others stand by.
+//!
+//! ```text
+//! standby ──lock──► activate (epoch + 1) ──► rows from the table ──► stream ──► released
+//!    ▲                                                                  │
+//!    └──── paused, replaced, cut off: the place is lost ◄───────────────┘
+//! ```
+//!
+//! The lock is held by the member's control session. The server ends that session when it has not heard of the member for
+//! the session timeout, and the member delivers nothing later than its last answered message plus that time, less a margin.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postbox_wire::{Lsn, OutboxSelector, parse_selectors};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::Client;
+use tracing::{debug, info, warn};
+
+use crate::backfill::Backfill;
+use crate::backoff::Backoff;
+use crate::error::{Error, ErrorKind, Result};
+use crate::feed::Shared;
+use crate::lease::Moment;
+use crate::transport::{ConnInfo, connect_sql};
+use crate::{group, slot};
+
+/// What a process that wants to read for a group says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Membership {
+    pub(crate) info: ConnInfo,
+    pub(crate) group: String,
+    pub(crate) member: String,
+    pub(crate) session_timeout: Duration,
+    pub(crate) max_processing: Duration,
+    /// Make the slot anew by oneself when it is lost.
+    pub(crate) recover: bool,
+}
+
+/// The place of the active member. Dropping it gives the place up.
+#[derive(Debug)]
+pub(crate) struct Place {
+    client: Arc<Client>,
+    group: String,
+    epoch: i64,
+    pub(crate) slot_name: String,
+    pub(crate) selectors: Vec<OutboxSelector>,
+    pub(crate) backfills: Vec<Backfill>,
+    /// Why the place is lost, once it is.
+    lost: watch::Receiver<Option<Lost>>,
+    heartbeat: tokio::task::JoinHandle<()>,
+}
+
+/// How a member loses its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Paused,
+    Replaced,
+    /// The control session is gone, or the server does not answer.
+    CutOff(String),
+}
+
+/// How often a standby asks whether the place is free, and how often the active member tells that it lives.
+const ASK: Duration = Duration::from_millis(200);
+const BEAT: Duration = Duration::from_secs(1);
+
+/// How often a checkpoint is written while events flow, and while only other transactions do.
+const CHECKPOINT: Duration = Duration::from_secs(5);
+const QUIET_CHECKPOINT: Duration = Duration::from_secs(300);
+const QUIET_BYTES: u64 = 64 << 20;
+
+impl Membership {
+    /// For how long after a proven contact events are handed out: the session timeout less a margin for what is under way.
+    pub(crate) fn lease(&self) -> Duration {
+        self.session_timeout - self.session_timeout / 5
+    }
+
+    /// Waits until the group has no active member, and becomes it.
+    ///
+    /// # Errors
+    /// The first connection fails; the group does not exist, belongs to another server or has lost its slot. Later
+    /// failures to connect are waited out.
+    pub(crate) async fn acquire(&self, shared: &Arc<Shared>) -> Result<Place> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let mut client = self.connect().await?;
+        loop {
+            let error = match self.stand_by(&client).await {
+                Ok(()) => match self.activate(client, shared).await {
+                    Ok(place) => return Ok(place),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if !error.is_transient() {
+                return Err(error);
+            }
+            warn!("lost the control connection: {}", error.chain());
+            client = loop {
+                sleep(backoff.next()).await;
+                match self.connect().await {
+                    Err(error) if error.is_transient() => warn!("cannot connect yet: {}", error.chain()),
+                    client => break client?,
+                }
+            };
+        }
+    }
+
+    /// A session that the server ends when it does not hear of it.
+    async fn connect(&self) -> Result<Client> {
+        let client = connect_sql(&self.info).await?;
+        let name = format!("postbox:{}:{}", self.group, self.member);
+        let idle = format!("{}ms", self.session_timeout.as_millis());
+        group::query(
+            &client,
+            "SELECT pg_catalog.set_config('application_name', $1, false), \
+             pg_catalog.set_config('idle_session_timeout', $2, false), \
+             pg_catalog.set_config('statement_timeout', '0', false), pg_catalog.set_config('lock_timeout', '0', false), \
+             pg_catalog.set_config('default_transaction_isolation', 'read committed', false)",
+            &[&name, &idle],
+        )
+        .await?;
+        Ok(client)
+    }
+
+    /// Returns with the lock.
+    async fn stand_by(&self, client: &Client) -> Result<()> {
+        let mut told = None;
+        loop {
+            let rows = group::query(client, "SELECT postbox._try_membership($1)", &[&self.group]).await?;
+            let state: Option<String> = rows.first().map(|row| row.try_get(0)).transpose()?.flatten();
+            match state.as_deref() {
+                Some("active") => return Ok(()),
+                Some(state) => {
+                    if told.as_deref() != Some(state) {
+                        match state {
+                            "paused" => info!("group {} is paused: waiting until it is resumed", self.group),
+                            _ => info!("group {} has an active member: standing by", self.group),
+                        }
+                        told = Some(state.to_owned());
+                    }
+                }
+                None => return Err(group::missing(&self.group, self.info.dbname())),
+            }
+            // Not all at the same moment.
+            sleep(ASK.mul_f64(0.5 + rand::random::<f64>())).await;
+        }
+    }
+
+    async fn activate(&self, client: Client, shared: &Arc<Shared>) -> Result<Place> {
+        let sent = Moment::now();
+        let activated = match self.take_over(&client).await {
+            Err(error) if self.recover && can_recover(&error) => {
+                warn!("recovering: {}", error.chain());
+                let slot = group::recover(&client, &self.group).await?;
+                info!("group {} has been recovered with slot {slot}", self.group);
+                self.take_over(&client).await?
+            }
+            Err(error) if can_recover(&error) && error.kind() != ErrorKind::Other => {
+                let hint = error.hint().map(|hint| format!("{hint} ")).unwrap_or_default();
+                let remedy = format!("postbox group recover {} (or run with --recover)", self.group);
+                return Err(match error.kind() {
+                    ErrorKind::SlotMissing | ErrorKind::SlotInvalidated => error.with_hint(format!(
+                        "Make the slot anew and deliver from the outboxes what the group had not confirmed: {remedy}."
+                    )),
+                    _ => error.with_hint(hint.trim_end()),
+                });
+            }
+            activated => activated?,
+        };
+        let Activated { epoch, slot_name, selectors, former } = activated;
+        if let Some(former) = former {
+            info!("taking over from {former}, which did not leave in order");
+        }
+        let backfills = Backfill::list(&client, &self.group).await?;
+        let client = Arc::new(client);
+        let (sender, lost) = watch::channel(None);
+        // The answers to what was sent since have come from a session that holds the lock.
+        shared.lease.renewed(sent, self.lease());
+        let heartbeat = Heartbeat {
+            client: Arc::clone(&client),
+            membership: self.clone(),
+            epoch,
+            shared: Arc::clone(shared),
+            backfilling: backfills.iter().any(|backfill| !backfill.finished),
+        };
+        info!("active member of group {} in epoch {epoch}", self.group);
+        Ok(Place {
+            group: self.group.clone(),
+            epoch,
+            slot_name,
+            selectors,
+            backfills,
+            lost,
+            heartbeat: tokio::spawn(heartbeat.run(sender)),
+            client,
+        })
+    }
+
+    async fn take_over(&self, client: &Client) -> Result<Activated> {
+        let interval = |time: Duration| format!("{} milliseconds", time.as_millis());
+        let rows = group::query(
+            client,
+            "SELECT epoch, slot_name, former, outboxes, outbox_names \
+             FROM postbox._activate($1, $2, $3::text::interval, $4::text::interval)",
+            &[&self.group, &self.member, &interval(self.session_timeout), &interval(self.max_processing)],
+        )
+        .await?;
+        let Some(row) = rows.first() else { return Err(group::missing(&self.group, self.info.dbname())) };
+        let slot_name: String = row.try_get(1)?;
+        slot::inspect(client, &slot_name).await?;
+        let oids = row.try_get::<_, Option<Vec<u32>>>(3)?.unwrap_or_default();
+        let names = row.try_get::<_, Option<Vec<String>>>(4)?.unwrap_or_default();
+        // By OID, so that a renamed outbox is followed, and by name, so that one made anew is too.
+        let by_name = names.iter().flat_map(|name| parse_selectors(name).unwrap_or_default());
+        let selectors = oids.into_iter().map(OutboxSelector::Oid).chain(by_name).collect();
+        Ok(Activated { epoch: row.try_get(0)?, slot_name, selectors, former: row.try_get(2)? })
+    }
+}
+
+struct Activated {
+    epoch: i64,
+    slot_name: String,
+    selectors: Vec<OutboxSelector>,
+    former: Option<String>,
+}
+
+/// A slot that is gone for good, and a server that is not the one it was.
+fn can_recover(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::SlotMissing | ErrorKind::SlotInvalidated | ErrorKind::Moved)
+}
+
+impl Place {
+    /// Ends when the place is lost.
+    pub(crate) async fn lost(&self) -> Lost {
+        let mut lost = self.lost.clone();
+        match lost.wait_for(Option::is_some).await.map(|lost| lost.clone()) {
+            Ok(Some(lost)) => lost,
+            _ => Lost::CutOff("the heartbeat ended".to_owned()),
+        }
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.borrow().is_some() || self.heartbeat.is_finished()
+    }
+
+    /// The stored events of this outbox are delivered up to `position`, and durably so.
+    pub(crate) async fn backfilled(&self, outbox: u32, position: i64, finished: bool) -> Result<()> {
+        let sql = "SELECT postbox._backfilled($1, $2, $3, $4, $5)";
+        group::query(&self.client, sql, &[&self.group, &self.epoch, &outbox, &position, &finished]).await.map(|_| ())
+    }
+
+    /// Leaves in order: the next member need not wonder what became of this one.
+    pub(crate) async fn release(self) {
+        self.heartbeat.abort();
+        let released = group::query(&self.client, "SELECT postbox._release($1, $2)", &[&self.group, &self.epoch]);
+        if let Ok(Err(error)) = timeout(Duration::from_secs(5), released).await {
+            debug!("could not leave in order: {}", error.chain());
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+    }
+}
+
+/// Tells the server that the member lives, asks whether it is still the one, and writes checkpoints.
+struct Heartbeat {
+    client: Arc<Client>,
+    membership: Membership,
+    epoch: i64,
+    shared: Arc<Shared>,
+    /// Rows are still delivered from the table: nothing that could be a checkpoint counts yet.
+    backfilling: bool,
+}
+
+/// A checkpoint that counts once everything below `lsn` is durable.
+struct Candidate {
+    snapshot: String,
+    lsn: Lsn,
+}
+
+impl Heartbeat {
+    async fn run(mut self, lost: watch::Sender<Option<Lost>>) {
+        let outcome = self.beat().await;
+        self.shared.lease.revoke();
+        lost.send_replace(Some(outcome));
+    }
+
+    async fn beat(&mut self) -> Lost {
+        let Membership { group, session_timeout, .. } = self.membership.clone();
+        let interval = BEAT.min(session_timeout / 3);
+        let sql = "SELECT epoch, paused, snapshot::text, lsn FROM postbox._beat($1)";
+        let mut candidate: Option<Candidate> = None;
+        let mut written = (Instant::now(), Lsn::default(), self.shared.settled_transactions());
+        loop {
+            sleep(interval).await;
+            let sent = Moment::now();
+            let beat = async { group::query(&self.client, sql, &[&group]).await };
+            let rows = match timeout(session_timeout, beat).await {
+                Ok(Ok(rows)) => rows,
+                Ok(Err(error)) => return Lost::CutOff(error.chain()),
+                Err(_) => return Lost::CutOff("the server does not answer".to_owned()),
+            };
+            let Some(row) = rows.first() else { return Lost::Replaced };
+            let beat = (|| -> Result<_> {
+                let lsn = row.try_get::<_, Option<tokio_postgres::types::PgLsn>>(3)?;
+                Ok((row.try_get::<_, i64>(0)?, row.try_get::<_, bool>(1)?, row.try_get::<_, String>(2)?, lsn))
+            })();
+            let (epoch, paused, snapshot, lsn) = match beat {
+                Ok(beat) => beat,
+                Err(error) => return Lost::CutOff(error.chain()),
+            };
+            if epoch != self.epoch {
+                return Lost::Replaced;
+            }
+            self.shared.lease.renewed(sent, self.membership.lease());
+            if paused {
+                return Lost::Paused;
+            }
+
+            let (durable, settled) = (self.shared.progress().positions().durable, self.shared.settled_transactions());
+            if let Some(due) = candidate.take_if(|candidate| candidate.lsn <= durable) {
+                if let Err(error) = self.checkpoint(&due).await {
+                    return match error.sqlstate() {
+                        Some(STALE) => Lost::Replaced,
+                        _ => Lost::CutOff(error.chain()),
+                    };
+                }
+                written = (Instant::now(), due.lsn, settled);
+            }
+            self.backfilling &= !self.shared.is_backfilled();
+            let (when, below, events) = written;
+            let since = when.elapsed();
+            // What is written for its own sake would never come to rest.
+            let due = (settled != events && since >= CHECKPOINT)
+                || (since >= QUIET_CHECKPOINT && durable > below)
+                || durable.0.saturating_sub(below.0) >= QUIET_BYTES;
+            if let (None, true, false, Some(lsn)) = (&candidate, due, self.backfilling, lsn) {
+                candidate = Some(Candidate { snapshot, lsn: Lsn(lsn.into()) });
+            }
+        }
+    }
+
+    async fn checkpoint(&self, due: &Candidate) -> Result<()> {
+        let Candidate { snapshot, lsn } = due;
+        let lsn = tokio_postgres::types::PgLsn::from(lsn.0);
+        let sql = "SELECT postbox._checkpoint($1, $2, $3::text::pg_catalog.pg_snapshot, $4)";
+        let written = group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]);
+        let late = |_| Error::new(ErrorKind::Connect, "the server does not answer");
+        timeout(self.membership.session_timeout, written).await.map_err(late)??;
+        debug!(%snapshot, lsn = %due.lsn, "checkpoint");
+        Ok(())
+    }
+}
+
+/// The SQLSTATE of what a former member writes: see `postbox._require_epoch`.
+pub(crate) const STALE: &str = "34000";
+
+/// How a member names itself unless told: the machine and the process.
+pub(crate) fn default_name() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    format!("{}:{}", host.as_deref().unwrap_or("localhost"), std::process::id())
+}
+
+impl Lost {
+    /// As the error that ends the stream.
+    pub(crate) fn into_error(self, group: &str) -> Error {
+        let text = match self {
+            Self::Paused => format!("group {group} has been paused"),
+            Self::Replaced => format!("group {group} was taken over, moved or dropped"),
+            Self::CutOff(why) => format!("lost the place in group {group}: {why}"),
+        };
+        Error::new(ErrorKind::PlaceLost, text)
+    }
+}
+
