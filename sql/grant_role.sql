@@ -14,6 +14,7 @@ create or replace function postbox._role_rights(role text)
             ('publisher', 'execute',        'function postbox.publish(text, text, bytea, text, jsonb, uuid)'),
             ('consumer',  'usage',          'schema postbox'),
             ('consumer',  'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
+            ('consumer',  'execute',        'function postbox._frame(regclass, record)'),
             ('monitor',   'usage',          'schema postbox'),
             ('monitor',   'select',         'table postbox.outboxes, postbox.consumer_groups, postbox._marker'),
             ('monitor',   'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
@@ -29,6 +30,7 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox.create_consumer_group(text, text[])'),
             ('operator',  'execute',        'function postbox._create_consumer_group(text, text[], regclass[])'),
             ('operator',  'execute',        'function postbox.drop_consumer_group(text)'),
+            ('operator',  'execute',        'function postbox._frame(regclass, record)'),
             ('operator',  'insert, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox')
         ) as r(role, right_name, object)
         -- An operator sees what a monitor sees.
