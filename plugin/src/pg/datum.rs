@@ -28,12 +28,7 @@ impl Values {
         self.nulls.resize(count, true);
         // SAFETY: the descriptor is that of the row, and the arrays are as long as it says.
         unsafe {
-            pg_sys::heap_deform_tuple(
-                tuple.tuple,
-                rows.as_ptr(),
-                self.values.as_mut_ptr(),
-                self.nulls.as_mut_ptr(),
-            );
+            pg_sys::heap_deform_tuple(tuple.tuple, rows.as_ptr(), self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
         }
     }
 
