@@ -36,4 +36,4 @@ create or replace function postbox.decode(frame bytea)
         cross join lateral cast(regexp_replace(convert_from(line, 'UTF8'), '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g') as json) as event
         order by n;
     end;
-comment on function postbox.decode(bytea) is 'The events of a frame of the output plugin, as pg_logical_slot_peek_binary_changes returns it';
+comment on function postbox.decode(bytea) is 'The events of a frame of the output plugin, as pg_logical_slot_peek_binary_changes returns it; the position of a stored row is NULL';

@@ -30,6 +30,8 @@ create or replace function postbox._role_rights(role text)
             ('consumer',  'execute',        'function postbox._stored_events(text, oid, bigint, int)'),
             ('consumer',  'execute',        'function postbox._require_replayable(regclass, text)'),
             ('consumer',  'execute',        'function postbox._is_done(xid8, pg_snapshot[])'),
+            ('consumer',  'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
+            ('consumer',  'execute',        'function postbox._frame(regclass, record)'),
             ('monitor',   'usage',          'schema postbox'),
             ('monitor',   'select',         'table postbox.outboxes, postbox.consumer_groups, postbox._marker'),
             ('monitor',   'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
@@ -70,6 +72,8 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'select',         'table postbox._server, postbox.checkpoint, postbox.backfill, postbox.sample, postbox.audit'),
             ('operator',  'insert, update, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill'),
             ('operator',  'insert',         'table postbox.audit')
+            ('operator',  'execute',        'function postbox._frame(regclass, record)'),
+            ('operator',  'insert, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox')
         ) as r(role, right_name, object)
         -- An operator sees what a monitor sees.
         where r.role = _role_rights.role or (r.role = 'monitor' and _role_rights.role = 'operator');

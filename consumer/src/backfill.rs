@@ -7,7 +7,7 @@ use bytes::Bytes;
 use postbox_wire::Lsn;
 use tokio_postgres::Client;
 
-use crate::decode::FrameReader;
+use crate::decode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::group;
@@ -79,8 +79,7 @@ impl Backfill {
             chunk.position = row.try_get(0)?;
             let frame = Bytes::from(row.try_get::<_, Vec<u8>>(1)?);
             chunk.bytes += frame.len() + size_of::<Event>();
-            // Each frame stands alone.
-            chunk.events.append(&mut FrameReader::default().read_stored(&frame)?.events);
+            chunk.events.push(decode::stored(&frame)?);
         }
         Ok(chunk)
     }

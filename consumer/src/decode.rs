@@ -65,6 +65,23 @@ impl FrameReader {
     }
 }
 
+/// The event of a stored row, of which `postbox._frame` made this frame.
+///
+/// # Errors
+/// Bytes that are no frame of a version that is spoken here, or a frame of anything but one event.
+#[cfg_attr(not(test), allow(dead_code, reason = "nothing reads tables yet"))]
+pub(crate) fn stored(bytes: &Bytes) -> Result<Event> {
+    let mut decoder = Decoder::new();
+    let mut frame = decoder.frame(bytes).map_err(not_a_frame)?;
+    let transaction = frame.transaction;
+    let event = frame.next_event().map_err(not_a_frame)?;
+    match (event, frame.next_event().map_err(not_a_frame)?) {
+        (Some(event), None) => Ok(own(bytes, &transaction, event)),
+        _ => Err(Error::new(ErrorKind::Decode, "the frame of a stored row does not hold one event")
+            .with_hint("The server's extension postbox and this program must be of the same release.")),
+    }
+}
+
 fn not_a_frame(error: DecodeError) -> Error {
     Error::new(ErrorKind::Decode, format!("cannot decode what the plugin sent: {error}")).with_hint(
         "Plugin and consumer must be of the same release; the slot must have been made with the plugin postbox.",
@@ -106,4 +123,66 @@ fn own(frame: &Bytes, transaction: &Transaction, event: postbox_wire::Event<'_>)
 /// The same text, as a slice of the frame. It has been checked to be UTF-8.
 fn text_of(frame: &Bytes, text: &str) -> ByteString {
     ByteString::try_from(frame.slice_ref(text.as_bytes())).unwrap_or_else(|_| ByteString::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use postbox_wire::{Encoder, NameSlot, Names, Outbox, PayloadType, PgMicros};
+
+    use super::*;
+
+    /// A frame of as many events, committed at this position.
+    fn frame(events: u64, commit_lsn: Lsn) -> Bytes {
+        let outbox =
+            Arc::new(Outbox { schema: "public".into(), table: "orders".into(), payload_type: PayloadType::Text });
+        let transaction = Transaction { commit_lsn, end_lsn: commit_lsn, commit_time: PgMicros::UNKNOWN, xid: 7 };
+        let mut encoder = Encoder::new(Names::Frame);
+        let mut slot = NameSlot::default();
+        for ordinal in 0..events {
+            let event = postbox_wire::Event {
+                outbox: Arc::clone(&outbox),
+                ordinal,
+                id: Some(postbox_wire::EventId::Int(1)),
+                seq: Some(5),
+                event_type: Some("t"),
+                key: Some("k"),
+                headers: None,
+                payload: Some(b"words"),
+                error: None,
+            };
+            encoder.event(&transaction, &event, &mut slot);
+        }
+        let mut frame = Bytes::new();
+        encoder.take(true, |bytes| frame = Bytes::copy_from_slice(bytes));
+        frame
+    }
+
+    #[test]
+    fn the_frame_of_a_stored_row_is_one_event_without_a_place() {
+        let event = stored(&frame(1, Lsn::ZERO)).unwrap();
+        assert_eq!((event.seq, event.xid, &*event.event_type), (Some(5), 7, "t"));
+        assert_eq!((event.key.as_deref(), event.payload.as_deref()), (Some("k"), Some(&b"words"[..])));
+        let mut json = Vec::new();
+        event.write_json(&mut json);
+        let json = String::from_utf8(json).unwrap();
+        assert!(json.ends_with(r#""commit_lsn":null,"ordinal":0,"commit_time":null,"xid":7}"#), "{json}");
+    }
+
+    #[test]
+    fn what_is_not_one_event_is_refused() {
+        for (bytes, message) in [
+            (frame(2, Lsn::ZERO), "does not hold one event"),
+            (Bytes::new(), "cannot decode"),
+            (Bytes::from_static(&[1, 6, 0, 0, 0, 0]), "cannot decode"),
+        ] {
+            let error = stored(&bytes).unwrap_err();
+            assert!(error.to_string().contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_stream_has_no_stored_rows_in_it() {
+        let error = FrameReader::default().read(&frame(1, Lsn::ZERO)).unwrap_err();
+        assert!(error.to_string().contains("does not follow"), "{error}");
+    }
 }

@@ -25,14 +25,15 @@ pub struct Event {
     pub headers: Option<ByteString>,
     /// To be read by `outbox.payload_type`; absent where it is NULL.
     pub payload: Option<Bytes>,
-    /// The position of the transaction's commit. With [`ordinal`](Self::ordinal) it is the event's place in the log, but no
+    /// The position of the transaction's commit; 0/0 where it is not known, as the event was read from the table. With [`ordinal`](Self::ordinal) it is the event's place in the log, but no
     /// identity: after a failover another event may stand there.
     pub commit_lsn: Lsn,
     /// Events that the transaction published before this one, to any outbox.
     pub ordinal: u64,
-    /// When the transaction committed, by the server's clock.
+    /// When the transaction committed, by the server's clock. Of an event that was read from the table: when the row was made,
+    /// [`PgMicros::UNKNOWN`] if it does not say.
     pub commit_time: PgMicros,
-    /// The transaction's id (`xid8`).
+    /// The transaction's id (`xid8`); 0 if the event was read from a table that does not keep it.
     pub xid: u64,
     /// Why the row is not a whole event: what could not be represented, and its bytes.
     pub error: Option<Arc<EventError>>,

@@ -6,6 +6,8 @@
 //!                              wire::Options       marker trigger)
 //! ```
 //!
+//! A row that SQL passes (`postbox._frame`) goes the same way from `row` on, see [`frame`].
+//!
 //! Everything that touches PostgreSQL's memory lies in [`pg`]; the rest is safe Rust.
 
 #[cfg(not(panic = "unwind"))]
@@ -13,6 +15,7 @@ compile_error!("a panic has to become an ERROR; with panic=abort it would restar
 
 mod callbacks;
 mod decode;
+mod frame;
 mod headers;
 mod marker;
 #[allow(unsafe_code, reason = "the one fenced place: every wrapper states what it relies on")]

@@ -102,6 +102,14 @@ impl Mapping {
     }
 }
 
+/// The column that plays a role of those that events do not show, where it is of this type.
+pub(crate) fn column_of(role: &str, type_oid: pg_sys::Oid, marker: &[Vec<u8>], columns: &[Column]) -> Option<Column> {
+    let of_role = |argument: &[u8]| Some(argument.strip_prefix(role.as_bytes())?.strip_prefix(b"=")?.to_vec());
+    let name = marker.iter().find_map(|argument| of_role(argument)).unwrap_or_else(|| role.into());
+    let wanted = |column: &&Column| column.name == name && column.type_oid == type_oid && !column.is_virtual;
+    columns.iter().find(wanted).cloned()
+}
+
 /// True for the integer types.
 pub(crate) fn is_int(type_oid: pg_sys::Oid) -> bool {
     matches!(type_oid, pg_sys::INT2OID | pg_sys::INT4OID | pg_sys::INT8OID)

@@ -59,7 +59,7 @@ fn prepare(table: Oid, arguments: &Arguments<'_>) -> Result<(Plan, Has), Refusal
         if let Some(root) = relation.topmost_ancestor(|parent| parent.trigger(TRIGGER).map(|_| parent.name())) {
             return Err(Refusal::leaf(arguments, &root));
         }
-        let mapping = Mapping::read(&marker, &relation.columns().0, Encoding::of_database());
+        let mapping = Mapping::read(&marker, &relation.descriptor().columns(), Encoding::of_database());
         Ok((relation.name(), mapping.map_err(|detail| Refusal::bad_marker(arguments, &detail))?))
     })?;
     let statement = statement(&name, &mapping, arguments)?;

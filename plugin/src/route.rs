@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use crate::marker::{Mapping, TRIGGER};
 use crate::pg::encoding::Encoding;
 use crate::pg::invalidation;
-use crate::pg::relation::{Column, Rel};
+use crate::pg::relation::{Column, Descriptor, Rel};
 
 /// What a row inserted into a table is to us.
 #[derive(Clone)]
@@ -28,8 +28,22 @@ pub(crate) struct Table {
     /// Where the fields stand in this table's rows, or why that cannot be told.
     pub(crate) mapping: Result<Mapping, String>,
     pub(crate) columns: Vec<Column>,
-    /// Number of values in a row, dropped columns included.
-    pub(crate) width: usize,
+}
+
+impl Table {
+    /// `marker` is the arguments of the trigger, `rows` describes the rows, and `target` gives the outbox with payloads of
+    /// this type.
+    pub(crate) fn new(
+        marker: &[Vec<u8>],
+        rows: Descriptor<'_>,
+        encoding: Encoding,
+        target: impl FnOnce(PayloadType) -> Rc<Target>,
+    ) -> Self {
+        let columns = rows.columns();
+        let mapping = Mapping::read(marker, &columns, encoding);
+        let payload_type = mapping.as_ref().map_or(PayloadType::Text, Mapping::payload_type);
+        Self { target: target(payload_type), mapping, columns }
+    }
 }
 
 /// An outbox as the stream names it.
@@ -39,6 +53,18 @@ pub(crate) struct Target {
     pub(crate) slot: RefCell<NameSlot>,
     /// False if the client did not ask for it.
     pub(crate) selected: bool,
+}
+
+impl Target {
+    /// The outbox with this root, named as the table is.
+    pub(crate) fn new(root: Oid, outbox: Outbox, selected: bool) -> Rc<Self> {
+        Rc::new(Self { root, outbox: Arc::new(outbox), slot: RefCell::default(), selected })
+    }
+}
+
+/// The outbox of this name, which is in the database's encoding.
+pub(crate) fn named((schema, table): &(Vec<u8>, Vec<u8>), payload_type: PayloadType, encoding: Encoding) -> Outbox {
+    Outbox { schema: encoding.show(schema), table: encoding.show(table), payload_type }
 }
 
 /// The cache.
@@ -87,16 +113,13 @@ impl Routes {
     }
 
     fn decide(&mut self, relation: &Rel<'_>) -> Route {
-        let Some(arguments) = relation.trigger(TRIGGER) else { return Route::Skip };
-        let (columns, width) = relation.columns();
-        let mapping = Mapping::read(&arguments, &columns, self.encoding);
-        let payload_type = mapping.as_ref().map_or(PayloadType::Text, Mapping::payload_type);
+        let Some(marker) = relation.trigger(TRIGGER) else { return Route::Skip };
         // A leaf carries a clone of the marker; the outbox is the topmost table that is marked.
         let marked = |relation: &Rel<'_>| relation.trigger(TRIGGER).map(|_| (relation.oid(), relation.name()));
         let (root, name) = relation.topmost_ancestor(marked).unwrap_or_else(|| (relation.oid(), relation.name()));
-        let outbox = Outbox { schema: self.encoding.show(&name.0), table: self.encoding.show(&name.1), payload_type };
-        let target = self.target(root, outbox);
-        Route::Outbox(Rc::new(Table { target, mapping, columns, width }))
+        let encoding = self.encoding;
+        let target = |payload_type| self.target(root, named(&name, payload_type, encoding));
+        Route::Outbox(Rc::new(Table::new(&marker, relation.descriptor(), encoding, target)))
     }
 
     fn target(&mut self, root: Oid, outbox: Outbox) -> Rc<Target> {
@@ -113,7 +136,7 @@ impl Routes {
                 OutboxSelector::Name { schema, table } => *schema == outbox.schema && *table == outbox.table,
             })
         });
-        let target = Rc::new(Target { root, outbox: Arc::new(outbox), slot: RefCell::default(), selected });
+        let target = Target::new(root, outbox, selected);
         self.targets.push(Rc::clone(&target));
         target
     }

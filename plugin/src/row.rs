@@ -7,11 +7,10 @@ use postbox_wire::{ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_F
 use crate::headers::Given;
 use crate::marker::{Mapping, is_int};
 use crate::pg::change::Tuple;
-use crate::pg::context::Context;
 use crate::pg::datum::{Value, Values};
 use crate::pg::encoding::Encoding;
 use crate::pg::memory::RowMemory;
-use crate::pg::relation::{Column, Rel};
+use crate::pg::relation::{Column, Descriptor};
 use crate::route::Table;
 
 /// Reads rows, with buffers that are used again and again.
@@ -51,27 +50,28 @@ struct Faults {
 }
 
 impl RowReader {
-    pub(crate) fn new(ctx: &Context, max_event_bytes: usize) -> Self {
+    pub(crate) fn new(memory: RowMemory, max_event_bytes: usize) -> Self {
         Self {
             encoding: Encoding::of_database(),
-            memory: ctx.row_memory(),
+            memory,
             max_event_bytes,
             values: Values::default(),
             text: Buffers::default(),
         }
     }
 
-    /// Hands the row's event to `emit`.
+    /// Hands the row's event to `emit`, and the values that it was made of. `rows` describes the row; the table's columns
+    /// were found by it.
     pub(crate) fn read(
         &mut self,
-        tuple: Tuple,
-        relation: &Rel<'_>,
+        tuple: Tuple<'_>,
+        rows: Descriptor<'_>,
         table: &Table,
         ordinal: u64,
-        emit: impl FnOnce(&Event<'_>),
+        emit: impl FnOnce(&Event<'_>, &Values),
     ) {
         self.memory.scoped(|| {
-            self.values.take_apart(tuple, relation, table.width);
+            self.values.take_apart(tuple, rows);
             match &table.mapping {
                 Ok(mapping) => self.map(mapping, table, ordinal, emit),
                 Err(detail) => self.explain(detail, table, ordinal, emit),
@@ -86,7 +86,7 @@ impl RowReader {
     }
 
     /// The event of a row whose columns are mapped.
-    fn map(&mut self, mapping: &Mapping, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>)) {
+    fn map(&mut self, mapping: &Mapping, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>, &Values)) {
         let Self { encoding, max_event_bytes, values, text, .. } = self;
         let read = Reader { encoding: *encoding, limit: *max_event_bytes };
         let mut faults = Faults::default();
@@ -123,13 +123,14 @@ impl RowReader {
         if event.size() > *max_event_bytes {
             faults.too_large(&mut event, mapping, *max_event_bytes, *encoding);
         }
-        faults.report(event, *encoding, emit);
+        faults.report(event, *encoding, |event| emit(event, values));
     }
 
     /// The error event of a row whose columns cannot be mapped: it carries all of them, as their types print them.
-    fn explain(&mut self, detail: &str, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>)) {
+    fn explain(&mut self, detail: &str, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>, &Values)) {
         let mut faults = Faults { first: Some(ErrorCode::Mapping), details: vec![detail.to_owned()], raw: Vec::new() };
-        for column in &table.columns {
+        // A row that SQL passes has the values of virtual columns, one of the log has not.
+        for column in table.columns.iter().filter(|column| !column.is_virtual) {
             let Some(value) = self.values.get(column.index) else { continue };
             match value.print(column.type_oid) {
                 Ok(printed) => faults.raw.push((self.encoding.show(&column.name), printed)),
@@ -147,7 +148,7 @@ impl RowReader {
             payload: None,
             error: None,
         };
-        faults.report(event, self.encoding, emit);
+        faults.report(event, self.encoding, |event| emit(event, &self.values));
     }
 }
 

@@ -44,7 +44,7 @@ impl Session {
             encoder: Encoder::new(options.names),
             compressor: (options.compression == Compression::Lz4).then(Compressor::default),
             foreign: options.origin == Origin::Any,
-            rows: RowReader::new(ctx, options.max_event_bytes),
+            rows: RowReader::new(ctx.row_memory(), options.max_event_bytes),
             routes: Routes::new(options.outboxes),
             epoch: XidEpoch::now(),
             transaction: None,
@@ -79,7 +79,7 @@ impl Session {
         if encoder.is_due() {
             write(encoder, compressor, ctx, false);
         }
-        rows.read(tuple, relation, &table, ordinal, |event| {
+        rows.read(tuple, relation.descriptor(), &table, ordinal, |event, _| {
             if encoder.would_overflow(event.size()) && !encoder.is_empty() {
                 write(encoder, compressor, ctx, false);
             }

@@ -4,10 +4,11 @@
 //! `traceparent` are the extensions of those names, kept in the same repository.
 
 use std::fmt::Display;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use postbox_wire::PayloadType;
 use postbox_wire::json::{self, Output};
+use postbox_wire::{Lsn, PayloadType, PgMicros};
 use serde_json::{Map, Value};
 
 use crate::event::Event;
@@ -58,7 +59,7 @@ impl CloudEvents {
         out.put(b"{\"specversion\":\"1.0\"");
         match event.id.as_ref().map(ToString::to_string).filter(|id| !id.is_empty()) {
             Some(id) => attribute(out, "id", &id),
-            None => attribute(out, "id", &format!("{}/{}", event.commit_lsn, event.ordinal)),
+            None => attribute(out, "id", &place(event)),
         }
         let source = format!("{}/{}/{}", self.source, segment(&outbox.schema), segment(&outbox.table));
         attribute(out, "source", &source);
@@ -72,18 +73,38 @@ impl CloudEvents {
         if let Some(key) = key {
             attribute(out, "subject", key);
         }
-        attribute(out, "time", &event.commit_time.to_string());
+        if event.commit_time != PgMicros::UNKNOWN {
+            attribute(out, "time", &event.commit_time.to_string());
+        }
         if let Some(key) = key {
             attribute(out, "partitionkey", key);
         }
-        // Of one length, so that the order of the text is that of the log.
-        attribute(out, "sequence", &format!("{:016X}{:016X}", event.commit_lsn.0, event.ordinal));
+        if event.commit_lsn != Lsn::ZERO {
+            // Of one length, so that the order of the text is that of the log.
+            attribute(out, "sequence", &format!("{:016X}{:016X}", event.commit_lsn.0, event.ordinal));
+        }
         if let Some(headers) = &event.headers {
             extensions(out, headers);
         }
         data(out, event);
         out.put(b"}");
     }
+}
+
+/// Stands for the id of an event that has none: its place in the log. A stored row does not know that place; it has its
+/// number in the table, or else only what it says.
+fn place(event: &Event) -> String {
+    if event.commit_lsn != Lsn::ZERO {
+        return format!("{}/{}", event.commit_lsn, event.ordinal);
+    }
+    if let Some(seq) = event.seq {
+        return format!("seq/{seq}");
+    }
+    let mut said = Vec::new();
+    event.write_json(&mut said);
+    let mut hasher = DefaultHasher::new();
+    said.hash(&mut hasher);
+    format!("row/{:016X}", hasher.finish())
 }
 
 /// Headers as attributes of their own: those with a name and a value that an attribute may have.

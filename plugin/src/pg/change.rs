@@ -1,5 +1,7 @@
 //! What the reorder buffer hands out: transactions and their changes.
 
+use core::marker::PhantomData;
+
 use pgrx::pg_sys;
 use postbox_wire::{Lsn, PgMicros, Transaction};
 
@@ -53,9 +55,20 @@ impl Txn {
 /// One change of a transaction, for one callback.
 pub(crate) struct Change(*mut pg_sys::ReorderBufferChange);
 
-/// The row that a change inserted.
+/// A row: one that a change inserted, or one that SQL passed.
 #[derive(Clone, Copy)]
-pub(crate) struct Tuple(pub(super) pg_sys::HeapTuple);
+pub(crate) struct Tuple<'row> {
+    pub(super) tuple: pg_sys::HeapTuple,
+    row: PhantomData<&'row ()>,
+}
+
+impl Tuple<'_> {
+    /// # Safety
+    /// The tuple lives as long as the result.
+    pub(super) unsafe fn new(tuple: pg_sys::HeapTuple) -> Self {
+        Self { tuple, row: PhantomData }
+    }
+}
 
 impl Change {
     /// # Safety
@@ -65,7 +78,7 @@ impl Change {
     }
 
     /// The new row if the change is an INSERT.
-    pub(crate) fn inserted(&self) -> Option<Tuple> {
+    pub(crate) fn inserted(&self) -> Option<Tuple<'_>> {
         // SAFETY: valid for the callback; the action says which member of the union is set.
         unsafe {
             let change = &*self.0;
@@ -77,9 +90,9 @@ impl Change {
                 return None;
             }
             #[cfg(any(feature = "pg14", feature = "pg15", feature = "pg16"))]
-            return Some(Tuple(&raw mut (*tuple).tuple));
+            return Some(Tuple::new(&raw mut (*tuple).tuple));
             #[cfg(not(any(feature = "pg14", feature = "pg15", feature = "pg16")))]
-            return Some(Tuple(tuple));
+            return Some(Tuple::new(tuple));
         }
     }
 }

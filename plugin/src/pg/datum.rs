@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u, vardata_any, varsize_any_exhdr};
 
 use crate::pg::change::Tuple;
-use crate::pg::relation::Rel;
+use crate::pg::relation::Descriptor;
 use crate::pg::report;
 
 /// Room for the values of a row, used again for every row.
@@ -21,18 +21,14 @@ pub(crate) struct Values {
 pub(crate) struct Value(pg_sys::Datum);
 
 impl Values {
-    /// Takes the row apart. `count` is the number of values that the relation says a row has.
-    pub(crate) fn take_apart(&mut self, tuple: Tuple, relation: &Rel<'_>, count: usize) {
+    /// Takes the row apart. `rows` describes it.
+    pub(crate) fn take_apart(&mut self, tuple: Tuple<'_>, rows: Descriptor<'_>) {
+        let count = rows.width();
         self.values.resize(count, pg_sys::Datum::null());
         self.nulls.resize(count, true);
-        // SAFETY: tuple and descriptor belong to the callback's relation, and the arrays are as long as the descriptor says.
+        // SAFETY: the descriptor is that of the row, and the arrays are as long as it says.
         unsafe {
-            pg_sys::heap_deform_tuple(
-                tuple.0,
-                relation.descriptor(),
-                self.values.as_mut_ptr(),
-                self.nulls.as_mut_ptr(),
-            );
+            pg_sys::heap_deform_tuple(tuple.tuple, rows.as_ptr(), self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
         }
     }
 

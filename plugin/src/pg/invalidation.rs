@@ -3,7 +3,7 @@
 //! A callback cannot be unregistered, so it outlives the session that registered it: it writes to a list of the process,
 //! and the next session starts by emptying the list.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 use pgrx::{pg_guard, pg_sys};
 
@@ -21,11 +21,24 @@ const MOST: usize = 64;
 
 thread_local! {
     static INVALID: RefCell<Invalid> = const { RefCell::new(Invalid { all: false, relations: Vec::new() }) };
-    static REGISTERED: core::cell::Cell<bool> = const { core::cell::Cell::new(false) };
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Starts to watch; what was invalid before is forgotten.
 pub(crate) fn watch() {
+    register();
+    take();
+}
+
+/// Rises with every change of a relation or schema; for those who look at few tables and may look anew after any change.
+/// Decoding may go on beside them, so they take nothing from the list.
+pub(crate) fn changes() -> u64 {
+    register();
+    CHANGES.get()
+}
+
+fn register() {
     if !REGISTERED.replace(true) {
         // SAFETY: the callbacks are functions of this library, which is never unloaded. A renamed schema is told by the
         // system cache of schemas only, not by the relations in it.
@@ -38,7 +51,6 @@ pub(crate) fn watch() {
             );
         }
     }
-    take();
 }
 
 /// What has become invalid since the last call; `None` is the common case.
@@ -48,6 +60,7 @@ pub(crate) fn take() -> Option<Invalid> {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    CHANGES.set(CHANGES.get() + 1);
     INVALID.with_borrow_mut(|invalid| {
         if relation == pg_sys::InvalidOid || invalid.relations.len() >= MOST {
             *invalid = Invalid { all: true, relations: Vec::new() };
@@ -59,5 +72,6 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_s
 
 #[pg_guard]
 unsafe extern "C-unwind" fn schema_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+    CHANGES.set(CHANGES.get() + 1);
     INVALID.with_borrow_mut(|invalid| *invalid = Invalid { all: true, relations: Vec::new() });
 }

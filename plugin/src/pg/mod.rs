@@ -12,6 +12,7 @@ pub(crate) mod datum;
 pub(crate) mod encoding;
 pub(crate) mod invalidation;
 pub(crate) mod memory;
+pub(crate) mod record;
 pub(crate) mod relation;
 pub(crate) mod report;
 pub(crate) mod spi;

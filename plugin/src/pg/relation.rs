@@ -1,4 +1,4 @@
-//! Tables as the historic snapshot shows them.
+//! Tables as the snapshot shows them, which is the historic one while the log is decoded.
 
 use core::ffi::CStr;
 use core::marker::PhantomData;
@@ -89,31 +89,72 @@ impl<'cb> Rel<'cb> {
         }
     }
 
-    /// The columns that are not dropped, and how many values a row has.
-    pub(crate) fn columns(&self) -> (Vec<Column>, usize) {
-        // SAFETY: the row descriptor belongs to the open relation and says how many attributes it has.
-        unsafe {
-            let descriptor = (*self.relation).rd_att;
-            let count = usize::try_from((*descriptor).natts).unwrap_or(0);
-            let columns = (0..count).filter_map(|index| {
-                #[cfg(feature = "pg18")]
-                let attribute = &*pg_sys::TupleDescAttr(descriptor, index as i32);
-                #[cfg(not(feature = "pg18"))]
-                let attribute = &*(*descriptor).attrs.as_ptr().add(index);
-                (!attribute.attisdropped).then(|| Column {
-                    index,
-                    name: CStr::from_ptr(attribute.attname.data.as_ptr()).to_bytes().to_vec(),
-                    type_oid: attribute.atttypid,
-                    is_virtual: attribute.attgenerated as u8 == b'v',
-                })
-            });
-            (columns.collect(), count)
-        }
+    /// What the table's rows look like.
+    pub(crate) fn descriptor(&self) -> Descriptor<'_> {
+        // SAFETY: belongs to the relation, which is open for the callback.
+        unsafe { Descriptor::new((*self.relation).rd_att) }
+    }
+}
+
+/// What the rows of a table, or of a type, look like.
+#[derive(Clone, Copy)]
+pub(crate) struct Descriptor<'a> {
+    descriptor: pg_sys::TupleDesc,
+    owner: PhantomData<&'a ()>,
+}
+
+impl Descriptor<'_> {
+    /// # Safety
+    /// The descriptor lives as long as the result.
+    pub(super) unsafe fn new(descriptor: pg_sys::TupleDesc) -> Self {
+        Self { descriptor, owner: PhantomData }
     }
 
-    pub(super) fn descriptor(&self) -> pg_sys::TupleDesc {
-        // SAFETY: open for the callback.
-        unsafe { (*self.relation).rd_att }
+    pub(super) fn as_ptr(self) -> pg_sys::TupleDesc {
+        self.descriptor
+    }
+
+    /// Number of values in a row, dropped columns included.
+    pub(crate) fn width(self) -> usize {
+        // SAFETY: alive, see `new`.
+        usize::try_from(unsafe { (*self.descriptor).natts }).unwrap_or(0)
+    }
+
+    /// The columns that are not dropped.
+    pub(crate) fn columns(self) -> Vec<Column> {
+        let column = |index: usize| {
+            // SAFETY: alive, see `new`; the index is below the number of attributes.
+            let attribute = unsafe {
+                #[cfg(feature = "pg18")]
+                let attribute = &*pg_sys::TupleDescAttr(self.descriptor, index as i32);
+                #[cfg(not(feature = "pg18"))]
+                let attribute = &*(*self.descriptor).attrs.as_ptr().add(index);
+                attribute
+            };
+            (!attribute.attisdropped).then(|| Column {
+                index,
+                // SAFETY: a name ends with a zero byte.
+                name: unsafe { CStr::from_ptr(attribute.attname.data.as_ptr()) }.to_bytes().to_vec(),
+                type_oid: attribute.atttypid,
+                is_virtual: attribute.attgenerated as u8 == b'v',
+            })
+        };
+        (0..self.width()).filter_map(column).collect()
+    }
+}
+
+/// Looks at a relation; `None` if there is none of this OID. It is locked as a query locks it, while it is looked at.
+pub(crate) fn look_at<T>(relation: pg_sys::Oid, look: impl FnOnce(&Rel<'_>) -> T) -> Option<T> {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the relation is open until it is closed here; after an ERROR the transaction's resource owner closes it.
+    unsafe {
+        let relation = pg_sys::try_relation_open(relation, lock);
+        if relation.is_null() {
+            return None;
+        }
+        let result = look(&Rel::new(relation));
+        pg_sys::relation_close(relation, lock);
+        Some(result)
     }
 }
 

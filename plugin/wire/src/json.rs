@@ -27,7 +27,7 @@ impl Output for Vec<u8> {
 /// ordinal, commit_time, xid, and error where the event is an error event. No newline is written.
 ///
 /// A JSON payload stands in the object as it is (line breaks between its tokens become spaces), text as a string, bytea as
-/// a string in base64; a field that is NULL is `null`.
+/// a string in base64; a field that is NULL is `null`, and so are position and time where they are not known.
 pub fn write(out: &mut impl Output, transaction: &Transaction, event: &Event<'_>) {
     let Event { outbox, ordinal, id, seq: _, event_type, key, headers, payload, error } = event;
     out.put(b"{\"outbox\":\"");
@@ -66,13 +66,22 @@ pub fn write(out: &mut impl Output, transaction: &Transaction, event: &Event<'_>
         },
     }
     let Transaction { commit_lsn, end_lsn: _, commit_time, xid } = transaction;
-    out.put(b",\"commit_lsn\":\"");
-    lsn(out, *commit_lsn);
-    out.put(b"\",\"ordinal\":");
+    // A stored row does not know its place in the log.
+    if *commit_lsn == Lsn::ZERO {
+        out.put(b",\"commit_lsn\":null,\"ordinal\":");
+    } else {
+        out.put(b",\"commit_lsn\":\"");
+        lsn(out, *commit_lsn);
+        out.put(b"\",\"ordinal\":");
+    }
     decimal(out, *ordinal, 1);
-    out.put(b",\"commit_time\":\"");
-    time(out, *commit_time);
-    out.put(b"\",\"xid\":");
+    if *commit_time == PgMicros::UNKNOWN {
+        out.put(b",\"commit_time\":null,\"xid\":");
+    } else {
+        out.put(b",\"commit_time\":\"");
+        time(out, *commit_time);
+        out.put(b"\",\"xid\":");
+    }
     decimal(out, *xid, 1);
     if let Some(EventError { code, detail, raw }) = error {
         print(out, format_args!(",\"error\":{{\"code\":\"{}\",\"detail\":", code.name()));

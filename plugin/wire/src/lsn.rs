@@ -8,7 +8,8 @@ use core::str::FromStr;
 pub struct Lsn(pub u64);
 
 impl Lsn {
-    /// The invalid position `0/0`; to `START_REPLICATION` it means "where the slot stands".
+    /// The invalid position `0/0`; to `START_REPLICATION` it means "where the slot stands", in the frame of a stored row that
+    /// its place in the log is not known.
     pub const ZERO: Self = Self(0);
 }
 

@@ -12,6 +12,9 @@ const EPOCH_SECONDS: i64 = 946_684_800;
 const DAYS_FROM_MARCH_0: i64 = 730_425;
 
 impl PgMicros {
+    /// No known moment: what PostgreSQL takes for `-infinity`, and no clock shows. Only frames of stored rows have it.
+    pub const UNKNOWN: Self = Self(i64::MIN);
+
     /// From microseconds since 1970-01-01 UTC; `None` if out of range.
     pub fn from_unix_micros(micros: i64) -> Option<Self> {
         micros.checked_sub(EPOCH_SECONDS * 1_000_000).map(Self)

@@ -214,3 +214,18 @@ fn base64(bytes: &[u8]) -> String {
     }
     text
 }
+
+#[test]
+fn place_and_time_are_null_where_they_are_not_known() {
+    let at = Transaction { commit_lsn: Lsn::ZERO, end_lsn: Lsn::ZERO, commit_time: PgMicros::UNKNOWN, xid: 3 };
+    let written = |transaction: &Transaction| {
+        let mut line = Vec::new();
+        json::write(&mut line, transaction, &plain().event());
+        serde_json::from_slice::<Value>(&line).unwrap()
+    };
+    let unknown = written(&at);
+    assert_eq!((&unknown["commit_lsn"], &unknown["commit_time"]), (&Value::Null, &Value::Null));
+    assert_eq!((&unknown["ordinal"], &unknown["xid"]), (&json!(5), &json!(3)));
+    let known = written(&Transaction { commit_lsn: Lsn(1), commit_time: PgMicros(0), ..at });
+    assert_eq!((&known["commit_lsn"], &known["commit_time"]), (&json!("0/1"), &json!("2000-01-01T00:00:00.000000Z")));
+}
