@@ -1,5 +1,7 @@
 //! The command line.
 
+mod group;
+
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use crate::format::{CloudEvents, Format};
 use crate::run::{Limits, run};
 use crate::sink::Stdout;
 use crate::transport::{ConnInfo, connect_sql};
-use crate::{group, signal};
+use crate::signal;
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
 #[derive(Debug, Parser)]
@@ -44,7 +46,7 @@ enum Command {
     Run(Run),
     /// Consumer groups: each has its own position in the stream, kept by a replication slot
     #[command(subcommand)]
-    Group(Group),
+    Group(group::Group),
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
@@ -83,9 +85,19 @@ struct Run {
     /// Stop when no event has come for so long (as 500ms, 10s, 2min) and nothing is left to deliver
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     exit_when_idle: Option<Duration>,
-    /// How long to wait at the start for a slot that another connection holds
+    /// How long to wait for a slot that a connection holds which is no member of the group
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     slot_wait: Duration,
+    /// After how long without contact to the server another member takes over [1s to 1h]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = session_timeout)]
+    session_timeout: Duration,
+    /// How this member of the group is called in the server's views [default: machine and process]
+    #[arg(long, value_name = "NAME")]
+    member: Option<String>,
+    /// If the group's slot is lost, or the server was promoted or restored: make the slot anew and deliver from the outboxes
+    /// what the group had not confirmed
+    #[arg(long, requires = "group")]
+    recover: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -116,25 +128,6 @@ enum OriginName {
 }
 
 #[derive(Debug, Subcommand)]
-enum Group {
-    /// Make a group that reads from now on; waits for the transactions that are writing
-    Create {
-        /// Name: 1 to 40 characters of a-z, 0-9 and _
-        name: String,
-        /// An outbox to read, as orders or public.orders; may be given several times
-        #[arg(long = "outbox", required = true, value_name = "OUTBOX")]
-        outboxes: Vec<String>,
-    },
-    /// List the groups and where they stand
-    List,
-    /// Drop a group and its slot; what it has not confirmed is never delivered to it
-    Drop {
-        /// Name
-        name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 enum Outbox {
     /// List the outboxes
     List,
@@ -149,30 +142,9 @@ impl Cli {
         let info = ConnInfo::resolve(self.database.as_deref())?;
         match self.command {
             Command::Run(arguments) => stream(arguments, self.database, &info).await,
-            Command::Group(Group::Create { name, outboxes }) => {
-                let slot = group::create(&connect_sql(&info).await?, &name, &outboxes).await?;
-                say(&format!("created consumer group {name} with replication slot {slot}\n"))
-            }
-            Command::Group(Group::Drop { name }) => {
-                group::drop(&connect_sql(&info).await?, &name).await?;
-                say(&format!("dropped consumer group {name}\n"))
-            }
-            Command::Group(Group::List) => {
-                let rows = group::list(&connect_sql(&info).await?).await?.into_iter().map(|group| {
-                    [
-                        group.name,
-                        group.outboxes.join(","),
-                        group.slot_name,
-                        group.active_pid.map_or("-".into(), |pid| pid.to_string()),
-                        group.confirmed.map_or("-".into(), |lsn| lsn.to_string()),
-                        group.lag_bytes.map_or("-".into(), |bytes| bytes.to_string()),
-                        group.wal_status.unwrap_or("-".into()),
-                    ]
-                });
-                table(["GROUP", "OUTBOXES", "SLOT", "ACTIVE PID", "CONFIRMED", "LAG BYTES", "WAL"], rows)
-            }
+            Command::Group(command) => command.execute(&info).await,
             Command::Outbox(Outbox::List) => {
-                let rows = group::outboxes(&connect_sql(&info).await?).await?.into_iter().map(|outbox| {
+                let rows = crate::group::outboxes(&connect_sql(&info).await?).await?.into_iter().map(|outbox| {
                     [
                         format!("{}.{}", outbox.schema, outbox.name),
                         outbox.payload_type.unwrap_or("-".into()),
@@ -191,7 +163,11 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     let mut stop = std::pin::pin!(signal::stop()?);
     let format = arguments.format(info)?;
     let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
-    let mut builder = Builder::new(database).slot_wait(arguments.slot_wait);
+    let mut builder = Builder::new(database)
+        .slot_wait(arguments.slot_wait)
+        .session_timeout(arguments.session_timeout)
+        .recover(arguments.recover);
+    builder.member = arguments.member;
     builder.source = arguments.group.map(Source::Group).or(arguments.slot.map(Source::Slot));
     builder.until = arguments.until_lsn;
     builder.options.compression = match arguments.compression {
@@ -231,6 +207,14 @@ impl Run {
             }
         }
     }
+}
+
+fn session_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&timeout) {
+        return Ok(timeout);
+    }
+    Err("must be from 1s to 1h".to_owned())
 }
 
 /// True if there is nothing but what RFC 3986 lets stand in a URI, and something.

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::feed::{Batch, Feed, Part, Shared};
-use crate::group;
+use crate::member::{self, Membership};
 use crate::progress::Positions;
 use crate::transport::ConnInfo;
 
@@ -62,6 +62,10 @@ pub struct Builder {
     pub(crate) confirm_interval: Duration,
     pub(crate) slot_wait: Duration,
     pub(crate) until: Option<Lsn>,
+    pub(crate) member: Option<String>,
+    pub(crate) session_timeout: Duration,
+    pub(crate) max_processing: Duration,
+    pub(crate) recover: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -140,7 +144,15 @@ impl Consumer {
         loop {
             // What is left over from a connection that broke comes again.
             if let Some(current) = self.current.as_mut().filter(|current| self.shared.is_current(current.connection)) {
+                if !self.shared.lease.is_valid() {
+                    // Asked again when it is renewed, or when the place is lost.
+                    self.shared.wake_when_leased(cx.waker());
+                    if !self.shared.lease.is_valid() {
+                        return Poll::Pending;
+                    }
+                }
                 if let Some(event) = current.events.next() {
+                    self.shared.hand_out();
                     self.unfinished = match (current.events.len(), current.end) {
                         (0, Some(end)) => {
                             self.shared.progress().dispatched(end);
@@ -219,6 +231,21 @@ impl Builder {
             confirm_interval: Duration::from_millis(100),
             slot_wait: Duration::from_secs(10),
             until: None,
+            member: None,
+            session_timeout: Duration::from_secs(30),
+            max_processing: Duration::from_secs(300),
+            recover: false,
+        }
+    }
+
+    pub(crate) fn membership(&self, info: ConnInfo, group: String) -> Membership {
+        Membership {
+            info,
+            group,
+            member: self.member.clone().unwrap_or_else(member::default_name),
+            session_timeout: self.session_timeout,
+            max_processing: self.max_processing,
+            recover: self.recover,
         }
     }
 
@@ -293,6 +320,29 @@ impl Builder {
         self
     }
 
+    /// How this member of the group is called in the server's views (machine and process).
+    #[must_use]
+    pub fn member(mut self, name: impl Into<String>) -> Self {
+        self.member = Some(name.into());
+        self
+    }
+
+    /// After how long without contact to the server another member takes the place (30 s, at least 1 s). A member that was
+    /// killed is replaced at once, as its connections end; this is for one that is frozen or cut off.
+    #[must_use]
+    pub fn session_timeout(mut self, timeout: Duration) -> Self {
+        self.session_timeout = timeout.max(Duration::from_secs(1));
+        self
+    }
+
+    /// Makes the group's slot anew by itself when it is lost, or when the server is another one: what had not been
+    /// confirmed is delivered from the outboxes (not unless asked).
+    #[must_use]
+    pub fn recover(mut self, recover: bool) -> Self {
+        self.recover = recover;
+        self
+    }
+
     /// Asks the plugin for another version of the stream than this build speaks.
     #[doc(hidden)]
     #[must_use]
@@ -309,19 +359,11 @@ impl Builder {
     /// [`Consumer::next`]; broken connections do not.
     pub async fn connect(mut self) -> Result<Consumer> {
         let info = ConnInfo::resolve(self.conninfo.as_deref())?;
-        let slot = match self.source.take() {
-            Some(Source::Slot(slot)) => slot,
-            Some(Source::Group(name)) => {
-                let group = group::find(&info, &name).await?;
-                self.options.outboxes = Some(group.selectors());
-                group.slot_name
-            }
-            None => {
-                return Err(Error::new(ErrorKind::Usage, "neither a group nor a slot is named")
-                    .with_hint("Call group() or slot() on the builder."));
-            }
+        let Some(source) = self.source.take() else {
+            return Err(Error::new(ErrorKind::Usage, "neither a group nor a slot is named")
+                .with_hint("Call group() or slot() on the builder."));
         };
-        let (feed, link, shared, batches) = Feed::open(info, slot, self).await?;
+        let (feed, link, shared, batches) = Feed::open(info, source, self).await?;
         Ok(Consumer { shared, batches, current: None, unfinished: None, feed: tokio::spawn(feed.run(link)) })
     }
 }

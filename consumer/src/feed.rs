@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,19 +12,31 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use crate::backfill::{Backfill, Chunk, FIRST_ROWS};
 use crate::backoff::Backoff;
-use crate::consumer::Builder;
+use crate::consumer::{Builder, Source};
 use crate::decode::FrameReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::lease::{Lease, Moment};
+use crate::member::{Lost, Membership, Place};
 use crate::progress::Progress;
 use crate::slot;
 use crate::transport::{ConnInfo, CopyBoth, Received, Replication, Status, SystemId, connect_sql};
 
 /// What the task shares with the consumer and with every delivery.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     progress: Mutex<Progress>,
+    /// For how long events may be handed out.
+    pub(crate) lease: Lease,
+    /// Nothing is left to be delivered from the table.
+    backfilled: AtomicBool,
+    /// Whoever waits for the lease to be renewed.
+    waker: Mutex<Option<Waker>>,
+    /// Events handed out, and acknowledged; those that were dropped are among the former alone.
+    handed_out: AtomicU64,
+    acknowledged: AtomicU64,
     /// Counts connections.
     connection: AtomicU64,
     closing: AtomicBool,
@@ -52,16 +65,73 @@ pub(crate) struct Part {
 }
 
 impl Shared {
+    pub(crate) fn new(lease: Lease) -> Self {
+        Self {
+            progress: Mutex::default(),
+            lease,
+            backfilled: AtomicBool::default(),
+            waker: Mutex::default(),
+            handed_out: AtomicU64::default(),
+            acknowledged: AtomicU64::default(),
+            connection: AtomicU64::default(),
+            closing: AtomicBool::default(),
+            ping: AtomicBool::default(),
+            wake: Notify::default(),
+            settled: Notify::default(),
+        }
+    }
+
     pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
         // Every method leaves the positions consistent, so a panic elsewhere does not spoil them.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn acknowledge(&self, transaction: u64) {
-        if self.progress().acknowledge(transaction) {
+        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        let (rose, idle) = {
+            let mut progress = self.progress();
+            (progress.acknowledge(transaction), progress.is_idle())
+        };
+        if rose || idle {
             self.wake.notify_one();
             self.settled.notify_waiters();
         }
+    }
+
+    /// The server has answered what was sent then.
+    pub(crate) fn renew_lease(&self, sent: Moment, lasts: Duration) {
+        self.lease.renewed(sent, lasts);
+        self.wake_leased();
+    }
+
+    pub(crate) fn wake_when_leased(&self, waker: &Waker) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+    }
+
+    fn wake_leased(&self) {
+        if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn hand_out(&self) {
+        self.handed_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Transactions of which every event has been acknowledged, and all before them.
+    pub(crate) fn settled_transactions(&self) -> u64 {
+        self.progress().settled()
+    }
+
+    /// Waits until what has been handed out is acknowledged.
+    async fn all_acknowledged(&self) {
+        while self.acknowledged.load(Ordering::Relaxed) < self.handed_out.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn is_backfilled(&self) -> bool {
+        self.backfilled.load(Ordering::Relaxed)
     }
 
     /// Asks the server how far it is.
@@ -92,12 +162,17 @@ impl Shared {
     }
 }
 
+/// What is read.
+pub(crate) enum Reader {
+    Slot(String),
+    Group(Membership, Option<Place>),
+}
+
 /// The task's state.
 pub(crate) struct Feed {
     info: ConnInfo,
-    slot: String,
+    reader: Reader,
     builder: Builder,
-    options: Vec<(&'static str, String)>,
     shared: Arc<Shared>,
     /// The position asked for is reached: the rest of the stream is not for us.
     ended: bool,
@@ -129,43 +204,31 @@ struct Waiting {
     bytes: usize,
 }
 
+/// How long a member that is paused waits for what its sink has under way.
+const UNDER_WAY: Duration = Duration::from_secs(5);
+
 /// Frames are handed over together up to about so many bytes.
 const TOGETHER_BYTES: usize = 256 << 10;
 
 impl Feed {
-    /// Looks at the slot, connects, and starts replication. The link is what [`run`](Self::run) begins with.
+    /// Looks at the slot, connects, and starts replication; for a group, once there is no other active member. What comes from
+    /// the table comes first, so then there is no link yet. The link is what [`run`](Self::run) begins with.
     pub(crate) async fn open(
         info: ConnInfo,
-        slot: String,
+        source: Source,
         builder: Builder,
-    ) -> Result<(Self, Link, Arc<Shared>, mpsc::UnboundedReceiver<Result<Batch>>)> {
-        let sql = connect_sql(&info).await?;
-        slot::inspect(&sql, &slot).await?;
-        let options = builder.options.render();
-        let deadline = Instant::now() + builder.slot_wait;
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        let link = loop {
-            match Link::open(&info, &slot, &options).await {
-                Err(error) if error.kind() == ErrorKind::SlotInUse => {
-                    let error = slot::explain_in_use(&sql, &slot).await;
-                    if Instant::now() >= deadline {
-                        return Err(error);
-                    }
-                    info!("waiting for the slot: {error}");
-                    sleep(backoff.next()).await;
-                }
-                Err(error) => return Err(slot::explain(&sql, &slot, error).await),
-                Ok(link) => break link,
-            }
+    ) -> Result<(Self, Option<Link>, Arc<Shared>, mpsc::UnboundedReceiver<Result<Batch>>)> {
+        let (lease, reader) = match source {
+            Source::Slot(slot) => (Lease::unlimited(), Reader::Slot(slot)),
+            Source::Group(group) => (Lease::none(), Reader::Group(builder.membership(info.clone(), group), None)),
         };
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(lease));
         let (sender, batches) = mpsc::unbounded_channel();
         let queue_bytes = u32::try_from(builder.queue_bytes).unwrap_or(u32::MAX).clamp(1, MOST_QUEUE_BYTES);
-        let feed = Self {
+        let mut feed = Self {
             info,
-            slot,
+            reader,
             builder,
-            options,
             shared: Arc::clone(&shared),
             ended: false,
             batches: Some(sender),
@@ -173,78 +236,228 @@ impl Feed {
             queue_bytes,
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
         };
+        feed.take_place().await?;
+        let link = if feed.backfills().iter().all(|backfill| backfill.finished) {
+            Some(feed.wait_for_link().await?)
+        } else {
+            None
+        };
         Ok((feed, link, shared, batches))
     }
 
     /// Runs until the consumer is closed or nothing more can be delivered. An error goes to the application as the last item of
     /// the stream, or is the result if the application has left the stream.
-    pub(crate) async fn run(mut self, mut link: Link) -> Result<()> {
+    pub(crate) async fn run(mut self, link: Option<Link>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let result = loop {
-            let error = match self.stream(&mut link).await {
-                Ok(()) => break self.end(link).await,
-                Err(error) => error,
-            };
-            // The server frees the slot once the connection is closed.
-            let Link { identity, stream, .. } = link;
-            drop(stream);
-            // What was confirmed last may be lost with the link; then it comes again.
-            if shared.is_closing() {
-                break Err(error);
-            }
-            if error.is_transient() {
-                warn!("lost the connection: {}", error.chain());
-                match self.reconnect(&identity).await {
-                    Ok(Some(another)) => {
-                        link = another;
-                        continue;
-                    }
-                    Ok(None) => break Err(error),
-                    Err(error) => break self.give_up(error),
-                }
-            }
-            break self.give_up(error);
-        };
+        let result = self.deliver(link).await;
+        if let Reader::Group(_, place) = &mut self.reader
+            && let Some(place) = place.take()
+        {
+            place.release().await;
+        }
         shared.settled.notify_waiters();
         result
     }
 
-    fn give_up(&mut self, error: Error) -> Result<()> {
-        match self.batches.take().map(|batches| batches.send(Err(error))) {
-            Some(Err(mpsc::error::SendError(Err(error)))) => Err(error),
-            _ => Ok(()),
+    async fn deliver(&mut self, mut link: Option<Link>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut before = None;
+        loop {
+            let error = match link.take() {
+                Some(mut link) => {
+                    before = Some(link.identity.clone());
+                    match self.stream(&mut link).await {
+                        Ok(()) => return self.end(link).await,
+                        // The server frees the slot once the connection is closed.
+                        Err(error) => error,
+                    }
+                }
+                None => match self.attach(before.as_ref()).await {
+                    Ok(Some(another)) => {
+                        link = Some(another);
+                        continue;
+                    }
+                    Ok(None) => return Ok(()),
+                    Err(error) => error,
+                },
+            };
+            // What was confirmed last may be lost with the link; then it comes again.
+            if shared.is_closing() {
+                return Err(error);
+            }
+            // The server may not have noticed yet that our own former connection is gone.
+            if !error.is_transient() && error.kind() != ErrorKind::SlotInUse {
+                return self.give_up(error);
+            }
+            if let Reader::Group(_, place) = &mut self.reader
+                && place.as_ref().is_some_and(Place::is_lost)
+            {
+                *place = None;
+            }
+            if error.kind() == ErrorKind::PlaceLost {
+                warn!("{}", error.chain());
+            } else {
+                warn!("lost the connection: {}", error.chain());
+                tokio::select! {
+                    () = sleep(self.backoff.next()) => {}
+                    () = shared.closed() => return Err(error),
+                }
+            }
         }
     }
 
-    /// A new connection, however long it takes. None if the consumer is closed meanwhile.
-    async fn reconnect(&mut self, before: &SystemId) -> Result<Option<Link>> {
-        loop {
-            let wait = self.backoff.next();
-            let link = tokio::select! {
-                link = async { sleep(wait).await; Link::open(&self.info, &self.slot, &self.options).await } => link,
-                () = self.shared.closed() => return Ok(None),
-            };
-            let link = match link {
-                // The server may not have noticed yet that our own former connection is gone.
-                Err(error) if error.is_transient() || error.kind() == ErrorKind::SlotInUse => {
-                    warn!("cannot connect yet: {}", error.chain());
-                    continue;
+    /// A link after the former one, of which nothing counts any more. For a group, takes the place first and delivers what is
+    /// to come from the table. None if the consumer is closed meanwhile.
+    async fn attach(&mut self, before: Option<&SystemId>) -> Result<Option<Link>> {
+        let shared = Arc::clone(&self.shared);
+        let closed = async {
+            shared.closed().await;
+        };
+        tokio::select! {
+            link = async {
+                self.shared.connection.fetch_add(1, Ordering::Relaxed);
+                self.shared.progress().reconnected();
+                self.shared.wake_leased();
+                self.take_place().await?;
+                self.backfill().await?;
+                let link = self.wait_for_link().await?;
+                let now = &link.identity;
+                if before.is_some_and(|before| (before.system_id, before.timeline) != (now.system_id, now.timeline)) {
+                    // The same positions mean other transactions there.
+                    warn!("the server is another one: system {} timeline {}", now.system_id, now.timeline);
+                    self.shared.progress().moved();
                 }
-                link => link?,
-            };
-            self.shared.connection.fetch_add(1, Ordering::Relaxed);
-            let mut progress = self.shared.progress();
-            let now = &link.identity;
-            if (before.system_id, before.timeline) == (now.system_id, now.timeline) {
-                progress.reconnected();
-            } else {
-                // The same positions mean other transactions there.
-                warn!("the server is another one: system {} timeline {}", now.system_id, now.timeline);
-                progress.moved();
+                if before.is_some() {
+                    info!("connected again");
+                }
+                Ok(Some(link))
+            } => link,
+            () = closed => Ok(None),
+        }
+    }
+
+    /// Waits until this process is the group's active member.
+    async fn take_place(&mut self) -> Result<()> {
+        let Reader::Group(membership, place) = &mut self.reader else { return Ok(()) };
+        if place.is_some() {
+            return Ok(());
+        }
+        let taken = membership.acquire(&self.shared).await?;
+        self.builder.options.outboxes = Some(taken.selectors.clone());
+        let backfilled = taken.backfills.iter().all(|backfill| backfill.finished);
+        self.shared.backfilled.store(backfilled, Ordering::Relaxed);
+        *place = Some(taken);
+        Ok(())
+    }
+
+    fn backfills(&self) -> &[Backfill] {
+        match &self.reader {
+            Reader::Group(_, Some(place)) => &place.backfills,
+            _ => &[],
+        }
+    }
+
+    /// A link to the slot. Waits for a while if it is in use: that of a consumer that was killed is freed only when the server notices.
+    async fn wait_for_link(&self) -> Result<Link> {
+        let (slot, most, session_timeout) = match &self.reader {
+            Reader::Slot(slot) => (slot, self.builder.slot_wait, None),
+            Reader::Group(membership, Some(place)) => {
+                let timeout = membership.session_timeout;
+                (&place.slot_name, self.builder.slot_wait.max(2 * timeout), Some(timeout))
             }
-            drop(progress);
-            info!("connected again");
-            return Ok(Some(link));
+            Reader::Group(_, None) => return Err(Error::new(ErrorKind::PlaceLost, "there is no place to read from")),
+        };
+        let sql = connect_sql(&self.info).await?;
+        slot::inspect(&sql, slot).await?;
+        let options = self.builder.options.render();
+        let deadline = Instant::now() + most;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        loop {
+            match Link::open(&self.info, slot, &options, session_timeout).await {
+                Err(error) if error.kind() == ErrorKind::SlotInUse => {
+                    let error = slot::explain_in_use(&sql, slot).await;
+                    if Instant::now() >= deadline {
+                        return Err(error);
+                    }
+                    info!("waiting for the slot: {error}");
+                    sleep(backoff.next()).await;
+                }
+                Err(error) => return Err(slot::explain(&sql, slot, error).await),
+                Ok(link) => return Ok(link),
+            }
+        }
+    }
+
+    /// Delivers what is to come from the table.
+    async fn backfill(&mut self) -> Result<()> {
+        let Reader::Group(membership, Some(place)) = &self.reader else { return Ok(()) };
+        for backfill in place.backfills.iter().filter(|backfill| !backfill.finished) {
+            let client = connect_sql(&self.info).await?;
+            let (mut delivered, mut rows) = (0, FIRST_ROWS);
+            let mut chunk = backfill.read(&client, &membership.group, None, rows).await?;
+            while !chunk.events.is_empty() {
+                delivered += chunk.events.len();
+                rows = Backfill::next_rows(&chunk);
+                let position = chunk.position;
+                // While this one is delivered the next one is read.
+                let next = backfill.read(&client, &membership.group, Some(position), rows);
+                let (settled, next) = tokio::join!(self.deliver_stored(chunk, place), next);
+                settled?;
+                place.backfilled(backfill.outbox, position, false).await?;
+                chunk = next?;
+            }
+            place.backfilled(backfill.outbox, chunk.position, true).await?;
+            info!("delivered {delivered} stored events");
+        }
+        self.shared.backfilled.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Hands stored events out and waits until they are acknowledged. Each counts as a transaction without a position.
+    async fn deliver_stored(&self, chunk: Chunk, place: &Place) -> Result<()> {
+        let lost = async || Err(place.lost().await.into_error(place.group()));
+        let connection = self.shared.connection.load(Ordering::Relaxed);
+        let mut events = chunk.events.into_iter().peekable();
+        while events.peek().is_some() {
+            let mut bytes = 0;
+            let mut parts = Vec::new();
+            while let Some(event) = events.next_if(|_| bytes < TOGETHER_BYTES) {
+                bytes += size_of::<Event>() + event.payload.as_ref().map_or(0, Bytes::len);
+                let mut progress = self.shared.progress();
+                let transaction = progress.begin(Lsn::default());
+                progress.frame(1, true);
+                parts.push(Part { transaction, end: Some(Lsn::default()), events: vec![event] });
+            }
+            let room = tokio::select! {
+                room = room(Arc::clone(&self.room), bytes, self.queue_bytes) => room,
+                error = lost() => return error,
+            };
+            if let Some(batches) = &self.batches {
+                // A closed channel means that the consumer is closing.
+                let _ = batches.send(Ok(Batch { connection, parts, room }));
+            }
+        }
+        loop {
+            let settled = self.shared.settled.notified();
+            if self.shared.progress().is_idle() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = settled => {}
+                error = lost() => return error,
+            }
+        }
+    }
+
+    fn give_up(&mut self, error: Error) -> Result<()> {
+        if !self.shared.lease.is_valid() {
+            // What waits may not be delivered any more.
+            self.shared.connection.fetch_add(1, Ordering::Relaxed);
+            self.shared.wake_leased();
+        }
+        match self.batches.take().map(|batches| batches.send(Err(error))) {
+            Some(Err(mpsc::error::SendError(Err(error)))) => Err(error),
+            _ => Ok(()),
         }
     }
 
@@ -257,6 +470,7 @@ impl Feed {
         let mut transaction = None;
         let mut last_status = Instant::now();
         let mut last_heard = Instant::now();
+        let mut lost = pin!(self.lost());
         let mut shutdown = pin!(shutdown(self.info.clone(), Arc::clone(&self.shared), link.heartbeat));
         loop {
             if self.shared.is_closing() {
@@ -317,6 +531,11 @@ impl Feed {
                         received = link.stream.try_recv();
                     }
                 }
+                error = &mut lost => {
+                    // What was acknowledged until now is done, whoever goes on.
+                    let _ = self.report(link, false).await;
+                    return Err(error);
+                }
                 error = &mut shutdown => return Err(error),
             }
             if report {
@@ -334,6 +553,23 @@ impl Feed {
         }
     }
 
+    /// Ends when the place is lost. When the group is paused, what is under way is waited for.
+    fn lost(&self) -> impl Future<Output = Error> + use<> {
+        let place = match &self.reader {
+            Reader::Group(membership, Some(place)) => Some((membership.group.clone(), place.lost())),
+            _ => None,
+        };
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let Some((group, lost)) = place else { return std::future::pending().await };
+            let lost = lost.await;
+            if lost == Lost::Paused {
+                let _ = timeout(UNDER_WAY, shared.all_acknowledged()).await;
+            }
+            lost.into_error(&group)
+        }
+    }
+
     /// Takes a frame in; its events wait for room in the queue.
     fn receive(
         &mut self,
@@ -345,7 +581,7 @@ impl Feed {
         if self.ended {
             return Ok(());
         }
-        let received = reader.read(frame)?;
+        let mut received = reader.read(frame)?;
         let header = received.transaction;
         if self.builder.until.is_some_and(|until| received.first && header.commit_lsn >= until) {
             self.ended = true;
@@ -361,7 +597,18 @@ impl Feed {
             *transaction = None;
         }
         let Some(number) = number else { return Ok(()) };
+        let backfills = match &self.reader {
+            Reader::Group(_, Some(place)) => &*place.backfills,
+            _ => &[],
+        };
+        if !backfills.is_empty() {
+            received.events.retain(|event| !backfills.iter().any(|backfill| backfill.covers(event)));
+        }
         progress.frame(received.events.len(), received.last);
+        if received.events.is_empty() {
+            progress.settle();
+            return Ok(());
+        }
         waiting.bytes += received.bytes + received.events.len() * size_of::<Event>();
         waiting.parts.push(Part {
             transaction: number,
@@ -398,7 +645,7 @@ impl Feed {
     }
 
     /// Confirms what is durable and ends the connection in order.
-    async fn end(mut self, mut link: Link) -> Result<()> {
+    async fn end(&mut self, mut link: Link) -> Result<()> {
         self.report(&mut link, false).await?;
         link.stream.finish().await
     }
@@ -444,13 +691,23 @@ async fn room(queue: Arc<Semaphore>, bytes: usize, most: u32) -> OwnedSemaphoreP
 
 impl Link {
     /// Connects and starts replication. A link that dies silently meanwhile is an error too.
-    async fn open(info: &ConnInfo, slot: &str, options: &[(&'static str, String)]) -> Result<Self> {
+    async fn open(
+        info: &ConnInfo,
+        slot: &str,
+        options: &[(&'static str, String)],
+        session_timeout: Option<Duration>,
+    ) -> Result<Self> {
         let late = |_| Error::new(ErrorKind::Connect, format!("the server did not start to stream within {START:?}"));
-        timeout(START, Self::start(info, slot, options)).await.map_err(late)?
+        timeout(START, Self::start(info, slot, options, session_timeout)).await.map_err(late)?
     }
 
-    async fn start(info: &ConnInfo, slot: &str, options: &[(&'static str, String)]) -> Result<Self> {
-        let mut replication = Replication::connect(info, &format!("postbox {slot}")).await?;
+    async fn start(
+        info: &ConnInfo,
+        slot: &str,
+        options: &[(&'static str, String)],
+        session_timeout: Option<Duration>,
+    ) -> Result<Self> {
+        let mut replication = Replication::connect(info, &format!("postbox {slot}"), session_timeout).await?;
         let identity = replication.identify().await?;
         let server_timeout = parse_interval(&replication.show("wal_sender_timeout").await?);
         let heartbeat = server_timeout.map_or(HEARTBEAT, |timeout| (timeout / 3).min(HEARTBEAT));

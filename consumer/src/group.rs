@@ -1,5 +1,7 @@
 //! Consumer groups and outboxes, as the schema `postbox` has them.
 
+use std::time::Duration;
+
 use postbox_wire::Lsn;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -52,18 +54,103 @@ pub(crate) fn missing(name: &str, dbname: &str) -> Error {
         .with_hint(format!("postbox group list shows the groups; postbox group create {name} --outbox … makes one."))
 }
 
-/// Makes a group that reads these outboxes from now on; the result is the name of its slot. Waits for the transactions
-/// that are writing now.
+/// A group to be made.
+#[derive(Clone, Debug)]
+pub struct NewGroup<'a> {
+    /// 1 to 40 characters of `a-z`, `0-9` and `_`.
+    pub name: &'a str,
+    /// Outboxes, as `orders` or `public.orders`.
+    pub outboxes: &'a [String],
+    /// Start at the earliest event that is stored, not at what commits from now on.
+    pub earliest: bool,
+    /// Have the server keep the slot on its standbys (PostgreSQL 17).
+    pub failover: bool,
+    /// Bytes of WAL that the group may hold back.
+    pub wal_budget: Option<i64>,
+    /// Beyond the budget the slot is dropped.
+    pub drop_over_budget: bool,
+    /// How long to wait for transactions that are writing.
+    pub timeout: Duration,
+}
+
+/// Makes a group; the result is the name of its slot. Waits for the transactions that are writing now.
 ///
 /// # Errors
-/// The name is taken or cannot be used, an outbox does not exist, or the server is not set up for logical decoding.
-pub async fn create(client: &Client, name: &str, outboxes: &[String]) -> Result<String> {
-    let sql = "SELECT postbox.create_consumer_group($1, $2)::text";
-    let rows = match query(client, sql, &[&name, &outboxes]).await {
+/// The name is taken or cannot be used, an outbox does not exist, transactions do not end in time, or the server is not set up
+/// for logical decoding.
+pub async fn create(client: &Client, new: &NewGroup<'_>) -> Result<String> {
+    let NewGroup { name, outboxes, earliest, failover, wal_budget, drop_over_budget, timeout } = new;
+    let start = if *earliest { "earliest" } else { "latest" };
+    let over = if *drop_over_budget { "drop" } else { "alert" };
+    let timeout = format!("{} milliseconds", timeout.as_millis());
+    let sql = "SELECT postbox.create_consumer_group($1, $2, $3, $4, $5, $6, $7::text::interval)::text";
+    let rows = match query(client, sql, &[name, outboxes, &start, failover, wal_budget, &over, &timeout]).await {
         Ok(rows) => rows,
         Err(error) => return Err(slot::explain(client, name, error).await),
     };
     rows.first().map_or_else(|| Ok(String::new()), |row| Ok(row.try_get(0)?))
+}
+
+/// Makes the members of a group stop delivering and leave its slot; false if it is paused already.
+///
+/// # Errors
+/// There is no such group.
+pub async fn pause(client: &Client, name: &str) -> Result<bool> {
+    one(query(client, "SELECT postbox.pause_consumer_group($1)", &[&name]).await?)
+}
+
+/// Lets a paused group go on; false if it is not paused.
+///
+/// # Errors
+/// There is no such group.
+pub async fn resume(client: &Client, name: &str) -> Result<bool> {
+    one(query(client, "SELECT postbox.resume_consumer_group($1)", &[&name]).await?)
+}
+
+/// Where a group is moved.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Seek {
+    /// `forward` or `backward`.
+    pub direction: String,
+    /// Where its slot stands.
+    pub from: Lsn,
+    /// Where the target lies, as far as that is known.
+    pub to: Option<Lsn>,
+    /// How many stored events would be delivered, when only asked.
+    pub stored_events: Option<i64>,
+}
+
+/// Moves a group to `earliest`, `latest`, a time, a position of the log or the id of an event; or only says what would happen.
+///
+/// # Errors
+/// A member is active, the target is not retained any more or lies in the future, or the group has lost its slot.
+pub async fn seek(client: &Client, name: &str, target: &str, dry_run: bool) -> Result<Seek> {
+    let sql = "SELECT direction, from_lsn, to_lsn, stored_events FROM postbox.seek_consumer_group($1, $2, $3)";
+    let rows = query(client, sql, &[&name, &target, &dry_run]).await?;
+    let Some(row) = rows.first() else { return Err(Error::new(ErrorKind::Protocol, "the server answered nothing")) };
+    let lsn = |lsn: tokio_postgres::types::PgLsn| Lsn(lsn.into());
+    Ok(Seek {
+        direction: row.try_get(0)?,
+        from: lsn(row.try_get(1)?),
+        to: row.try_get::<_, Option<_>>(2)?.map(lsn),
+        stored_events: row.try_get(3)?,
+    })
+}
+
+/// Everything about a group, to be read by people.
+///
+/// # Errors
+/// There is no such group.
+pub async fn describe(client: &Client, name: &str) -> Result<String> {
+    one(query(client, "SELECT postbox.describe_consumer_group($1)", &[&name]).await?)
+}
+
+fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(rows: Vec<Row>) -> Result<T> {
+    match rows.first() {
+        Some(row) => Ok(row.try_get(0)?),
+        None => Err(Error::new(ErrorKind::Protocol, "the server answered nothing")),
+    }
 }
 
 /// Drops a group and its slot: what it has not confirmed is never delivered to it.

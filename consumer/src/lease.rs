@@ -23,7 +23,11 @@ impl Moment {
 
 /// The right to deliver.
 #[derive(Clone, Debug)]
-pub(crate) struct Lease(Arc<Mutex<Option<Granted>>>);
+pub(crate) struct Lease {
+    granted: Arc<Mutex<Option<Granted>>>,
+    /// Nobody else may read: there is nothing to run out.
+    unlimited: bool,
+}
 
 #[derive(Debug)]
 struct Granted {
@@ -35,7 +39,12 @@ struct Granted {
 impl Lease {
     /// None yet.
     pub(crate) fn none() -> Self {
-        Self(Arc::new(Mutex::new(None)))
+        Self { granted: Arc::default(), unlimited: false }
+    }
+
+    /// For ever.
+    pub(crate) fn unlimited() -> Self {
+        Self { unlimited: true, ..Self::none() }
     }
 
     /// The server has answered what was sent then; it keeps the place for `lasts` from then on.
@@ -48,10 +57,10 @@ impl Lease {
     }
 
     pub(crate) fn is_valid(&self) -> bool {
-        self.lock().as_ref().is_some_and(|granted| granted.proven.elapsed() < granted.lasts)
+        self.unlimited || self.lock().as_ref().is_some_and(|granted| granted.proven.elapsed() < granted.lasts)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Granted>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

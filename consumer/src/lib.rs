@@ -36,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backfill;
 mod backoff;
 mod cli;
 mod consumer;
@@ -45,11 +46,14 @@ mod event;
 mod feed;
 mod format;
 pub mod group;
+mod lease;
+mod member;
 mod progress;
 mod run;
 mod signal;
 mod sink;
 mod slot;
+mod snapshot;
 pub mod transport;
 
 /// The README's example is compiled.

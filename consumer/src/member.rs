@@ -176,7 +176,7 @@ impl Membership {
         let client = Arc::new(client);
         let (sender, lost) = watch::channel(None);
         // The answers to what was sent since have come from a session that holds the lock.
-        shared.lease.renewed(sent, self.lease());
+        shared.renew_lease(sent, self.lease());
         let heartbeat = Heartbeat {
             client: Arc::clone(&client),
             membership: self.clone(),
@@ -231,12 +231,18 @@ fn can_recover(error: &Error) -> bool {
 }
 
 impl Place {
+    pub(crate) fn group(&self) -> &str {
+        &self.group
+    }
+
     /// Ends when the place is lost.
-    pub(crate) async fn lost(&self) -> Lost {
+    pub(crate) fn lost(&self) -> impl Future<Output = Lost> + use<> {
         let mut lost = self.lost.clone();
-        match lost.wait_for(Option::is_some).await.map(|lost| lost.clone()) {
-            Ok(Some(lost)) => lost,
-            _ => Lost::CutOff("the heartbeat ended".to_owned()),
+        async move {
+            match lost.wait_for(Option::is_some).await.map(|lost| lost.clone()) {
+                Ok(Some(lost)) => lost,
+                _ => Lost::CutOff("the heartbeat ended".to_owned()),
+            }
         }
     }
 
@@ -253,7 +259,8 @@ impl Place {
     /// Leaves in order: the next member need not wonder what became of this one.
     pub(crate) async fn release(self) {
         self.heartbeat.abort();
-        let released = group::query(&self.client, "SELECT postbox._release($1, $2)", &[&self.group, &self.epoch]);
+        let released =
+            async { group::query(&self.client, "SELECT postbox._release($1, $2)", &[&self.group, &self.epoch]).await };
         if let Ok(Err(error)) = timeout(Duration::from_secs(5), released).await {
             debug!("could not leave in order: {}", error.chain());
         }
@@ -316,7 +323,7 @@ impl Heartbeat {
             if epoch != self.epoch {
                 return Lost::Replaced;
             }
-            self.shared.lease.renewed(sent, self.membership.lease());
+            self.shared.renew_lease(sent, self.membership.lease());
             if paused {
                 return Lost::Paused;
             }
@@ -348,7 +355,9 @@ impl Heartbeat {
         let Candidate { snapshot, lsn } = due;
         let lsn = tokio_postgres::types::PgLsn::from(lsn.0);
         let sql = "SELECT postbox._checkpoint($1, $2, $3::text::pg_catalog.pg_snapshot, $4)";
-        let written = group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]);
+        let written = async {
+            group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await
+        };
         let late = |_| Error::new(ErrorKind::Connect, "the server does not answer");
         timeout(self.membership.session_timeout, written).await.map_err(late)??;
         debug!(%snapshot, lsn = %due.lsn, "checkpoint");

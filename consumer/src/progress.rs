@@ -145,6 +145,11 @@ impl Progress {
         self.open.is_empty()
     }
 
+    /// Transactions that are finished, as are all before them.
+    pub(crate) fn settled(&self) -> u64 {
+        self.first
+    }
+
     pub(crate) fn positions(&self) -> Positions {
         let Self { received, dispatched, durable, confirmed, .. } = *self;
         Positions { received, dispatched, durable, confirmed }

@@ -1,5 +1,7 @@
 //! A connection that may stream from slots: asking the server who it is, and starting a stream.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes};
 use postbox_wire::Lsn;
 use postgres_protocol::message::frontend;
@@ -37,13 +39,17 @@ const PARAMETERS: [(&str, &str); 4] = [
 ];
 
 impl Replication {
-    /// Connects and logs in. The server shows `application_name` in its views, unless `info` has one of its own.
+    /// Connects and logs in. The server shows `application_name` in its views, unless `info` has one of its own. It ends the
+    /// session when it does not hear of the client for `session_timeout`, or else for its own `wal_sender_timeout`.
     ///
     /// # Errors
     /// [`ErrorKind::Connect`] and [`ErrorKind::Server`] may pass by themselves; [`ErrorKind::Tls`],
     /// [`ErrorKind::Login`] and [`ErrorKind::Setup`] (no REPLICATION attribute) need somebody.
-    pub async fn connect(info: &ConnInfo, application_name: &str) -> Result<Self> {
-        let (link, _) = connect::open(info, application_name, &PARAMETERS).await?;
+    pub async fn connect(info: &ConnInfo, application_name: &str, session_timeout: Option<Duration>) -> Result<Self> {
+        let session_timeout = session_timeout.map(|timeout| format!("{}ms", timeout.as_millis()));
+        let mut parameters = PARAMETERS.to_vec();
+        parameters.extend(session_timeout.as_deref().map(|timeout| ("wal_sender_timeout", timeout)));
+        let (link, _) = connect::open(info, application_name, &parameters).await?;
         Ok(Self { link })
     }
 
