@@ -48,10 +48,10 @@ declare
     candidates text[];
     found_type oid;
     found_type_name text;
-    is_virtual boolean;
     header text;
     header_names text[] := '{}';
-    arguments text := '';
+    -- role=column; no role and no header has an equals sign in its name.
+    arguments text[] := '{}';
 begin
     if name is null or schema is null or layout is null or '' in (event_id, type, payload) then
         raise exception using errcode = 'null_value_not_allowed',
@@ -140,7 +140,7 @@ begin
                 wanted := coalesce(candidates[1], spec.usual);
             end if;
         end if;
-        select a.atttypid, format_type(a.atttypid, null), a.attgenerated = 'v' into found_type, found_type_name, is_virtual
+        select a.atttypid, format_type(a.atttypid, null) into found_type, found_type_name
             from pg_attribute a
             where a.attrelid = target and a.attname = wanted and a.attnum > 0 and not a.attisdropped;
         if found and found_type <> all (spec.types) then
@@ -151,12 +151,6 @@ begin
                 hint = format('Name another column: postbox.adopt_outbox(%L, %L, %s => ''...'').', name, schema, spec.role)
                     || case when spec.optional then format(' With %s => '''' the events have none.', spec.role) else '' end;
         end if;
-        if found and is_virtual then
-            raise exception using errcode = 'feature_not_supported',
-                message = format('column "%s" of "%s.%s" is virtual and cannot be the %s of an event', wanted, schema, name, spec.role),
-                detail = 'It is computed when it is read; no row in the WAL holds its value.',
-                hint = 'Make it a stored generated column.';
-        end if;
         if not found and wanted <> '' and not (spec.optional and spec.given is null) then
             raise exception using errcode = 'undefined_column',
                 message = format('"%s.%s" has no column "%s" to be the %s of an event', schema, name, wanted, spec.role),
@@ -164,7 +158,7 @@ begin
                     || case when spec.role in ('key', 'headers') then format(' With %s => '''' the events have none.', spec.role) else '' end;
         end if;
         -- Every role is written down, so that a column that is added later does not change what events say.
-        arguments := arguments || format('%L, ', spec.role || '=' || case when found then wanted else '' end);
+        arguments := arguments || (spec.role || '=' || case when found then wanted else '' end);
     end loop;
 
     if coalesce(seq, '') <> '' or coalesce(xid, '') <> '' then
@@ -206,20 +200,12 @@ begin
                 header := substring(spec.element from '[^=]*$');
             end if;
         end if;
-        select a.attgenerated = 'v' into is_virtual
-            from pg_attribute a where a.attrelid = target and a.attname = wanted and a.attnum > 0 and not a.attisdropped;
-        if not found then
+        if not exists (select from pg_attribute a where a.attrelid = target and a.attname = wanted and a.attnum > 0 and not a.attisdropped) then
             raise exception using errcode = 'undefined_column',
                 message = format('"%s.%s" has no column "%s" to be a header', schema, name, wanted),
                 hint = case when spec.from_layout
                     then 'Say which columns are headers: header_columns => ''{...}''; with ''{}'' none is.'
                     else 'Each element of header_columns is a column, or column=header.' end;
-        end if;
-        if is_virtual then
-            raise exception using errcode = 'feature_not_supported',
-                message = format('column "%s" of "%s.%s" is virtual and cannot be a header', wanted, schema, name),
-                detail = 'It is computed when it is read; no row in the WAL holds its value.',
-                hint = 'Make it a stored generated column.';
         end if;
         if header = '' or header ~ '=' then
             raise exception using errcode = 'invalid_name',
@@ -232,13 +218,27 @@ begin
                 hint = format('Give one of them another name: header_columns => ''{"%s=..."}''.', wanted);
         end if;
         header_names := header_names || header;
-        arguments := arguments || format('%L, ', 'header:' || header || '=' || wanted);
+        arguments := arguments || ('header:' || header || '=' || wanted);
     end loop;
+
+    select a.attname into wanted
+        from pg_attribute a
+        where a.attrelid = target and a.attnum > 0 and not a.attisdropped and a.attgenerated = 'v'
+          and a.attname in (select substring(argument from '=(.*)') from unnest(arguments) as argument)
+        order by a.attnum limit 1;
+    if found then
+        raise exception using errcode = 'feature_not_supported',
+            message = format('column "%s" of "%s.%s" is virtual and cannot be part of an event', wanted, schema, name),
+            detail = 'It is computed when it is read; no row in the WAL holds its value.',
+            hint = 'Make it a stored generated column.';
+    end if;
 
     execute format(
         'create trigger postbox_outbox before update on %I.%I for each row when (false)
          execute function pg_catalog.suppress_redundant_updates_trigger(%s)',
-        schema, name, arguments || quote_literal('origin=adopted'));
+        schema, name,
+        (select string_agg(quote_literal(argument), ', ' order by n)
+         from unnest(arguments || 'origin=adopted'::text) with ordinality as a(argument, n)));
     return target;
 end
 $function$;

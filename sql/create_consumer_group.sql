@@ -17,7 +17,8 @@ begin
     if name is null or name !~ '^[a-z0-9_]{1,40}$' then
         raise exception using errcode = 'invalid_name',
             message = format('consumer group name %s is not 1 to 40 characters of a-z, 0-9 and _', coalesce('"' || name || '"', 'NULL')),
-            detail = 'It becomes part of the name of a replication slot.';
+            detail = 'It becomes part of the name of a replication slot.',
+            hint = 'For instance billing, or billing_eu.';
     end if;
     slot := postbox._slot_name(name, 0);
     if start is null or start not in ('latest', 'earliest') then

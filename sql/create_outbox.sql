@@ -18,7 +18,8 @@ declare
 begin
     if name is null or schema is null or payload_type is null or generation_rows is null then
         raise exception using errcode = 'null_value_not_allowed',
-            message = 'an outbox needs a name, a schema, a payload type and a number of rows per generation, none of them NULL';
+            message = 'an outbox needs a name, a schema, a payload type and a number of rows per generation, none of them NULL',
+            hint = 'Leave out what is to have its default: postbox.create_outbox(''orders'') needs no more than the name.';
     end if;
     if name = '' or octet_length(name) > max_name_bytes then
         raise exception using errcode = 'invalid_name',

@@ -28,7 +28,8 @@ begin
     delete from postbox.consumer_group g where g.name = drop_consumer_group.name;
     if not found then
         raise exception using errcode = 'undefined_object',
-            message = format('consumer group "%s" was dropped by another session just now', name);
+            message = format('consumer group "%s" was dropped by another session just now', name),
+            hint = 'The view postbox.consumer_groups lists the groups that are left.';
     end if;
     -- Last, because no rollback brings a slot back.
     if slot is not null then

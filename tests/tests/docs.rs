@@ -109,6 +109,14 @@ fn the_statements_of_the_operations_guide_run() {
         (!rows.is_empty()).then_some(rows)
     });
     assert!(rows.starts_with("public.order_events|"), "{rows}");
+
+    // What drops the slots of this database leaves those of another one.
+    cluster.psql("postgres", "CREATE DATABASE other");
+    make_slot(&cluster, "other", "of_another");
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
+    let drop_slots = page.split('`').find(|code| code.starts_with("SELECT pg_drop_replication_slot")).unwrap();
+    cluster.psql("postgres", drop_slots);
+    assert_eq!(cluster.psql("postgres", "SELECT slot_name FROM pg_replication_slots"), "of_another");
 }
 
 /// Runs a page from top to bottom. What `postbox run` prints is held against the JSON that follows it, except for what

@@ -6,6 +6,7 @@ mod methods;
 mod password;
 mod service;
 mod syntax;
+mod tls;
 
 use std::env;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(super) use self::hosts::{Host, Place, SOCKET_DIR};
 use self::keywords::Settings;
 pub(super) use self::methods::{Method, Methods};
 pub(super) use self::password::Password;
+pub(super) use self::tls::{CertMode, Identity, Revoked, Roots, SslMode, Tls, UserFile};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How to reach a server and log in.
@@ -48,100 +50,6 @@ pub struct ConnInfo {
     pub(super) keepalive: Option<Keepalive>,
     /// How long sent data may stay unacknowledged before the kernel gives the link up.
     pub(super) tcp_user_timeout: Option<Duration>,
-}
-
-/// How the link is encrypted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tls {
-    pub(super) mode: SslMode,
-    pub(super) roots: Roots,
-    pub(super) revoked: Revoked,
-    pub(super) versions: Versions,
-    /// What the client proves itself with, if the server asks.
-    pub(super) identity: Identity,
-    /// TLS from the first byte (PostgreSQL 17), without asking the server whether it has it.
-    pub(super) direct: bool,
-    /// Whether the host's name is sent in the handshake.
-    pub(super) sni: bool,
-}
-
-/// Whether TLS is used, and what the server's certificate must prove. Ordered by strength.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum SslMode {
-    /// Never TLS.
-    Disable,
-    /// TLS only if the server refuses to go without.
-    Allow,
-    /// TLS if the server has it.
-    Prefer,
-    /// TLS or nothing.
-    Require,
-    /// TLS, with a certificate that a known authority issued.
-    VerifyCa,
-    /// TLS, with a certificate that a known authority issued to this host.
-    VerifyFull,
-}
-
-/// The authorities that may vouch for the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Roots {
-    /// `~/.postgresql/root.crt`, used in every mode if it exists and required by the verify modes.
-    UserFile(Option<PathBuf>),
-    /// A file that was named, held to the same rule.
-    File(PathBuf),
-    /// Those that the operating system trusts.
-    System,
-}
-
-/// The lists of certificates that their authorities have revoked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Revoked {
-    /// `~/.postgresql/root.crl`, used if it exists.
-    UserFile(Option<PathBuf>),
-    /// A file, a directory of files, or both.
-    Named {
-        /// The file.
-        file: Option<PathBuf>,
-        /// The directory.
-        dir: Option<PathBuf>,
-    },
-}
-
-/// The versions of TLS that will do. There are two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Versions {
-    pub(super) tls12: bool,
-    pub(super) tls13: bool,
-}
-
-/// The client's certificate and its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) mode: CertMode,
-    pub(super) certificate: UserFile,
-    pub(super) key: UserFile,
-    /// Decrypts the key.
-    pub(super) password: Option<Password>,
-}
-
-/// Whether a client certificate is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CertMode {
-    /// Never.
-    Disable,
-    /// If there is one and the server asks for it.
-    Allow,
-    /// There must be one, and the server must ask for it.
-    Require,
-}
-
-/// A file of the user's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum UserFile {
-    /// It was named, so that it has to be there.
-    Named(PathBuf),
-    /// Where it is looked for if none was named; nothing without a home.
-    Default(Option<PathBuf>),
 }
 
 /// Whether the login is bound to the TLS session it travels in.
@@ -240,7 +148,7 @@ impl ConnInfo {
             Some(user) => user.to_owned(),
             None => operating_system_user()?,
         };
-        let tls = tls(&settings)?;
+        let tls = Tls::read(&settings)?;
         Ok(Self {
             hosts: hosts::read(&settings)?,
             dbname: settings.get("dbname").unwrap_or(&user).to_owned(),
@@ -317,91 +225,6 @@ fn in_home(path: &str) -> Option<PathBuf> {
     env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(path))
 }
 
-fn tls(settings: &Settings) -> Result<Tls> {
-    let roots = match settings.get("sslrootcert") {
-        Some("system") => Roots::System,
-        Some(file) => Roots::File(file.into()),
-        None => Roots::UserFile(in_home(".postgresql/root.crt")),
-    };
-    let direct = settings.one_of("sslnegotiation", false, &[("postgres", false), ("direct", true)])?;
-    // As in libpq: whoever names the system's authorities wants them checked.
-    let default = if roots == Roots::System { SslMode::VerifyFull } else { SslMode::Prefer };
-    let mode = settings.one_of(
-        "sslmode",
-        default,
-        &[
-            ("disable", SslMode::Disable),
-            ("allow", SslMode::Allow),
-            ("prefer", SslMode::Prefer),
-            ("require", SslMode::Require),
-            ("verify-ca", SslMode::VerifyCa),
-            ("verify-full", SslMode::VerifyFull),
-        ],
-    )?;
-    if roots == Roots::System && mode != SslMode::VerifyFull {
-        return Err(Error::new(ErrorKind::Usage, "sslrootcert=system needs sslmode=verify-full").with_hint(
-            "Anybody can have a certificate from a public authority; only the host's name tells servers apart.",
-        ));
-    }
-    if direct && mode < SslMode::Require {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            "sslnegotiation=direct needs sslmode=require, verify-ca or verify-full",
-        ));
-    }
-    let path = |keyword| settings.get(keyword).map(PathBuf::from);
-    let revoked = match (path("sslcrl"), path("sslcrldir")) {
-        (None, None) => Revoked::UserFile(in_home(".postgresql/root.crl")),
-        (file, dir) => Revoked::Named { file, dir },
-    };
-    let user_file =
-        |keyword, default| path(keyword).map_or_else(|| UserFile::Default(in_home(default)), UserFile::Named);
-    Ok(Tls {
-        mode,
-        roots,
-        revoked,
-        versions: versions(settings)?,
-        identity: Identity {
-            mode: settings.one_of(
-                "sslcertmode",
-                CertMode::Allow,
-                &[("disable", CertMode::Disable), ("allow", CertMode::Allow), ("require", CertMode::Require)],
-            )?,
-            certificate: user_file("sslcert", ".postgresql/postgresql.crt"),
-            key: user_file("sslkey", ".postgresql/postgresql.key"),
-            password: settings.get("sslpassword").map(Password::new),
-        },
-        direct,
-        sni: settings.one_of("sslsni", true, &[("0", false), ("1", true)])?,
-    })
-}
-
-fn versions(settings: &Settings) -> Result<Versions> {
-    const MIN: &str = "ssl_min_protocol_version";
-    const MAX: &str = "ssl_max_protocol_version";
-    let version = |keyword| settings.get(keyword).map(str::to_ascii_lowercase);
-    let tls12 = match version(MIN).as_deref() {
-        // Older versions are never spoken, so that a lower limit below 1.2 is kept as well.
-        None | Some("tlsv1" | "tlsv1.1" | "tlsv1.2") => true,
-        Some("tlsv1.3") => false,
-        Some(_) => return Err(settings.wrong(MIN, "is not one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3")),
-    };
-    let tls13 = match version(MAX).as_deref() {
-        None | Some("tlsv1.3") => true,
-        Some("tlsv1.2") => false,
-        Some("tlsv1" | "tlsv1.1") => {
-            return Err(settings
-                .wrong(MAX, "is below TLSv1.2, the oldest version that is spoken")
-                .with_hint("Leave it out; let ssl_max_protocol_version of the server allow TLSv1.2."));
-        }
-        Some(_) => return Err(settings.wrong(MAX, "is not one of TLSv1.2, TLSv1.3")),
-    };
-    if !tls12 && !tls13 {
-        return Err(settings.wrong(MIN, "is above ssl_max_protocol_version"));
-    }
-    Ok(Versions { tls12, tls13 })
-}
-
 /// libpq waits for ever unless told otherwise. A consumer has nobody in front of it who would give up, so that it
 /// waits for [`CONNECT_TIMEOUT`]; `connect_timeout=0` restores libpq's way.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -429,6 +252,7 @@ fn keepalive(settings: &Settings) -> Result<Option<Keepalive>> {
 
 #[cfg(test)]
 mod tests {
+    use super::tls::Versions;
     use super::*;
     use proptest::prelude::*;
 

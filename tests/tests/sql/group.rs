@@ -57,11 +57,11 @@ async fn wrong_groups_are_refused_before_a_slot_is_made() {
     run(&client, "CREATE TABLE plain ()").await;
     let long = format!("'{}', '{{orders}}'", "g".repeat(41));
     let cases = [
-        ("'Billing', '{orders}'", "42602", "\"Billing\" is not 1 to 40 characters of a-z, 0-9 and _", ""),
-        ("'', '{orders}'", "42602", "\"\" is not 1 to 40", ""),
-        ("NULL, '{orders}'", "42602", "NULL is not 1 to 40", ""),
-        ("E'a\\n', '{orders}'", "42602", "is not 1 to 40", ""),
-        (&long, "42602", "is not 1 to 40", ""),
+        ("'Billing', '{orders}'", "42602", "\"Billing\" is not 1 to 40 characters of a-z, 0-9 and _", "billing"),
+        ("'', '{orders}'", "42602", "\"\" is not 1 to 40", "billing"),
+        ("NULL, '{orders}'", "42602", "NULL is not 1 to 40", "billing"),
+        ("E'a\\n', '{orders}'", "42602", "is not 1 to 40", "billing"),
+        (&long, "42602", "is not 1 to 40", "billing"),
         ("'g', '{}'", "22023", "needs at least one outbox", "create_consumer_group"),
         ("'g', NULL", "22023", "needs at least one outbox", "create_consumer_group"),
         ("'g', '{orders,nowhere}'", "42P01", "outbox \"nowhere\" does not exist", "outbox_status"),

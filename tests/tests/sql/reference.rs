@@ -1,4 +1,4 @@
-//! `docs/sql.md`: its examples run, and it has every name and every column.
+//! `docs/sql.md`: its examples run, and it has every name and every column. `sql/`: every refusal says what to do.
 
 use std::fs;
 use std::path::Path;
@@ -32,4 +32,32 @@ fn the_reference_runs_and_is_complete() {
     for name in names.lines() {
         assert!(text.contains(name), "docs/sql.md says nothing of {name}");
     }
+}
+
+#[test]
+fn every_refusal_has_a_code_and_a_hint() {
+    let mut refusals = 0;
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "sql") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("--")).collect::<Vec<_>>().join("\n");
+        // A bare `raise;` passes on an error of another; whatever else is raised is ours.
+        for raised in code.split("raise ").skip(1) {
+            let mut quoted = false;
+            let end = raised.find(|c| {
+                quoted ^= c == '\'';
+                c == ';' && !quoted
+            });
+            let statement = &raised[..end.expect("a semicolon")];
+            let shown = format!("{}: raise {statement}", path.display());
+            assert!(statement.contains("hint = "), "no hint: {shown}");
+            // A warning has a code of its own.
+            assert!(statement.contains("errcode = ") || statement.starts_with("warning "), "no SQLSTATE: {shown}");
+            refusals += 1;
+        }
+    }
+    assert!(refusals > 40, "only {refusals} were found");
 }
