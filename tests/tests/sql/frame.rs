@@ -78,6 +78,12 @@ async fn rows_of_an_outbox_are_what_the_slot_has_wherever_they_are_read() {
         check(&client, &outbox, &[&format!("(SELECT * FROM {outbox} ORDER BY seq DESC LIMIT 100)")]).await;
         let leaves = [0, 1, 2, 3].map(|leaf| format!("{outbox}_g{leaf}"));
         check(&client, &outbox, &leaves.each_ref().map(|leaf| leaf.as_str())).await;
+        // In a parallel worker.
+        let parallel = if major() >= 16 { "debug_parallel_query" } else { "force_parallel_mode" };
+        run(&client, &format!("SET {parallel} = on")).await;
+        check(&client, &outbox, &[&outbox]).await;
+        check(&client, &outbox, &[&format!("(SELECT * FROM {outbox} OFFSET 0)")]).await;
+        run(&client, &format!("RESET {parallel}")).await;
         // As PL/pgSQL holds rows.
         run(
             &client,
