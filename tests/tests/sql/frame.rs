@@ -144,6 +144,17 @@ async fn adopted_tables_come_by_their_mapping() {
     let decoded = "SELECT d.event_id, d.commit_time, d.xid = o.x FROM renamed o, postbox.decode(postbox._frame('renamed', o)) d ORDER BY o.n";
     run(&client, "SET timezone = 'UTC'").await;
     assert_eq!(rows(&client, decoded).await, ["one||t", "two|2026-01-01 00:00:00+00|t", "three||t", "four||t"]);
+    // A time that RFC 3339 cannot write is not known either.
+    for (created_at, shown) in [
+        ("0001-01-01 00:00+00", "0001-01-01 00:00:00+00"),
+        ("0001-12-31 23:59:59.999999+00 BC", ""),
+        ("9999-12-31 23:59:59.999999+00", "9999-12-31 23:59:59.999999+00"),
+        ("10000-01-01 00:00+00", ""),
+    ] {
+        run(&client, &format!("UPDATE renamed SET created_at = '{created_at}'")).await;
+        let times = "SELECT DISTINCT d.commit_time FROM renamed o, postbox.decode(postbox._frame('renamed', o)) d";
+        assert_eq!(rows(&client, times).await, [shown], "{created_at}");
+    }
     // Nothing tells when these were made, or by whom.
     let unknown = seen(&client, "SELECT postbox._frame('numbered', o) FROM numbered o").await;
     assert!(unknown.iter().all(|(_, at)| (at.commit_time, at.xid) == (PgMicros::UNKNOWN, 0)), "{unknown:?}");
