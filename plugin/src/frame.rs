@@ -3,6 +3,8 @@
 //! It goes the way of a row of the log from [`RowReader`] on. What is decided once for each table there is decided here
 //! once for each place in a query, and anew after any change of a table.
 
+use core::ops::Range;
+
 use pgrx::PgSqlErrorCode::{self, *};
 use pgrx::pg_sys::{self, Oid};
 use postbox_wire::{Encoder, Lsn, MAX_EVENT_BYTES, Names, PgMicros, Transaction};
@@ -18,6 +20,10 @@ use crate::pg::relation::{Column, Rel, look_at};
 use crate::pg::report;
 use crate::route::{Table, Target, named};
 use crate::row::RowReader;
+
+const DAY: i64 = 86_400_000_000;
+/// The years 1 to 9999 in microseconds of PostgreSQL: what RFC 3339 can write. The infinities lie outside.
+const MOMENTS: Range<i64> = -730_119 * DAY..2_921_940 * DAY;
 
 /// Makes frames of rows.
 pub(crate) struct Framer {
@@ -109,8 +115,7 @@ impl Source {
             let column = column.as_ref()?;
             Some(values.get(column.index)?.int(pg_sys::INT8OID))
         };
-        // Both infinities are no moment.
-        let created_at = int(&self.created_at).filter(|micros| *micros != i64::MAX).map(PgMicros);
+        let created_at = int(&self.created_at).filter(|micros| MOMENTS.contains(micros)).map(PgMicros);
         Transaction {
             commit_lsn: Lsn::ZERO,
             end_lsn: Lsn::ZERO,

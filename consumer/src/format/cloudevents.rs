@@ -175,3 +175,63 @@ fn member(out: &mut impl Output, name: &str) {
     out.put(name.as_bytes());
     out.put(b"\":");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use postbox_wire::{ErrorCode, Outbox};
+
+    use super::*;
+    use crate::event::EventError;
+
+    /// An error event of a stored row: without an id, and without a place in the log.
+    fn stored(seq: Option<i64>, detail: &str) -> Event {
+        Event {
+            outbox: Arc::new(Outbox {
+                schema: "public".to_owned(),
+                table: "orders".to_owned(),
+                payload_type: PayloadType::Jsonb,
+            }),
+            id: None,
+            seq,
+            event_type: "t".into(),
+            key: None,
+            headers: None,
+            payload: None,
+            commit_lsn: Lsn::ZERO,
+            ordinal: 0,
+            commit_time: PgMicros::UNKNOWN,
+            xid: 0,
+            error: Some(Arc::new(EventError { code: ErrorCode::Null, detail: detail.into(), raw: Vec::new() })),
+            end_lsn: Lsn::ZERO,
+        }
+    }
+
+    fn written(event: &Event) -> Value {
+        let mut out = Vec::new();
+        CloudEvents::new(None, "shop").write(event, &mut out);
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn place_and_time_that_are_not_known_are_left_out() {
+        let event = written(&stored(Some(7), "a"));
+        assert!(event.get("time").is_none() && event.get("sequence").is_none(), "{event}");
+        assert_eq!((&event["id"], &event["data"]["commit_lsn"]), (&Value::from("seq/7"), &Value::Null));
+        let known = Event { commit_time: PgMicros(0), commit_lsn: Lsn(16), ..stored(None, "a") };
+        let known = written(&known);
+        assert_eq!(
+            (&known["id"], &known["time"]),
+            (&Value::from("0/10/0"), &Value::from("2000-01-01T00:00:00.000000Z"))
+        );
+        assert_eq!(known["sequence"], "00000000000000100000000000000000");
+    }
+
+    #[test]
+    fn rows_without_id_place_and_number_are_told_apart_by_what_they_say() {
+        let id = |detail: &str| written(&stored(None, detail))["id"].as_str().unwrap().to_owned();
+        assert_eq!(id("a"), id("a"));
+        assert_ne!(id("a"), id("b"));
+    }
+}

@@ -130,6 +130,15 @@ fn cases() -> Vec<(&'static str, Names, Vec<Part>)> {
                 ],
             ),
         ),
+        // Read from the table: neither place, time nor transaction are known.
+        (
+            "stored-row",
+            Names::Frame,
+            whole(
+                Transaction { commit_lsn: Lsn::ZERO, end_lsn: Lsn::ZERO, commit_time: PgMicros::UNKNOWN, xid: 0 },
+                vec![placed.clone()],
+            ),
+        ),
         (
             "extremes",
             Names::Frame,

@@ -31,10 +31,11 @@ async fn streamed(client: &Client, outbox: &str) -> Vec<Seen> {
     seen(client, &sql).await
 }
 
-/// Asserts that these rows of the outbox make the events that the slot has; returns how many.
-async fn check(client: &Client, outbox: &str, rows: &str) -> usize {
+/// Asserts that the rows of the outbox, read from there, make the events that the slot has; returns how many.
+async fn check(client: &Client, outbox: &str, from: &[&str]) -> usize {
     let streamed = streamed(client, outbox).await;
-    let stored = seen(client, &format!("SELECT postbox._frame('{outbox}', o) FROM {rows}")).await;
+    let frames = from.iter().map(|from| format!("SELECT postbox._frame('{outbox}', o) FROM {from} o"));
+    let stored = seen(client, &frames.collect::<Vec<_>>().join(" UNION ALL ")).await;
     assert_eq!(stored.len(), streamed.len(), "{outbox}");
     for ((stored, at), (streamed, then)) in stored.iter().zip(&streamed) {
         let shown = |event: &str| event.chars().take(2000).collect::<String>();
@@ -72,11 +73,17 @@ async fn rows_of_an_outbox_are_what_the_slot_has_wherever_they_are_read() {
             .await;
         }
         let outbox = format!("of_{payload_type}");
-        assert_eq!(check(&client, &outbox, &format!("{outbox} o")).await, 15);
+        assert_eq!(check(&client, &outbox, &[&outbox]).await, 15);
         // Without a type of its own, as rows of a subquery are.
-        check(&client, &outbox, &format!("(SELECT * FROM {outbox} ORDER BY seq DESC LIMIT 100) o")).await;
-        let leaves = (0..4).map(|leaf| format!("SELECT o::record FROM {outbox}_g{leaf} o")).collect::<Vec<_>>();
-        check(&client, &outbox, &format!("({}) leaves(o)", leaves.join(" UNION ALL "))).await;
+        check(&client, &outbox, &[&format!("(SELECT * FROM {outbox} ORDER BY seq DESC LIMIT 100)")]).await;
+        let leaves = [0, 1, 2, 3].map(|leaf| format!("{outbox}_g{leaf}"));
+        check(&client, &outbox, &leaves.each_ref().map(|leaf| leaf.as_str())).await;
+        // In a parallel worker.
+        let parallel = if major() >= 16 { "debug_parallel_query" } else { "force_parallel_mode" };
+        run(&client, &format!("SET {parallel} = on")).await;
+        check(&client, &outbox, &[&outbox]).await;
+        check(&client, &outbox, &[&format!("(SELECT * FROM {outbox} OFFSET 0)")]).await;
+        run(&client, &format!("RESET {parallel}")).await;
         // As PL/pgSQL holds rows.
         run(
             &client,
@@ -117,7 +124,8 @@ async fn adopted_tables_come_by_their_mapping() {
            INSERT INTO renamed VALUES
                ('one', '[1,  2]', 'made', 7, '{"given": true}', '2026-02-03', '2026-02-03 04:05:06.7+01', '2026-02-03 04:05', 1.50, 'NaN', true, '{"d": null}', 'sad', '1 day', '\x00ff'),
                ('two', NULL, 'bare', NULL, NULL, 'infinity', '-infinity', NULL, 0, 0.1, false, '[]', NULL, NULL, NULL),
-               ('three', '1', 'taken', 1, '{"day": "mine"}', '0044-03-15 BC'), ('four', '1', 'no object', 1, '[1]', '2026-01-01');
+               ('three', '1', 'taken', 1, '{"day": "mine"}', '0044-03-15 BC', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
+               ('four', '1', 'no object', 1, '[1]', '2026-01-01', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
            UPDATE renamed SET created_at = 'infinity' WHERE "Id" = 'one'; UPDATE renamed SET created_at = '2026-01-01' WHERE "Id" = 'two';
            UPDATE renamed SET created_at = '-infinity' WHERE "Id" = 'three';
 
@@ -130,12 +138,23 @@ async fn adopted_tables_come_by_their_mapping() {
     )
     .await;
     for (outbox, count) in [("debezium", 2), ("renamed", 4), ("numbered", 2), ("small", 2)] {
-        assert_eq!(check(&client, outbox, &format!("{outbox} o")).await, count);
-        check(&client, outbox, &format!("(SELECT * FROM {outbox} LIMIT 100) o")).await;
+        assert_eq!(check(&client, outbox, &[outbox]).await, count);
+        check(&client, outbox, &[&format!("(SELECT * FROM {outbox} LIMIT 100)")]).await;
     }
     let decoded = "SELECT d.event_id, d.commit_time, d.xid = o.x FROM renamed o, postbox.decode(postbox._frame('renamed', o)) d ORDER BY o.n";
     run(&client, "SET timezone = 'UTC'").await;
     assert_eq!(rows(&client, decoded).await, ["one||t", "two|2026-01-01 00:00:00+00|t", "three||t", "four||t"]);
+    // A time that RFC 3339 cannot write is not known either.
+    for (created_at, shown) in [
+        ("0001-01-01 00:00+00", "0001-01-01 00:00:00+00"),
+        ("0001-12-31 23:59:59.999999+00 BC", ""),
+        ("9999-12-31 23:59:59.999999+00", "9999-12-31 23:59:59.999999+00"),
+        ("10000-01-01 00:00+00", ""),
+    ] {
+        run(&client, &format!("UPDATE renamed SET created_at = '{created_at}'")).await;
+        let times = "SELECT DISTINCT d.commit_time FROM renamed o, postbox.decode(postbox._frame('renamed', o)) d";
+        assert_eq!(rows(&client, times).await, [shown], "{created_at}");
+    }
     // Nothing tells when these were made, or by whom.
     let unknown = seen(&client, "SELECT postbox._frame('numbered', o) FROM numbered o").await;
     assert!(unknown.iter().all(|(_, at)| (at.commit_time, at.xid) == (PgMicros::UNKNOWN, 0)), "{unknown:?}");
@@ -161,9 +180,9 @@ async fn a_leaf_may_have_its_columns_elsewhere() {
          INSERT INTO events (event_id, seq, type, key, payload) SELECT gen_random_uuid(), n, 't' || n, CASE WHEN n % 3 > 0 THEN 'k' || n END, to_jsonb(n) FROM generate_series(1, 29) n",
     )
     .await;
-    assert_eq!(check(&client, "events", "events o").await, 29);
-    let leaves = "(SELECT o::record FROM same o UNION ALL SELECT o::record FROM other o UNION ALL SELECT o::record FROM twig o) leaves(o)";
-    check(&client, "events", leaves).await;
+    assert_eq!(check(&client, "events", &["events"]).await, 29);
+    check(&client, "events", &["same", "other", "twig"]).await;
+    check(&client, "events", &["same", "other", "branch"]).await;
     let keys = "SELECT string_agg(DISTINCT d.key, ',') FROM other o, postbox.decode(postbox._frame('events', o)) d";
     assert_eq!(row(&client, keys).await, "k10,k11,k13,k14,k16,k17,k19");
     run(&client, "ALTER TABLE events DETACH PARTITION other").await;
@@ -204,8 +223,8 @@ async fn large_payloads_come_whole_however_they_are_stored() {
                 ),
             )
             .await;
-            assert_eq!(check(&client, "large", "large o").await, 2, "{storage} {payload_type}");
-            check(&client, "large", "(SELECT * FROM large ORDER BY event_id LIMIT 9) o").await;
+            assert_eq!(check(&client, "large", &["large"]).await, 2, "{storage} {payload_type}");
+            check(&client, "large", &["(SELECT * FROM large ORDER BY event_id LIMIT 9)"]).await;
             let least = if storage == "plain" { 800 } else { 1 << 20 };
             let length = format!(
                 "SELECT min(octet_length(postbox._frame('large', o))) >= {least} FROM large o WHERE event_id = 1"
@@ -226,7 +245,7 @@ async fn what_cannot_be_represented_is_the_same_error_event() {
          INSERT INTO events (type, payload) SELECT 'bomb', jsonb_agg(('1e131071')::numeric) FROM generate_series(1, 2300)",
     )
     .await;
-    assert_eq!(check(&client, "events", "events o").await, 2);
+    assert_eq!(check(&client, "events", &["events"]).await, 2);
     let codes = "SELECT d.error ->> 'code' FROM events o, postbox.decode(postbox._frame('events', o)) d ORDER BY o.seq";
     assert_eq!(rows(&client, codes).await, ["null", "too_large"]);
 
@@ -235,8 +254,8 @@ async fn what_cannot_be_represented_is_the_same_error_event() {
     run(&client, "ALTER TABLE events RENAME COLUMN payload TO body").await;
     run(&client, "SELECT pg_create_logical_replication_slot('s', 'postbox')").await;
     run(&client, "INSERT INTO events (type, key, body) VALUES ('renamed', 'k', '2')").await;
-    check(&client, "events", "events o").await;
-    check(&client, "events", "(SELECT * FROM events LIMIT 1) o").await;
+    check(&client, "events", &["events"]).await;
+    check(&client, "events", &["(SELECT * FROM events LIMIT 1)"]).await;
     assert_eq!(rows(&client, codes).await, ["mapping"]);
 
     // Markers that make no sense; virtual columns, of which the log knows no value.
@@ -260,7 +279,7 @@ async fn what_cannot_be_represented_is_the_same_error_event() {
             ),
         )
         .await;
-        assert_eq!(check(&client, table, &format!("{table} o")).await, 1);
+        assert_eq!(check(&client, table, &[table]).await, 1);
     }
 }
 
@@ -295,7 +314,7 @@ async fn text_of_any_encoding_comes_as_in_the_stream() {
             )
             .await;
             let outbox = format!("of_{payload_type}");
-            assert_eq!(check(&client, &outbox, &format!("{outbox} o")).await, 2, "{encoding}");
+            assert_eq!(check(&client, &outbox, &[&outbox]).await, 2, "{encoding}");
             let errors = format!(
                 "SELECT string_agg(d.error ->> 'code', ',') FROM {outbox} o, postbox.decode(postbox._frame('{outbox}', o)) d"
             );
@@ -355,7 +374,7 @@ async fn what_is_no_row_of_the_outbox_is_refused() {
     }
     assert_eq!(row(&client, "SELECT postbox._frame(NULL, o) IS NULL FROM events o").await, "t");
     assert_eq!(row(&client, "SELECT postbox._frame('events', NULL) IS NULL").await, "t");
-    assert_eq!(check(&client, "events", "events o").await, 1);
+    assert_eq!(check(&client, "events", &["events"]).await, 1);
 
     // Not for everybody.
     run(&client, "CREATE ROLE nobody; CREATE ROLE reader REPLICATION; SELECT postbox.grant_role('consumer', 'reader')")
@@ -378,8 +397,9 @@ async fn what_is_kept_between_rows_follows_every_change() {
     )
     .await;
     // One place in a query, with rows of two outboxes in turn.
-    let both = "SELECT d.outbox FROM (SELECT 'events'::regclass, e::record FROM events e UNION ALL SELECT 'others', o::record FROM others o
-                    UNION ALL SELECT 'events', e::record FROM events e) t(outbox, o), postbox.decode(postbox._frame(t.outbox, t.o)) d";
+    let both = "SELECT d.outbox FROM (SELECT unnest('{events,others,events}'::regclass[]),
+            unnest(ARRAY[(SELECT e FROM events e)]::record[] || ARRAY[(SELECT o FROM others o)]::record[] || ARRAY[(SELECT e FROM events e)]::record[]))
+        t(outbox, o), postbox.decode(postbox._frame(t.outbox, t.o)) d";
     assert_eq!(rows(&client, both).await, ["public.events", "public.others", "public.events"]);
 
     // One expression of PL/pgSQL, kept over everything that happens in between, errors also.
