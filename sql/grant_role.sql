@@ -70,9 +70,8 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox._is_done(xid8, pg_snapshot[])'),
             ('operator',  'select',         'table postbox._server, postbox.checkpoint, postbox.backfill, postbox.sample, postbox.audit'),
             ('operator',  'insert, update, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill'),
-            ('operator',  'insert',         'table postbox.audit')
-            ('operator',  'execute',        'function postbox._frame(regclass, record)'),
-            ('operator',  'insert, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox')
+            ('operator',  'insert',         'table postbox.audit'),
+            ('operator',  'execute',        'function postbox._frame(regclass, record)')
         ) as r(role, right_name, object)
         -- An operator sees what a monitor sees.
         where r.role = _role_rights.role or (r.role = 'monitor' and _role_rights.role = 'operator');

@@ -69,7 +69,6 @@ impl FrameReader {
 ///
 /// # Errors
 /// Bytes that are no frame of a version that is spoken here, or a frame of anything but one event.
-#[cfg_attr(not(test), allow(dead_code, reason = "nothing reads tables yet"))]
 pub(crate) fn stored(bytes: &Bytes) -> Result<Event> {
     let mut decoder = Decoder::new();
     let mut frame = decoder.frame(bytes).map_err(not_a_frame)?;

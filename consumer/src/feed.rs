@@ -118,11 +118,6 @@ impl Shared {
         self.handed_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Transactions of which every event has been acknowledged, and all before them.
-    pub(crate) fn settled_transactions(&self) -> u64 {
-        self.progress().settled()
-    }
-
     /// Waits until what has been handed out is acknowledged.
     async fn all_acknowledged(&self) {
         while self.acknowledged.load(Ordering::Relaxed) < self.handed_out.load(Ordering::Relaxed) {

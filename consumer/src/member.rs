@@ -301,7 +301,7 @@ impl Heartbeat {
         let interval = BEAT.min(session_timeout / 3);
         let sql = "SELECT epoch, paused, snapshot::text, lsn FROM postbox._beat($1)";
         let mut candidate: Option<Candidate> = None;
-        let mut written = (Instant::now(), Lsn::default(), self.shared.settled_transactions());
+        let mut written = (Instant::now(), Lsn::default(), self.shared.progress().settled());
         loop {
             sleep(interval).await;
             let sent = Moment::now();
@@ -328,7 +328,10 @@ impl Heartbeat {
                 return Lost::Paused;
             }
 
-            let (durable, settled) = (self.shared.progress().positions().durable, self.shared.settled_transactions());
+            let (durable, settled) = {
+                let progress = self.shared.progress();
+                (progress.positions().durable, progress.settled())
+            };
             if let Some(due) = candidate.take_if(|candidate| candidate.lsn <= durable) {
                 if let Err(error) = self.checkpoint(&due).await {
                     return match error.sqlstate() {
