@@ -284,8 +284,9 @@ impl Feed {
             if !error.is_transient() && error.kind() != ErrorKind::SlotInUse {
                 return self.give_up(error);
             }
+            let valid = shared.lease.is_valid();
             if let Reader::Group(_, place) = &mut self.reader
-                && place.as_ref().is_some_and(Place::is_lost)
+                && place.as_ref().is_some_and(|place| place.is_lost() || !valid)
             {
                 *place = None;
             }
