@@ -31,12 +31,20 @@ create or replace view postbox._leaf as
            format('%I.%I', n.nspname, c.relname)                                as leaf_name,
            substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int        as number,
            -- 0 for the leaf that takes rows now, 1 for the one that is next, which is the oldest.
-           (substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int - ((coalesce(r.last_seq, 0) + 1) >> r.generation_bits) & 3)::int as distance,
+           (substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int - ((coalesce(r.last_seq, sampled.last_seq, 0) + 1) >> r.generation_bits) & 3)::int as distance,
            pg_relation_size(c.oid)                                              as heap_bytes
     from postbox._ring r
     join pg_inherits i on i.inhparent = r.outbox
     join pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind = 'r'
     join pg_namespace n on n.oid = c.relnamespace
+    left join lateral (
+        -- For roles that may not read the sequence.
+        select s.last_seqs[array_position(s.outboxes, r.outbox)] as last_seq
+        from postbox.sample s
+        where r.last_seq is null
+        order by s.taken_at desc
+        limit 1
+    ) sampled on true
     where r.generation_bits is not null;
 comment on view postbox._leaf is 'Private: the leaves of the rings';
 

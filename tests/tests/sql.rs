@@ -4,11 +4,14 @@ mod adopt;
 mod decode;
 mod group;
 mod lifecycle;
+mod maintain;
 mod outbox;
 mod plans;
 mod privileges;
 mod publish;
 mod reference;
+mod retention;
+mod status;
 
 use postbox_tests::Cluster;
 use tokio_postgres::error::DbError;
