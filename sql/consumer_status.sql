@@ -8,7 +8,9 @@ create or replace view postbox.consumer_status as
                a.state_change                                                as last_contact,
                a.backend_start                                               as started_at
         from pg_stat_activity a
-        where a.application_name like 'postbox:%:%' and a.datname = current_database() and a.backend_type = 'client backend'
+        where a.application_name like 'postbox:%:%' and a.datname = current_database()
+          -- NULL for roles that may not see it.
+          and a.backend_type is distinct from 'walsender'
     )
     select g.name                                                            as group_name,
            coalesce(m.member, case when l.pid is not null then g.member end) as member,

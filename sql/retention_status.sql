@@ -53,7 +53,9 @@ create or replace view postbox.retention_status as
         join pg_locks k on k.locktype = 'relation' and k.relation = p.leaf and k.granted and k.pid is distinct from pg_backend_pid()
             and k.database = (select d.oid from pg_database d where d.datname = current_database())
         left join pg_stat_activity a on a.pid = k.pid
-        left join pg_prepared_xacts x on k.pid is null and x.transaction::text = split_part(k.virtualtransaction, '/', 2)
+        -- A prepared transaction keeps the virtual id of the session that prepared it.
+        left join pg_locks id on k.pid is null and id.pid is null and id.locktype = 'transactionid' and id.virtualtransaction = k.virtualtransaction
+        left join pg_prepared_xacts x on x.transaction = id.transactionid
         union
         select p.outbox, p.reason from pin p where p.reason is not null
         union

@@ -12,7 +12,8 @@ const VIEWS: [&str; 5] = ["consumer_status", "active_leases", "consumer_lag", "r
 #[tokio::test]
 async fn members_are_shown_with_their_roles_and_leases() {
     let (cluster, client) = with_ring().await;
-    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}'); SELECT postbox.create_consumer_group('h', '{orders}')").await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "SELECT postbox.create_consumer_group('h', '{orders}')").await;
     let shown = "SELECT group_name, member, role, healthy, epoch, last_contact IS NOT NULL FROM postbox.consumer_status ORDER BY 1, 3";
     assert_eq!(rows(&client, shown).await, ["g|||f||f", "h|||f||f"]);
 
@@ -40,7 +41,8 @@ async fn members_are_shown_with_their_roles_and_leases() {
 #[tokio::test]
 async fn lag_is_told_in_bytes_seconds_and_events() {
     let (cluster, client) = with_ring().await;
-    run(&client, "SELECT postbox.set_retention('orders', '1 day'); SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "SELECT postbox.set_retention('orders', '1 day')").await;
     let advance = "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots";
     run(&client, "INSERT INTO orders (type, payload) VALUES ('t', '{}')").await;
     maintain(&client).await;
@@ -83,10 +85,11 @@ async fn roles_that_may_see_little_get_nulls_and_no_errors() {
     let (cluster, client) = with_ring().await;
     run(
         &client,
-        "SELECT postbox.create_consumer_group('g', '{orders}'); CREATE ROLE viewer;
+        "CREATE ROLE viewer;
          INSERT INTO orders (type, payload) VALUES ('t', '{}'); SELECT postbox.grant_role('monitor', 'viewer')",
     )
     .await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
     let member = cluster.client("postgres").await;
     run(&member, "SET application_name = 'postbox:g:one'; SELECT pg_advisory_lock(postbox._member_lock('g'))").await;
     run(&client, "SET ROLE viewer").await;
@@ -125,11 +128,8 @@ async fn maintenance_that_nobody_runs_is_overdue_once_something_was_written() {
 #[tokio::test]
 async fn views_take_milliseconds_over_many_events() {
     let (_cluster, client) = with_ring().await;
-    run(
-        &client,
-        "SELECT postbox.set_retention('orders', '1 day'); SELECT postbox.create_consumer_group('g' || n, '{orders}') FROM generate_series(1, 1) n",
-    )
-    .await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "SELECT postbox.set_retention('orders', '1 day')").await;
     maintain(&client).await;
     run(&client, "INSERT INTO orders (type, payload) SELECT 't', '{}' FROM generate_series(1, 200000)").await;
     run(
