@@ -34,10 +34,47 @@ create or replace function postbox._role_rights(role text)
             ('monitor',   'usage',          'schema postbox'),
             ('monitor',   'select',         'table postbox.outboxes, postbox.consumer_groups, postbox._marker'),
             ('monitor',   'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
+            ('monitor',   'select',         'table postbox.consumer_status, postbox.active_leases, postbox.consumer_lag'),
+            ('monitor',   'select',         'table postbox.retention_status, postbox.maintenance_status'),
+            -- What a view calls, it calls as the one who reads it.
+            ('monitor',   'select',         'table postbox.outbox_setting, postbox.sample, postbox._server, postbox.audit'),
+            ('monitor',   'execute',        'function postbox._member_lock(text)'),
+            ('monitor',   'execute',        'function postbox._retention(oid)'),
+            ('monitor',   'execute',        'function postbox._moment_before(interval)'),
+            ('monitor',   'execute',        'function postbox._has_moved(pg_snapshot, pg_lsn, boolean)'),
             ('monitor',   'execute',        'function postbox.outbox_status(text, text)'),
             ('monitor',   'execute',        'function postbox._marker_arguments(bytea)'),
             ('monitor',   'execute',        'function postbox._marker_column(text[], text)'),
             ('monitor',   'execute',        'function postbox._is_replayable(oid, text[])'),
+            ('maintainer', 'execute',       'function postbox.maintain(boolean)'),
+            ('maintainer', 'execute',       'function postbox._take_sample()'),
+            ('maintainer', 'execute',       'function postbox._watch(text, text, boolean, interval, jsonb, text)'),
+            ('maintainer', 'execute',       'function postbox._watch_groups()'),
+            ('maintainer', 'execute',       'function postbox._watch_storage()'),
+            ('maintainer', 'execute',       'function postbox._alert(text, text, jsonb)'),
+            ('maintainer', 'execute',       'function postbox._enforce_wal_budgets()'),
+            ('maintainer', 'execute',       'function postbox._reap_slots()'),
+            ('maintainer', 'execute',       'function postbox._drop_slot_of(name, int)'),
+            ('maintainer', 'execute',       'function postbox._advance(oid)'),
+            ('maintainer', 'execute',       'function postbox._retain(oid)'),
+            ('maintainer', 'execute',       'function postbox._required(oid)'),
+            ('maintainer', 'execute',       'function postbox._probe(text, bigint, bigint, pg_snapshot[])'),
+            ('maintainer', 'execute',       'function postbox._empty_leaf(oid, oid, text, pg_snapshot[])'),
+            ('maintainer', 'execute',       'function postbox._earliest(pg_snapshot[])'),
+            ('maintainer', 'execute',       'function postbox._includes(pg_snapshot, pg_snapshot)'),
+            ('maintainer', 'execute',       'function postbox._note_leaf(oid, oid, xid8, text)'),
+            ('maintainer', 'execute',       'function postbox._note_removed(oid, pg_snapshot[], bigint)'),
+            ('maintainer', 'execute',       'function postbox._lock_key(regclass)'),
+            ('maintainer', 'select',        'table postbox._ring, postbox._leaf, postbox._need, postbox._active_member, postbox._slot_risk, postbox.checkpoint'),
+            ('maintainer', 'select, insert, update, delete', 'table postbox.sample, postbox.removed, postbox.leaf, postbox.ring_move, postbox.alert'),
+            ('maintainer', 'select, delete', 'table postbox.outbox_setting'),
+            ('maintainer', 'select, update', 'table postbox.maintenance'),
+            ('maintainer', 'insert',        'table postbox.audit'),
+            ('operator',  'execute',        'function postbox.set_retention(text, interval, bigint)'),
+            ('operator',  'execute',        'function postbox._set_retention(regclass, text, interval, bigint)'),
+            ('operator',  'insert, update', 'table postbox.outbox_setting'),
+            ('operator',  'select',         'table postbox.removed'),
+            ('operator',  'execute',        'function postbox._alert(text, text, jsonb)'),
             ('operator',  'execute',        'function postbox.create_outbox(text, text, text, bigint)'),
             ('operator',  'execute',        'function postbox.adopt_outbox(text, text, text, text, text, text, text, text, text[], text, text)'),
             ('operator',  'execute',        'function postbox._layout(text)'),
@@ -73,8 +110,8 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'insert',         'table postbox.audit'),
             ('operator',  'execute',        'function postbox._frame(regclass, record)')
         ) as r(role, right_name, object)
-        -- An operator sees what a monitor sees.
-        where r.role = _role_rights.role or (r.role = 'monitor' and _role_rights.role = 'operator');
+        -- An operator and a maintainer see what a monitor sees.
+        where r.role = _role_rights.role or (r.role = 'monitor' and _role_rights.role in ('operator', 'maintainer'));
     end;
 comment on function postbox._role_rights(text) is 'Private: what a role of Postbox may';
 
@@ -96,6 +133,21 @@ create or replace function postbox._publisher_rights(outbox regclass)
     end;
 comment on function postbox._publisher_rights(regclass) is 'Private: what publishing to an outbox needs';
 
+-- What maintain() does to an outbox: it reads and truncates leaves, and moves the sequence.
+create or replace function postbox._maintainer_rights(outbox regclass)
+    returns table (right_name text, object text)
+    language sql stable strict parallel safe
+    begin atomic
+        select 'usage', format('schema %I', m.schema) from postbox._marker m where m.outbox = _maintainer_rights.outbox
+        union all
+        select 'select, truncate', format('table %I.%I', m.schema, m.name) from postbox._marker m where m.outbox = _maintainer_rights.outbox
+        union all
+        select 'select, truncate', format('table %s', l.leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox
+        union all
+        select 'select, update', format('sequence %s', r.sequence::regclass) from postbox._ring r where r.outbox = _maintainer_rights.outbox and r.sequence is not null;
+    end;
+comment on function postbox._maintainer_rights(regclass) is 'Private: what maintaining an outbox needs';
+
 create or replace function postbox._change_role(verb text, role text, grantee regrole, outboxes regclass[]) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -105,6 +157,7 @@ declare
     grantee_name name;
     target regclass;
     rights record;
+    of_outboxes constant boolean := role in ('publisher', 'maintainer');
 begin
     select r.rolname into grantee_name from pg_roles r where r.oid = grantee;
     if not found then
@@ -112,16 +165,16 @@ begin
             message = format('role %s does not exist', coalesce('"' || grantee::text || '"', 'NULL')),
             hint = 'Create it first: CREATE ROLE.';
     end if;
-    if role is null or role not in ('publisher', 'consumer', 'operator', 'monitor') then
+    if role is null or role not in ('publisher', 'consumer', 'operator', 'monitor', 'maintainer') then
         raise exception using errcode = 'invalid_parameter_value',
-            message = format('%s is not one of publisher, consumer, operator, monitor', coalesce('"' || role || '"', 'NULL')),
+            message = format('%s is not one of publisher, consumer, operator, monitor, maintainer', coalesce('"' || role || '"', 'NULL')),
             hint = format('For instance: postbox.%s_role(''monitor'', %L).', verb, grantee::text);
     end if;
-    if (role = 'publisher') <> (coalesce(cardinality(outboxes), 0) > 0) then
+    if of_outboxes <> (coalesce(cardinality(outboxes), 0) > 0) then
         raise exception using errcode = 'invalid_parameter_value',
-            message = case when role = 'publisher' then 'a publisher needs at least one outbox'
+            message = case when of_outboxes then format('a %s needs at least one outbox', role)
                 else format('the role of a %s is not for single outboxes', role) end,
-            hint = case when role = 'publisher' then format('For instance: postbox.%s_role(''publisher'', %L, ''{orders}'').', verb, grantee::text)
+            hint = case when of_outboxes then format('For instance: postbox.%s_role(%L, %L, ''{orders}'').', verb, role, grantee::text)
                 else 'Leave the outboxes out.' end;
     end if;
     foreach target in array coalesce(outboxes, '{}') loop
@@ -132,23 +185,25 @@ begin
         end if;
     end loop;
 
-    -- What every publisher has stays while the grantee may still publish elsewhere; it gives nothing by itself.
-    if verb = 'grant' or role <> 'publisher' then
+    -- What every publisher or maintainer has stays while the grantee may be one elsewhere; it gives nothing by itself.
+    if verb = 'grant' or not of_outboxes then
         for rights in select r.right_name, r.object from postbox._role_rights(role) r loop
             execute format(statement, rights.right_name, rights.object, grantee_name);
         end loop;
     end if;
     foreach target in array coalesce(outboxes, '{}') loop
         for rights in
-            select r.right_name, r.object from postbox._publisher_rights(target) r
+            select r.right_name, r.object
+            from (select * from postbox._publisher_rights(target) where role = 'publisher' union all
+                  select * from postbox._maintainer_rights(target) where role = 'maintainer') r
             where verb = 'grant' or r.object not like 'schema %'
         loop
             execute format(statement, rights.right_name, rights.object, grantee_name);
         end loop;
         -- GRANT by somebody who may not grant is a warning only.
-        if verb = 'grant' and not has_table_privilege(grantee, target, 'insert') then
+        if verb = 'grant' and not has_table_privilege(grantee, target, case role when 'publisher' then 'insert' else 'truncate' end) then
             raise exception using errcode = 'insufficient_privilege',
-                message = format('role "%s" may not grant INSERT on outbox "%s"', current_user, target),
+                message = format('role "%s" may not grant %s on outbox "%s"', current_user, case role when 'publisher' then 'INSERT' else 'TRUNCATE' end, target),
                 hint = 'Let the owner of the table grant it.';
         end if;
     end loop;
@@ -170,7 +225,7 @@ create or replace function postbox.grant_role(role text, grantee regrole, outbox
         select postbox._change_role('grant', role, grantee, outboxes);
     end;
 comment on function postbox.grant_role(text, regrole, regclass[]) is
-    'Grants what a publisher (of these outboxes), consumer, operator or monitor needs';
+    'Grants what a publisher or maintainer (of these outboxes), consumer, operator or monitor needs';
 
 create or replace function postbox.revoke_role(role text, grantee regrole, outboxes regclass[] default null) returns void
     language sql volatile

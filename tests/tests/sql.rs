@@ -5,11 +5,14 @@ mod decode;
 mod frame;
 mod group;
 mod lifecycle;
+mod maintain;
 mod outbox;
 mod plans;
 mod privileges;
 mod publish;
 mod reference;
+mod retention;
+mod status;
 
 use postbox_tests::Cluster;
 use tokio_postgres::error::DbError;

@@ -1,0 +1,255 @@
+//! `postbox.maintain()` as a whole: when it runs, what it says, what it does when it may not, and whom it alerts.
+
+use std::time::Duration;
+
+use postbox_tests::{Cluster, wait_until_async};
+
+use super::retention::{maintain, with_ring};
+use super::{error, refused, row, rows, run, start};
+
+/// What psql prints that listens while it runs this: results and notifications.
+fn listen(cluster: &Cluster, sql: &str) -> String {
+    cluster.psql("postgres", &format!("LISTEN postbox_alert;\n{sql};\nSELECT;"))
+}
+
+/// Lets whatever holds now have held for long.
+const LONG_SINCE: &str = "UPDATE postbox.alert SET since = since - interval '1 hour' WHERE alerted_at IS NULL";
+const MAINTAIN: &str = "SELECT step, outcome, detail FROM postbox.maintain(true)";
+
+#[tokio::test]
+async fn it_runs_once_in_ten_seconds_and_once_at_a_time() {
+    let (cluster, client) = start().await;
+    assert_eq!(rows(&client, "SELECT step, outcome FROM postbox.maintain()").await, ["sample|taken"]);
+    assert_eq!(row(&client, "SELECT step, outcome FROM postbox.maintain()").await, "maintain|recent");
+    assert_eq!(rows(&client, "SELECT step, outcome FROM postbox.maintain(true)").await, [""; 0]);
+
+    let other = cluster.client("postgres").await;
+    run(&other, "BEGIN; SELECT postbox.maintain(true)").await;
+    assert_eq!(row(&client, "SELECT step, outcome FROM postbox.maintain(true)").await, "maintain|running");
+    run(&other, "COMMIT").await;
+    assert_eq!(rows(&client, "SELECT step, outcome FROM postbox.maintain(true)").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_server_on_which_nothing_happens_is_left_in_peace() {
+    let (_cluster, client) = with_ring().await;
+    run(&client, "SELECT postbox.publish('orders', 't', '{}')").await;
+    wait_until_async("maintenance finds nothing to do", Duration::from_secs(30), async || {
+        maintain(&client).await.is_empty().then_some(())
+    })
+    .await;
+    let state = "SELECT pg_snapshot_xmax(pg_current_snapshot()), (SELECT count(*) FROM postbox.sample)";
+    let before = row(&client, state).await;
+    for _ in 0..5 {
+        assert_eq!(maintain(&client).await, [""; 0]);
+    }
+    // Autovacuum is the only other one here, and it has written nothing if no id is gone.
+    assert_eq!(row(&client, state).await, before);
+    assert_eq!(row(&client, "SELECT overdue_since FROM postbox.maintenance_status").await, "");
+    run(&client, "SELECT postbox.publish('orders', 't', '{}')").await;
+    assert!(maintain(&client).await.iter().any(|row| row.starts_with("sample|")));
+}
+
+#[tokio::test]
+async fn samples_thin_out_with_age() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.maintain(true)").await;
+    // One a minute for 40 days, as if nobody had thinned them; the last hour is left alone.
+    run(
+        &client,
+        "INSERT INTO postbox.sample SELECT now() - n * interval '1 minute', snapshot, lsn, system_identifier, timeline, outboxes, last_seqs
+            FROM postbox.sample, generate_series(1, 40 * 1440) n",
+    )
+    .await;
+    run(&client, "CREATE TABLE moved ()").await;
+    // A little that is written is no reason for a sample, unless somebody was writing before.
+    run(&client, "UPDATE postbox.sample SET lsn = lsn - 100000; SELECT 1").await;
+    run(&client, "SELECT postbox.maintain(true)").await;
+    let left = "SELECT count(*) FILTER (WHERE age < '1 hour'), count(*) FILTER (WHERE age BETWEEN '61 minutes' AND '1 day'),
+            count(*) FILTER (WHERE age BETWEEN '3 days' AND '29 days'), count(*) FILTER (WHERE age > '30 days 1 hour')
+        FROM (SELECT now() - taken_at AS age FROM postbox.sample) s";
+    let counts: Vec<u32> = row(&client, left).await.split('|').map(|count| count.parse().unwrap()).collect();
+    assert!((59..=62).contains(&counts[0]), "{counts:?}");
+    assert!((270..=280).contains(&counts[1]), "{counts:?}");
+    assert!((620..=628).contains(&counts[2]), "{counts:?}");
+    assert_eq!(counts[3], 0, "{counts:?}");
+}
+
+#[tokio::test]
+async fn it_refuses_where_it_cannot_see_or_would_hold_locks() {
+    let (cluster, client) = with_ring().await;
+    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT postbox.maintain(true)";
+    refused(&client, sql, "25001", "repeatable read", "READ COMMITTED").await;
+    run(&client, "ROLLBACK").await;
+    let sql = "BEGIN; CREATE TABLE written (); SELECT postbox.maintain(true)";
+    refused(&client, sql, "25001", "has written", "transaction of its own").await;
+    run(&client, "ROLLBACK; CREATE ROLE nobody; SET ROLE nobody").await;
+    assert_eq!(error(&client, "SELECT postbox.maintain()").await.code().code(), "42501");
+    drop(cluster);
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_on_one_outbox_does_not_stop_the_others() {
+    let (_cluster, client) = with_ring().await;
+    run(
+        &client,
+        "SELECT postbox.create_outbox('mine', generation_rows => 1024); SELECT postbox.set_retention('mine', '0');
+         CREATE ROLE keeper; SELECT postbox.grant_role('maintainer', 'keeper', '{orders}');
+         INSERT INTO orders (type, payload) VALUES ('t', '{}'); INSERT INTO mine (type, payload) VALUES ('t', '{}')",
+    )
+    .await;
+    run(&client, "SET ROLE keeper").await;
+    let done = maintain(&client).await;
+    assert!(done.contains(&"retention|public.orders|emptied|public.orders_g0 with 1 rows".into()), "{done:?}");
+    let done = maintain(&client).await;
+    assert!(
+        done.iter().any(|row| row.starts_with("retention|public.mine|skipped|permission denied for sequence")),
+        "{done:?}"
+    );
+    run(&client, "RESET ROLE; SELECT postbox.grant_role('maintainer', 'keeper', '{mine}'); SET ROLE keeper").await;
+    wait_until_async("the other is emptied too", Duration::from_secs(10), async || {
+        maintain(&client).await.contains(&"retention|public.mine|emptied|public.mine_g0 with 1 rows".into()).then_some(())
+    })
+    .await;
+    run(&client, "RESET ROLE; SELECT postbox.revoke_role('maintainer', 'keeper', '{mine}')").await;
+    assert_eq!(row(&client, "SELECT has_table_privilege('keeper', 'mine_g0', 'truncate')").await, "f");
+    assert_eq!(row(&client, "SELECT has_table_privilege('keeper', 'orders_g0', 'truncate')").await, "t");
+}
+
+#[tokio::test]
+async fn a_standby_maintains_nothing() {
+    let cluster = Cluster::builder().hba("local replication all trust").start();
+    cluster.psql("postgres", "CREATE EXTENSION postbox");
+    let standby = cluster.standby();
+    let said = wait_until_async("the extension is there", Duration::from_secs(30), async || {
+        standby.psql_result("postgres", "SELECT step, outcome, detail FROM postbox.maintain()").ok()
+    })
+    .await;
+    assert!(said.starts_with("maintain|skipped|this server is a standby"), "{said}");
+    for view in ["consumer_status", "active_leases", "consumer_lag", "retention_status", "maintenance_status"] {
+        standby.psql("postgres", &format!("SELECT * FROM postbox.{view}"));
+    }
+}
+
+#[tokio::test]
+async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
+    let (cluster, client) = with_ring().await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    assert!(!listen(&cluster, MAINTAIN).contains("notification"));
+    run(&client, LONG_SINCE).await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"kind\": \"consumer_unhealthy\"") && heard.contains("\"subject\": \"g\""), "{heard}");
+    assert!(!listen(&cluster, MAINTAIN).contains("notification"), "once");
+    // A member comes.
+    let member = cluster.client("postgres").await;
+    run(&member, "SELECT pg_advisory_lock(postbox._member_lock('g'))").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"cleared\": true"), "{heard}");
+
+    // It does nothing, while events wait.
+    run(&client, "SELECT postbox.publish('orders', 't', '{}')").await;
+    assert!(!listen(&cluster, MAINTAIN).contains("notification"));
+    run(&client, LONG_SINCE).await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"kind\": \"group_stalled\""), "{heard}");
+    run(&client, "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("group_stalled") && heard.contains("\"cleared\": true"), "{heard}");
+
+    run(&client, "SELECT postbox.set_retention('orders', '1 day', 1)").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"kind\": \"outbox_storage_critical\"") && heard.contains("public.orders"), "{heard}");
+    assert_eq!(row(&client, "SELECT is_critical FROM postbox.retention_status").await, "t");
+    run(&client, "SELECT postbox.drop_consumer_group('g'); SELECT postbox.drop_outbox('orders')").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("outbox_storage_critical") && heard.contains("\"cleared\": true"), "{heard}");
+    assert_eq!(rows(&client, "SELECT kind FROM postbox.alert").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_paused_group_is_not_unhealthy() {
+    let (cluster, client) = with_ring().await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}'); SELECT postbox.pause_consumer_group('g')").await;
+    listen(&cluster, MAINTAIN);
+    run(&client, LONG_SINCE).await;
+    assert!(!listen(&cluster, MAINTAIN).contains("notification"));
+    assert_eq!(row(&client, "SELECT member, healthy FROM postbox.consumer_status").await, "|t");
+}
+
+#[tokio::test]
+async fn an_alert_fits_a_notification() {
+    let (cluster, _client) = start().await;
+    let heard = listen(&cluster, "SELECT postbox._alert('test', repeat('s', 9000), jsonb_build_object('x', repeat('y', 9000)))");
+    assert!(heard.contains("\"left_out_bytes\": 90"), "{heard}");
+}
+
+#[tokio::test]
+async fn a_group_over_its_budget_loses_its_slot_if_told_so() {
+    let (cluster, client) = with_ring().await;
+    let slot = row(&client, "SELECT postbox.create_consumer_group('g', '{orders}', wal_budget => 100000)").await;
+    run(&client, "CREATE TABLE noise (t text); INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"kind\": \"slot_at_risk\"") && heard.contains("wal_budget"), "{heard}");
+    assert_eq!(row(&client, "SELECT wal_status FROM postbox.consumer_groups").await, "reserved");
+
+    run(&client, "SELECT postbox.set_wal_budget('g', 100000, 'drop')").await;
+    // Its reader is cut off.
+    let conninfo = cluster.conninfo("postgres");
+    let mut reader = std::process::Command::new(cluster.bin("pg_recvlogical"))
+        .args(["--start", "--file", "-", "--no-loop", "--fsync-interval=0", "--status-interval=0", "--slot", &slot, "--dbname", &conninfo])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until_async("the slot is read", Duration::from_secs(30), async || {
+        (row(&client, "SELECT active FROM pg_replication_slots").await == "t").then_some(())
+    })
+    .await;
+    // Reading it, the reader may have moved it on.
+    run(&client, "SET synchronous_commit = on; INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
+    let done = rows(&client, "SELECT step, subject, outcome FROM postbox.maintain(true) WHERE step = 'slots'").await;
+    assert_eq!(done, ["slots|g|dropped"]);
+    assert_eq!(row(&client, "SELECT wal_status FROM postbox.consumer_groups").await, "missing");
+    let audited = "SELECT action, subject, detail ->> 'slot' FROM postbox.audit WHERE action = 'slot_dropped'";
+    assert_eq!(row(&client, audited).await, format!("slot_dropped|g|{slot}"));
+    assert!(!reader.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn slots_that_no_group_has_are_dropped_a_minute_later() {
+    let (cluster, client) = with_ring().await;
+    let slot = row(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    let oid = row(&client, "SELECT oid FROM pg_database WHERE datname = current_database()").await;
+    run(&client, "SELECT pg_create_logical_replication_slot('by_hand', 'postbox')").await;
+    run(&client, &format!("SELECT pg_create_logical_replication_slot('postbox3_{oid}_gone', 'postbox')")).await;
+    run(&client, &format!("SELECT pg_create_logical_replication_slot('postbox_1{oid}_elsewhere', 'postbox')")).await;
+    let slots = "SELECT slot_name FROM pg_replication_slots ORDER BY 1";
+    let orphan = format!("postbox3_{oid}_gone");
+
+    let noted = maintain(&client).await;
+    assert!(noted.iter().any(|row| row.starts_with(&format!("slots|{orphan}|noted"))), "{noted:?}");
+    maintain(&client).await;
+    assert!(rows(&client, slots).await.contains(&orphan), "not within a minute");
+    // Somebody is just making the group.
+    run(&client, "UPDATE postbox.alert SET since = since - interval '61 seconds' WHERE kind = 'orphaned_slot'").await;
+    let maker = cluster.client("postgres").await;
+    run(&maker, "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('postbox.consumer_group gone', 0))").await;
+    maintain(&client).await;
+    assert!(rows(&client, slots).await.contains(&orphan));
+    run(&maker, "ROLLBACK").await;
+
+    // A role that may not drop slots says so.
+    run(&client, "CREATE ROLE keeper; SELECT postbox.grant_role('maintainer', 'keeper', '{orders}'); SET ROLE keeper").await;
+    let skipped = maintain(&client).await;
+    assert!(skipped.iter().any(|row| row.starts_with(&format!("slots|{orphan}|skipped|"))), "{skipped:?}");
+    run(&client, "RESET ROLE").await;
+
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"kind\": \"consumer_reaped\"") && heard.contains("\"subject\": \"gone\""), "{heard}");
+    let mut left = vec!["by_hand".to_owned(), slot, format!("postbox_1{oid}_elsewhere")];
+    left.sort();
+    let mut there = rows(&client, slots).await;
+    there.sort();
+    assert_eq!(there, left);
+    assert_eq!(row(&client, "SELECT action, subject FROM postbox.audit").await, format!("slot_reaped|{orphan}"));
+}
