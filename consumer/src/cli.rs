@@ -1,16 +1,23 @@
 //! The command line.
 
+mod dead_letter;
+mod delivery;
+
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use postbox_wire::{Compression, Lsn, Origin};
 
 use crate::consumer::{Builder, Source};
+use crate::dead_letter::StoredLetters;
+use crate::dispatch::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CloudEvents, Format};
-use crate::run::{Limits, run};
-use crate::sink::Stdout;
+use crate::lease::Lease;
+use crate::run::{run, run_events};
+use crate::sink::{Exec, Stdout};
 use crate::transport::{ConnInfo, connect_sql};
 use crate::{group, signal};
 
@@ -31,9 +38,9 @@ Exit codes:
   1  unexpected error
   2  wrong usage
   3  cannot connect or log in
-  4  group or slot missing, in use, of another plugin or database, or invalidated
+  4  group or slot missing, taken over, in use, of another plugin or database, or invalidated
   5  server not set up: wal_level, output_plugin_libraries, plugin library, REPLICATION attribute, extension, versions
-  6  the sink failed
+  6  the sink failed, did not come back within --max-processing, or (with --slot) an event failed for good
 130  stopped by a second signal, before everything was confirmed
 
 Logs go to the standard error; RUST_LOG=debug shows more.";
@@ -45,6 +52,9 @@ enum Command {
     /// Consumer groups: each has its own position in the stream, kept by a replication slot
     #[command(subcommand)]
     Group(Group),
+    /// Events that could not be delivered to a group, and those that wait behind them
+    #[command(subcommand)]
+    DeadLetter(dead_letter::DeadLetter),
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
@@ -86,12 +96,16 @@ struct Run {
     /// How long to wait at the start for a slot that another connection holds
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     slot_wait: Duration,
+    #[command(flatten)]
+    delivery: delivery::Delivery,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SinkName {
     /// One JSON object per line on the standard output
     Stdout,
+    /// A command for each event: see --exec
+    Exec,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -131,6 +145,9 @@ enum Group {
     Drop {
         /// Name
         name: String,
+        /// Also if it has dead letters, which go with it
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -153,8 +170,9 @@ impl Cli {
                 let slot = group::create(&connect_sql(&info).await?, &name, &outboxes).await?;
                 say(&format!("created consumer group {name} with replication slot {slot}\n"))
             }
-            Command::Group(Group::Drop { name }) => {
-                group::drop(&connect_sql(&info).await?, &name).await?;
+            Command::DeadLetter(command) => command.execute(&info).await,
+            Command::Group(Group::Drop { name, force }) => {
+                group::drop(&connect_sql(&info).await?, &name, force).await?;
                 say(&format!("dropped consumer group {name}\n"))
             }
             Command::Group(Group::List) => {
@@ -191,6 +209,16 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     let mut stop = std::pin::pin!(signal::stop()?);
     let format = arguments.format(info)?;
     let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
+    let command = arguments.delivery.command(arguments.sink)?;
+    let settings = arguments.delivery.settings(arguments.sink, arguments.group.is_some())?;
+    let letters = match (&arguments.group, arguments.sink) {
+        (Some(name), SinkName::Exec) => {
+            let client = connect_sql(info).await?;
+            let epoch = group::epoch(&client, name).await?;
+            Some(StoredLetters::new(Arc::new(client), name, epoch))
+        }
+        _ => None,
+    };
     let mut builder = Builder::new(database).slot_wait(arguments.slot_wait);
     builder.source = arguments.group.map(Source::Group).or(arguments.slot.map(Source::Slot));
     builder.until = arguments.until_lsn;
@@ -207,8 +235,13 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         // It may wait for the slot for long.
         () = &mut stop => return Ok(()),
     };
-    match arguments.sink {
-        SinkName::Stdout => run(consumer, &mut Stdout::new(format), limits, info, stop).await,
+    let lease = Lease::unlimited();
+    match command {
+        None => run(consumer, Stdout::new(format), limits, settings.max_processing, &lease, info, stop).await,
+        Some(command) => {
+            let sink = Exec::new(&command, format);
+            run_events(consumer, sink, letters, settings, limits, &lease, info, stop).await
+        }
     }
     .map(|_| ())
 }

@@ -65,6 +65,20 @@ impl FrameReader {
     }
 }
 
+/// The event of a frame that was made by [`Event::to_frame`].
+///
+/// # Errors
+/// Bytes that are no such frame.
+pub(crate) fn single(bytes: &Bytes) -> Result<Event> {
+    let mut decoder = Decoder::new();
+    let mut frame = decoder.frame(bytes).map_err(not_a_frame)?;
+    let transaction = frame.transaction;
+    match frame.next_event().map_err(not_a_frame)? {
+        Some(event) => Ok(own(bytes, &transaction, event)),
+        None => Err(Error::new(ErrorKind::Decode, "the frame holds no event")),
+    }
+}
+
 fn not_a_frame(error: DecodeError) -> Error {
     Error::new(ErrorKind::Decode, format!("cannot decode what the plugin sent: {error}")).with_hint(
         "Plugin and consumer must be of the same release; the slot must have been made with the plugin postbox.",

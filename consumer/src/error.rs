@@ -37,6 +37,10 @@ pub enum ErrorKind {
     Decode,
     /// A sink did not take an event.
     Sink,
+    /// A call of the sink does not end; what becomes of it is not known.
+    Stuck,
+    /// This member may deliver no more: another has taken over, or the group was moved or dropped.
+    LeaseLost,
     /// Anything else, in most cases an SQL error that nobody expected.
     Other,
 }
@@ -138,9 +142,10 @@ impl Error {
             | ErrorKind::SlotPlugin
             | ErrorKind::SlotInvalidated
             | ErrorKind::SlotDatabase
-            | ErrorKind::GroupMissing => 4,
+            | ErrorKind::GroupMissing
+            | ErrorKind::LeaseLost => 4,
             ErrorKind::Setup => 5,
-            ErrorKind::Sink => 6,
+            ErrorKind::Sink | ErrorKind::Stuck => 6,
             ErrorKind::Protocol | ErrorKind::Decode | ErrorKind::Other => 1,
         }
     }
@@ -206,6 +211,8 @@ mod tests {
             (ErrorKind::GroupMissing, 4, false),
             (ErrorKind::Setup, 5, false),
             (ErrorKind::Sink, 6, false),
+            (ErrorKind::Stuck, 6, false),
+            (ErrorKind::LeaseLost, 4, false),
             (ErrorKind::Protocol, 1, false),
             (ErrorKind::Decode, 1, false),
             (ErrorKind::Other, 1, false),

@@ -39,12 +39,15 @@
 mod backoff;
 mod cli;
 mod consumer;
+mod dead_letter;
 mod decode;
+mod dispatch;
 mod error;
 mod event;
 mod feed;
 mod format;
 pub mod group;
+mod lease;
 mod progress;
 mod run;
 mod signal;
