@@ -1,4 +1,4 @@
-create or replace function postbox.drop_consumer_group(name text) returns void
+create or replace function postbox.drop_consumer_group(name text, force boolean default false) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -6,6 +6,7 @@ declare
     slot name;
     reader int;
     reader_name text;
+    letters bigint;
 begin
     select g.slot_name into slot from postbox.consumer_group g where g.name = drop_consumer_group.name;
     if not found then
@@ -25,11 +26,20 @@ begin
             message = format('consumer group "%s" is in use by process %s (application %s)', name, reader, coalesce(reader_name, 'unknown')),
             hint = format('Stop that consumer, or cut it off with pg_terminate_backend(%s), and drop the group again.', reader);
     end if;
+    select count(*) into letters from postbox.dead_letter d where d.group_name = drop_consumer_group.name;
+    if letters > 0 and force is not true then
+        raise exception using errcode = 'dependent_objects_still_exist',
+            message = format('consumer group "%s" has %s dead %s, which were never delivered', name, letters, case letters when 1 then 'letter' else 'letters' end),
+            hint = 'Redrive or discard them; or drop them with the group: force => true, postbox group drop --force.';
+    end if;
     delete from postbox.consumer_group g where g.name = drop_consumer_group.name;
     if not found then
         raise exception using errcode = 'undefined_object',
             message = format('consumer group "%s" was dropped by another session just now', name),
             hint = 'The view postbox.consumer_groups lists the groups that are left.';
+    end if;
+    if letters > 0 then
+        insert into postbox.audit (action, subject, detail) values ('drop', name, jsonb_build_object('dead_letters', letters));
     end if;
     -- Last, because no rollback brings a slot back.
     if slot is not null then
@@ -37,5 +47,5 @@ begin
     end if;
 end
 $function$;
-comment on function postbox.drop_consumer_group(text) is
-    'Drops a consumer group and its replication slot, and with it the position; refuses while a consumer is connected';
+comment on function postbox.drop_consumer_group(text, boolean) is
+    'Drops a consumer group and its replication slot, and with it the position; refuses while a consumer is connected, and dead letters without force';

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+/// A random time up to `first · 2ⁿ`, at most `most`.
+pub(crate) fn wait(first: Duration, most: Duration, n: u32) -> Duration {
+    let ceiling = first.saturating_mul(1_u32.checked_shl(n).unwrap_or(u32::MAX)).min(most);
+    ceiling.mul_f64(rand::random::<f64>())
+}
+
 /// Exponential backoff with full jitter: the n-th wait is a random time up to `first · 2ⁿ`, at most `most`. Many
 /// consumers that lost the same server do not come back at the same moment.
 #[derive(Debug)]
@@ -18,9 +24,9 @@ impl Backoff {
 
     /// The wait before the next attempt.
     pub(crate) fn next(&mut self) -> Duration {
-        let ceiling = self.first.saturating_mul(1_u32.checked_shl(self.attempts).unwrap_or(u32::MAX)).min(self.most);
+        let wait = wait(self.first, self.most, self.attempts);
         self.attempts = self.attempts.saturating_add(1);
-        ceiling.mul_f64(rand::random::<f64>())
+        wait
     }
 
     /// An attempt has succeeded.

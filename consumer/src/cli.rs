@@ -1,18 +1,25 @@
 //! The command line.
 
 mod group;
+mod dead_letter;
+mod delivery;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use futures_util::FutureExt;
 use postbox_wire::{Compression, Lsn, Origin};
+use tracing::warn;
 
 use crate::consumer::{Builder, Source};
+use crate::dead_letter::StoredLetters;
+use crate::dispatch::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CloudEvents, Format};
-use crate::run::{Limits, run};
-use crate::sink::Stdout;
+use crate::run::{run, run_events};
+use crate::sink::{Exec, Stdout};
 use crate::transport::{ConnInfo, connect_sql};
 use crate::signal;
 
@@ -33,9 +40,9 @@ Exit codes:
   1  unexpected error
   2  wrong usage
   3  cannot connect or log in
-  4  group or slot missing, in use, of another plugin or database, or invalidated
+  4  group or slot missing, taken over, in use, of another plugin or database, or invalidated
   5  server not set up: wal_level, output_plugin_libraries, plugin library, REPLICATION attribute, extension, versions
-  6  the sink failed
+  6  the sink failed, did not come back within --max-processing, or (with --slot) an event failed for good
 130  stopped by a second signal, before everything was confirmed
 
 Logs go to the standard error; RUST_LOG=debug shows more.";
@@ -47,6 +54,9 @@ enum Command {
     /// Consumer groups: each has its own position in the stream, kept by a replication slot
     #[command(subcommand)]
     Group(group::Group),
+    /// Events that could not be delivered to a group, and those that wait behind them
+    #[command(subcommand)]
+    DeadLetter(dead_letter::DeadLetter),
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
@@ -98,12 +108,16 @@ struct Run {
     /// what the group had not confirmed
     #[arg(long, requires = "group")]
     recover: bool,
+    #[command(flatten)]
+    delivery: delivery::Delivery,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SinkName {
     /// One JSON object per line on the standard output
     Stdout,
+    /// A command for each event: see --exec
+    Exec,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -143,6 +157,7 @@ impl Cli {
         match self.command {
             Command::Run(arguments) => stream(arguments, self.database, &info).await,
             Command::Group(command) => command.execute(&info).await,
+            Command::DeadLetter(command) => command.execute(&info).await,
             Command::Outbox(Outbox::List) => {
                 let rows = crate::group::outboxes(&connect_sql(&info).await?).await?.into_iter().map(|outbox| {
                     [
@@ -160,9 +175,12 @@ impl Cli {
 }
 
 async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Result<()> {
-    let mut stop = std::pin::pin!(signal::stop()?);
+    // Asked again in each term.
+    let mut stop = signal::stop()?.boxed().shared();
     let format = arguments.format(info)?;
     let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
+    let command = arguments.delivery.command(arguments.sink)?;
+    let settings = arguments.delivery.settings(arguments.sink, arguments.group.is_some())?;
     let mut builder = Builder::new(database)
         .slot_wait(arguments.slot_wait)
         .session_timeout(arguments.session_timeout)
@@ -178,15 +196,38 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         OriginName::Any => Origin::Any,
         OriginName::None => Origin::None,
     };
-    let consumer = tokio::select! {
-        consumer = builder.connect() => consumer?,
-        // It may wait for the slot for long.
-        () = &mut stop => return Ok(()),
-    };
-    match arguments.sink {
-        SinkName::Stdout => run(consumer, &mut Stdout::new(format), limits, info, stop).await,
+    let has_group = matches!(builder.source, Some(Source::Group(_)));
+    let mut limits = limits;
+    // Each time this process is the active member.
+    loop {
+        let consumer = tokio::select! {
+            consumer = builder.clone().connect() => consumer?,
+            // It may stand by for long.
+            () = &mut stop => return Ok(()),
+        };
+        let lease = consumer.lease();
+        let (delivered, outcome) = match &command {
+            None => {
+                let sink = Stdout::new(format.clone());
+                run(consumer, sink, limits, settings.max_processing, &lease, info, &mut stop).await
+            }
+            Some(command) => {
+                let letters = match consumer.term() {
+                    Some((group, epoch)) => {
+                        Some(StoredLetters::new(Arc::new(connect_sql(info).await?), &group, epoch))
+                    }
+                    None => None,
+                };
+                let sink = Exec::new(command, format.clone());
+                run_events(consumer, sink, letters, settings.clone(), limits, &lease, info, &mut stop).await
+            }
+        };
+        limits.max_events = limits.max_events.map(|most| most.saturating_sub(delivered));
+        match outcome {
+            Err(error) if has_group && error.kind() == ErrorKind::PlaceLost => warn!("{}", error.chain()),
+            outcome => return outcome,
+        }
     }
-    .map(|_| ())
 }
 
 impl Run {

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::feed::{Batch, Feed, Part, Shared};
+use crate::lease::Lease;
 use crate::member::{self, Membership};
 use crate::progress::Positions;
 use crate::transport::ConnInfo;
@@ -28,6 +29,7 @@ pub struct Consumer {
     current: Option<Current>,
     /// The connection that has sent the event handed out last, if its transaction goes on behind it.
     unfinished: Option<u64>,
+    term: Option<(String, i64)>,
     feed: tokio::task::JoinHandle<Result<()>>,
 }
 
@@ -48,8 +50,22 @@ struct Current {
 #[derive(Debug)]
 pub struct Delivery {
     event: Event,
+    receipt: Receipt,
+}
+
+/// What acknowledges an event.
+#[derive(Debug)]
+pub(crate) struct Receipt {
     shared: Arc<Shared>,
+    connection: u64,
     transaction: u64,
+}
+
+/// Closes the connection of a consumer that somebody else holds, and perhaps will for ever.
+#[derive(Debug)]
+pub(crate) struct Closer {
+    shared: Arc<Shared>,
+    feed: tokio::task::AbortHandle,
 }
 
 /// What to read and how; see [`Consumer::builder`].
@@ -96,6 +112,16 @@ impl Consumer {
         }
     }
 
+    /// Leave to deliver: it ends when another member takes over.
+    pub(crate) fn lease(&self) -> Lease {
+        self.shared.lease.clone()
+    }
+
+    /// The group and the epoch in which this process is its active member.
+    pub(crate) fn term(&self) -> Option<(String, i64)> {
+        self.term.clone()
+    }
+
     /// How far the consumer is.
     pub fn positions(&self) -> Positions {
         self.shared.progress().positions()
@@ -126,6 +152,11 @@ impl Consumer {
     /// do not count: after a reconnect the transaction comes again from its start.
     pub(crate) fn is_within_transaction(&self) -> bool {
         self.unfinished.is_some_and(|connection| self.shared.is_current(connection))
+    }
+
+    /// Another way to close it, for when the consumer itself is in the hands of a sink that hangs.
+    pub(crate) fn closer(&self) -> Closer {
+        Closer { shared: Arc::clone(&self.shared), feed: self.feed.abort_handle() }
     }
 
     /// Stops reading, tells the server what is acknowledged, and ends the connection. Events that were taken and not
@@ -160,8 +191,9 @@ impl Consumer {
                         }
                         _ => Some(current.connection),
                     };
-                    let (shared, transaction) = (Arc::clone(&self.shared), current.transaction);
-                    return Poll::Ready(Some(Ok(Delivery { event, shared, transaction })));
+                    let Current { connection, transaction, .. } = *current;
+                    let receipt = Receipt { shared: Arc::clone(&self.shared), connection, transaction };
+                    return Poll::Ready(Some(Ok(Delivery { event, receipt })));
                 }
                 if let Some(Part { transaction, end, events }) = current.parts.next() {
                     (current.transaction, current.end, current.events) = (transaction, end, events.into_iter());
@@ -203,13 +235,49 @@ impl Delivery {
     ///
     /// A delivery that is dropped without this comes again after the next start.
     pub fn ack(self) -> Event {
-        self.shared.acknowledge(self.transaction);
+        self.receipt.ack();
         self.event
+    }
+
+    pub(crate) fn split(self) -> (Event, Receipt) {
+        (self.event, self.receipt)
     }
 
     /// The event.
     pub fn event(&self) -> &Event {
         &self.event
+    }
+}
+
+impl Receipt {
+    /// See [`Delivery::ack`].
+    pub(crate) fn ack(self) {
+        self.shared.acknowledge(self.transaction);
+    }
+
+    /// True if the event comes again: the connection that brought it is gone.
+    pub(crate) fn is_stale(&self) -> bool {
+        !self.shared.is_current(self.connection)
+    }
+
+    /// Counts transactions over the whole life of the consumer.
+    pub(crate) fn transaction(&self) -> u64 {
+        self.transaction
+    }
+}
+
+impl Closer {
+    /// Closes the connection: what is acknowledged is confirmed, and the slot is free. A server that does not take the
+    /// confirmation in time is left alone.
+    pub(crate) async fn close(&self, patience: Duration) {
+        self.shared.close();
+        let begin = tokio::time::Instant::now();
+        while !self.feed.is_finished() {
+            if begin.elapsed() > patience {
+                return self.feed.abort();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
@@ -364,6 +432,7 @@ impl Builder {
                 .with_hint("Call group() or slot() on the builder."));
         };
         let (feed, link, shared, batches) = Feed::open(info, source, self).await?;
-        Ok(Consumer { shared, batches, current: None, unfinished: None, feed: tokio::spawn(feed.run(link)) })
+        let term = feed.term();
+        Ok(Consumer { shared, batches, current: None, unfinished: None, term, feed: tokio::spawn(feed.run(link)) })
     }
 }

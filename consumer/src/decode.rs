@@ -65,7 +65,7 @@ impl FrameReader {
     }
 }
 
-/// The event of a stored row, of which `postbox._frame` made this frame.
+/// The event of a frame that stands alone: `postbox._frame` made it of a stored row, or [`Event::to_frame`] of a dead letter.
 ///
 /// # Errors
 /// Bytes that are no frame of a version that is spoken here, or a frame of anything but one event.

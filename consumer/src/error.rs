@@ -41,6 +41,8 @@ pub enum ErrorKind {
     Decode,
     /// A sink did not take an event.
     Sink,
+    /// A call of the sink does not end; what becomes of it is not known.
+    Stuck,
     /// Anything else, in most cases an SQL error that nobody expected.
     Other,
 }
@@ -117,7 +119,7 @@ impl Error {
     /// the slot a moment ago and lost the link may still retry it, as the server frees the slot only
     /// when it notices.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Connect | ErrorKind::Server | ErrorKind::PlaceLost)
+        matches!(self.kind(), ErrorKind::Connect | ErrorKind::Server)
     }
 
     /// The message and those of its causes, in one line.
@@ -146,7 +148,7 @@ impl Error {
             | ErrorKind::Moved
             | ErrorKind::PlaceLost => 4,
             ErrorKind::Setup => 5,
-            ErrorKind::Sink => 6,
+            ErrorKind::Sink | ErrorKind::Stuck => 6,
             ErrorKind::Protocol | ErrorKind::Decode | ErrorKind::Other => 1,
         }
     }
@@ -211,9 +213,10 @@ mod tests {
             (ErrorKind::SlotDatabase, 4, false),
             (ErrorKind::GroupMissing, 4, false),
             (ErrorKind::Moved, 4, false),
-            (ErrorKind::PlaceLost, 4, true),
+            (ErrorKind::PlaceLost, 4, false),
             (ErrorKind::Setup, 5, false),
             (ErrorKind::Sink, 6, false),
+            (ErrorKind::Stuck, 6, false),
             (ErrorKind::Protocol, 1, false),
             (ErrorKind::Decode, 1, false),
             (ErrorKind::Other, 1, false),

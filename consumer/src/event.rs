@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use postbox_wire::{ErrorCode, Lsn, Outbox, PgMicros, RawColumn, Transaction, json};
+use postbox_wire::{Encoder, ErrorCode, Lsn, NameSlot, Names, Outbox, PgMicros, RawColumn, Transaction, json};
 
 /// A committed event.
 #[derive(Clone, Debug)]
@@ -67,6 +67,46 @@ pub struct EventError {
 impl Event {
     /// Writes the event in the native JSON form, without a newline: to a `Vec<u8>`, or piece by piece to any [`JsonOutput`](crate::JsonOutput).
     pub fn write_json(&self, out: &mut impl json::Output) {
+        self.as_wire(|transaction, event| json::write(out, transaction, event));
+    }
+
+    /// The event as a frame of the plugin that stands alone.
+    pub(crate) fn to_frame(&self) -> Vec<u8> {
+        let mut encoder = Encoder::new(Names::Frame);
+        encoder.begin();
+        self.as_wire(|transaction, event| encoder.event(transaction, event, &mut NameSlot::default()));
+        let mut bytes = Vec::new();
+        encoder.take(true, |frame| bytes = frame.to_vec());
+        bytes
+    }
+
+    /// Bytes that the event holds on to.
+    pub(crate) fn size(&self) -> usize {
+        let raw = self.error.as_ref().map_or(0, |error| {
+            error.detail.len() + error.raw.iter().map(|(column, bytes)| column.len() + bytes.len()).sum::<usize>()
+        });
+        self.event_type.len()
+            + self.key.as_ref().map_or(0, |key| key.len())
+            + self.headers.as_ref().map_or(0, |headers| headers.len())
+            + self.payload.as_ref().map_or(0, |payload| payload.len())
+            + raw
+    }
+
+    /// Copies the event out of the frame that it came in, which it would keep in memory as long as itself.
+    pub(crate) fn detach(&mut self) {
+        let text = |text: &mut ByteString| *text = ByteString::from(&**text);
+        text(&mut self.event_type);
+        self.key.as_mut().map(text);
+        self.headers.as_mut().map(text);
+        if let Some(payload) = &mut self.payload {
+            *payload = Bytes::copy_from_slice(payload);
+        }
+        if let Some(EventId::Text(id)) = &mut self.id {
+            text(id);
+        }
+    }
+
+    fn as_wire<R>(&self, take: impl FnOnce(&Transaction, &postbox_wire::Event<'_>) -> R) -> R {
         let raw = |error: &EventError| {
             error.raw.iter().map(|(column, bytes)| (column.clone(), bytes.clone())).collect::<Vec<_>>()
         };
@@ -88,7 +128,7 @@ impl Event {
             error,
         };
         let Self { commit_lsn, end_lsn, commit_time, xid, .. } = *self;
-        json::write(out, &Transaction { commit_lsn, end_lsn, commit_time, xid }, &event);
+        take(&Transaction { commit_lsn, end_lsn, commit_time, xid }, &event)
     }
 }
 

@@ -99,8 +99,8 @@ impl Shared {
     }
 
     /// The server has answered what was sent then.
-    pub(crate) fn renew_lease(&self, sent: Moment, lasts: Duration) {
-        self.lease.renewed(sent, lasts);
+    pub(crate) fn renew_lease(&self, sent: Moment) {
+        self.lease.renewed(sent);
         self.wake_leased();
     }
 
@@ -215,7 +215,10 @@ impl Feed {
     ) -> Result<(Self, Option<Link>, Arc<Shared>, mpsc::UnboundedReceiver<Result<Batch>>)> {
         let (lease, reader) = match source {
             Source::Slot(slot) => (Lease::unlimited(), Reader::Slot(slot)),
-            Source::Group(group) => (Lease::none(), Reader::Group(builder.membership(info.clone(), group), None)),
+            Source::Group(group) => {
+                let membership = builder.membership(info.clone(), group);
+                (membership.lease(), Reader::Group(membership, None))
+            }
         };
         let shared = Arc::new(Shared::new(lease));
         let (sender, batches) = mpsc::unbounded_channel();
@@ -284,37 +287,25 @@ impl Feed {
             if !error.is_transient() && error.kind() != ErrorKind::SlotInUse {
                 return self.give_up(error);
             }
-            let valid = shared.lease.is_valid();
-            if let Reader::Group(_, place) = &mut self.reader
-                && place.as_ref().is_some_and(|place| place.is_lost() || !valid)
-            {
-                *place = None;
-            }
-            if error.kind() == ErrorKind::PlaceLost {
-                warn!("{}", error.chain());
-            } else {
-                warn!("lost the connection: {}", error.chain());
-                tokio::select! {
-                    () = sleep(self.backoff.next()) => {}
-                    () = shared.closed() => return Err(error),
-                }
+            warn!("lost the connection: {}", error.chain());
+            let lost = self.lost();
+            tokio::select! {
+                () = sleep(self.backoff.next()) => {}
+                error = lost => return self.give_up(error),
+                () = shared.closed() => return Err(error),
             }
         }
     }
 
-    /// A link after the former one, of which nothing counts any more. For a group, takes the place first and delivers what is
-    /// to come from the table. None if the consumer is closed meanwhile.
+    /// A link after the former one, of which nothing counts any more; before the first one, what is to come from the table is
+    /// delivered. None if the consumer is closed meanwhile.
     async fn attach(&mut self, before: Option<&SystemId>) -> Result<Option<Link>> {
         let shared = Arc::clone(&self.shared);
-        let closed = async {
-            shared.closed().await;
-        };
+        let lost = self.lost();
         tokio::select! {
             link = async {
                 self.shared.connection.fetch_add(1, Ordering::Relaxed);
                 self.shared.progress().reconnected();
-                self.shared.wake_leased();
-                self.take_place().await?;
                 self.backfill().await?;
                 let link = self.wait_for_link().await?;
                 let now = &link.identity;
@@ -328,22 +319,28 @@ impl Feed {
                 }
                 Ok(Some(link))
             } => link,
-            () = closed => Ok(None),
+            error = lost => Err(error),
+            () = shared.closed() => Ok(None),
         }
     }
 
     /// Waits until this process is the group's active member.
     async fn take_place(&mut self) -> Result<()> {
         let Reader::Group(membership, place) = &mut self.reader else { return Ok(()) };
-        if place.is_some() {
-            return Ok(());
-        }
         let taken = membership.acquire(&self.shared).await?;
         self.builder.options.outboxes = Some(taken.selectors.clone());
         let backfilled = taken.backfills.iter().all(|backfill| backfill.finished);
         self.shared.backfilled.store(backfilled, Ordering::Relaxed);
         *place = Some(taken);
         Ok(())
+    }
+
+    /// The group and the epoch in which this process is its active member.
+    pub(crate) fn term(&self) -> Option<(String, i64)> {
+        match &self.reader {
+            Reader::Group(membership, Some(place)) => Some((membership.group.clone(), place.epoch)),
+            _ => None,
+        }
     }
 
     fn backfills(&self) -> &[Backfill] {
@@ -361,7 +358,7 @@ impl Feed {
                 let timeout = membership.session_timeout;
                 (&place.slot_name, self.builder.slot_wait.max(2 * timeout), Some(timeout))
             }
-            Reader::Group(_, None) => return Err(Error::new(ErrorKind::PlaceLost, "there is no place to read from")),
+            Reader::Group(membership, None) => return Err(Lost::Replaced.into_error(&membership.group)),
         };
         let sql = connect_sql(&self.info).await?;
         slot::inspect(&sql, slot).await?;
@@ -446,7 +443,7 @@ impl Feed {
     }
 
     fn give_up(&mut self, error: Error) -> Result<()> {
-        if !self.shared.lease.is_valid() {
+        if error.kind() == ErrorKind::PlaceLost {
             // What waits may not be delivered any more.
             self.shared.connection.fetch_add(1, Ordering::Relaxed);
             self.shared.wake_leased();

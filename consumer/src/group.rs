@@ -156,9 +156,16 @@ fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(rows: Vec<Row>) -> Result<
 /// Drops a group and its slot: what it has not confirmed is never delivered to it.
 ///
 /// # Errors
-/// There is no such group, or a consumer is reading for it.
-pub async fn drop(client: &Client, name: &str) -> Result<()> {
-    query(client, "SELECT postbox.drop_consumer_group($1)", &[&name]).await.map(|_| ())
+/// There is no such group, a consumer is reading for it, or it has dead letters and `force` does not say that they may go.
+pub async fn drop(client: &Client, name: &str, force: bool) -> Result<()> {
+    query(client, "SELECT postbox.drop_consumer_group($1, $2)", &[&name, &force]).await.map(|_| ())
+}
+
+/// The epoch of the member that took the group last.
+pub(crate) async fn epoch(client: &Client, name: &str) -> Result<i64> {
+    let rows = query(client, "SELECT epoch FROM postbox.consumer_group WHERE name = $1", &[&name]).await?;
+    // That there is no such group is said where it is looked up.
+    rows.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))
 }
 
 /// The groups of the database, by name.
@@ -227,7 +234,9 @@ pub(crate) async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql 
             | SqlState::INVALID_PARAMETER_VALUE
             | SqlState::UNDEFINED_TABLE
             | SqlState::WRONG_OBJECT_TYPE
-            | SqlState::DUPLICATE_OBJECT => ErrorKind::Usage,
+            | SqlState::DUPLICATE_OBJECT
+            | SqlState::NO_DATA_FOUND
+            | SqlState::DEPENDENT_OBJECTS_STILL_EXIST => ErrorKind::Usage,
             SqlState::UNDEFINED_OBJECT => ErrorKind::GroupMissing,
             SqlState::OBJECT_IN_USE => ErrorKind::SlotInUse,
             ref code if code.code() == MOVED => ErrorKind::Moved,

@@ -22,7 +22,7 @@ use crate::backfill::Backfill;
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::Shared;
-use crate::lease::Moment;
+use crate::lease::{Lease, Moment};
 use crate::transport::{ConnInfo, connect_sql};
 use crate::{group, slot};
 
@@ -43,7 +43,7 @@ pub(crate) struct Membership {
 pub(crate) struct Place {
     client: Arc<Client>,
     group: String,
-    epoch: i64,
+    pub(crate) epoch: i64,
     pub(crate) slot_name: String,
     pub(crate) selectors: Vec<OutboxSelector>,
     pub(crate) backfills: Vec<Backfill>,
@@ -71,9 +71,9 @@ const QUIET_CHECKPOINT: Duration = Duration::from_secs(300);
 const QUIET_BYTES: u64 = 64 << 20;
 
 impl Membership {
-    /// For how long after a proven contact events are handed out: the session timeout less a margin for what is under way.
-    pub(crate) fn lease(&self) -> Duration {
-        self.session_timeout - self.session_timeout / 5
+    /// Leave to deliver: for the session timeout after a proven contact, less a margin for what is under way.
+    pub(crate) fn lease(&self) -> Lease {
+        Lease::new(self.session_timeout, self.session_timeout / 5)
     }
 
     /// Waits until the group has no active member, and becomes it.
@@ -176,7 +176,7 @@ impl Membership {
         let client = Arc::new(client);
         let (sender, lost) = watch::channel(None);
         // The answers to what was sent since have come from a session that holds the lock.
-        shared.renew_lease(sent, self.lease());
+        shared.renew_lease(sent);
         let heartbeat = Heartbeat {
             client: Arc::clone(&client),
             membership: self.clone(),
@@ -244,10 +244,6 @@ impl Place {
                 _ => Lost::CutOff("the heartbeat ended".to_owned()),
             }
         }
-    }
-
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lost.borrow().is_some() || self.heartbeat.is_finished()
     }
 
     /// The stored events of this outbox are delivered up to `position`, and durably so.
@@ -323,7 +319,7 @@ impl Heartbeat {
             if epoch != self.epoch {
                 return Lost::Replaced;
             }
-            self.shared.renew_lease(sent, self.membership.lease());
+            self.shared.renew_lease(sent);
             if paused {
                 return Lost::Paused;
             }

@@ -71,6 +71,9 @@ pub(super) enum Group {
     Drop {
         /// Name
         name: String,
+        /// Also if it has dead letters, which go with it
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -136,8 +139,8 @@ impl Group {
                 let slot = group::recover(&client, &name).await?;
                 say(&format!("recovered consumer group {name} with replication slot {slot}\n"))
             }
-            Self::Drop { name } => {
-                group::drop(&client, &name).await?;
+            Self::Drop { name, force } => {
+                group::drop(&client, &name, force).await?;
                 say(&format!("dropped consumer group {name}\n"))
             }
         }
