@@ -52,6 +52,7 @@ create or replace function postbox._role_rights(role text)
             ('monitor',   'execute',        'function postbox._moment_before(interval)'),
             ('monitor',   'execute',        'function postbox._has_moved(pg_snapshot, pg_lsn, boolean)'),
             ('monitor',   'execute',        'function postbox.outbox_status(text, text)'),
+            ('monitor',   'execute',        'function postbox.describe_consumer_group(text)'),
             ('monitor',   'execute',        'function postbox._marker_arguments(bytea)'),
             ('monitor',   'execute',        'function postbox._marker_column(text[], text)'),
             ('monitor',   'execute',        'function postbox._is_replayable(oid, text[])'),

@@ -22,5 +22,8 @@ grant select on
     postbox.consumer_groups,
     postbox._marker,
     postbox.consumer_group,
-    postbox.consumer_group_outbox
+    postbox.consumer_group_outbox,
+    postbox.checkpoint,
+    postbox.backfill,
+    postbox._server
 to public;

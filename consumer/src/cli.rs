@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use postbox_wire::{Compression, Lsn, Origin};
 use tracing::warn;
 
+use crate::backoff::Backoff;
 use crate::consumer::{Builder, Source};
 use crate::dead_letter::StoredLetters;
 use crate::dispatch::Limits;
@@ -186,6 +187,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         .session_timeout(arguments.session_timeout)
         .recover(arguments.recover);
     builder.member = arguments.member;
+    builder.one_term = true;
     builder.source = arguments.group.map(Source::Group).or(arguments.slot.map(Source::Slot));
     builder.until = arguments.until_lsn;
     builder.options.compression = match arguments.compression {
@@ -198,13 +200,27 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     };
     let has_group = matches!(builder.source, Some(Source::Group(_)));
     let mut limits = limits;
+    let mut terms = 0;
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     // Each time this process is the active member.
     loop {
-        let consumer = tokio::select! {
-            consumer = builder.clone().connect() => consumer?,
+        let connected = tokio::select! {
+            connected = builder.clone().connect() => connected,
             // It may stand by for long.
             () = &mut stop => return Ok(()),
         };
+        let consumer = match connected {
+            Err(error) if terms > 0 && error.is_transient() => {
+                warn!("cannot connect yet: {}", error.chain());
+                tokio::select! {
+                    () = tokio::time::sleep(backoff.next()) => continue,
+                    () = &mut stop => return Err(error),
+                }
+            }
+            connected => connected?,
+        };
+        terms += 1;
+        backoff.reset();
         let lease = consumer.lease();
         let (delivered, outcome) = match &command {
             None => {

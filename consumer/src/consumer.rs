@@ -30,6 +30,8 @@ pub struct Consumer {
     /// The connection that has sent the event handed out last, if its transaction goes on behind it.
     unfinished: Option<u64>,
     term: Option<(String, i64)>,
+    /// Whoever takes the events looks at the lease, and ends with it.
+    one_term: bool,
     feed: tokio::task::JoinHandle<Result<()>>,
 }
 
@@ -82,6 +84,8 @@ pub struct Builder {
     pub(crate) session_timeout: Duration,
     pub(crate) max_processing: Duration,
     pub(crate) recover: bool,
+    /// The consumer ends when its place is lost, rather than stand by for another term.
+    pub(crate) one_term: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -114,7 +118,7 @@ impl Consumer {
 
     /// Leave to deliver: it ends when another member takes over.
     pub(crate) fn lease(&self) -> Lease {
-        self.shared.lease.clone()
+        self.shared.lease()
     }
 
     /// The group and the epoch in which this process is its active member.
@@ -175,10 +179,10 @@ impl Consumer {
         loop {
             // What is left over from a connection that broke comes again.
             if let Some(current) = self.current.as_mut().filter(|current| self.shared.is_current(current.connection)) {
-                if !self.shared.lease.is_valid() {
+                if !self.one_term && !self.shared.lease().is_valid() {
                     // Asked again when it is renewed, or when the place is lost.
                     self.shared.wake_when_leased(cx.waker());
-                    if !self.shared.lease.is_valid() {
+                    if !self.shared.lease().is_valid() {
                         return Poll::Pending;
                     }
                 }
@@ -303,6 +307,7 @@ impl Builder {
             session_timeout: Duration::from_secs(30),
             max_processing: Duration::from_secs(300),
             recover: false,
+            one_term: false,
         }
     }
 
@@ -427,12 +432,13 @@ impl Builder {
     /// [`Consumer::next`]; broken connections do not.
     pub async fn connect(mut self) -> Result<Consumer> {
         let info = ConnInfo::resolve(self.conninfo.as_deref())?;
+        let one_term = self.one_term;
         let Some(source) = self.source.take() else {
             return Err(Error::new(ErrorKind::Usage, "neither a group nor a slot is named")
                 .with_hint("Call group() or slot() on the builder."));
         };
         let (feed, link, shared, batches) = Feed::open(info, source, self).await?;
         let term = feed.term();
-        Ok(Consumer { shared, batches, current: None, unfinished: None, term, feed: tokio::spawn(feed.run(link)) })
+        Ok(Consumer { shared, batches, current: None, unfinished: None, term, one_term, feed: tokio::spawn(feed.run(link)) })
     }
 }

@@ -28,8 +28,8 @@ use crate::transport::{ConnInfo, CopyBoth, Received, Replication, Status, System
 #[derive(Debug)]
 pub(crate) struct Shared {
     progress: Mutex<Progress>,
-    /// For how long events may be handed out.
-    pub(crate) lease: Lease,
+    /// For how long events may be handed out; another one in each term of the member.
+    lease: Mutex<Lease>,
     /// Nothing is left to be delivered from the table.
     backfilled: AtomicBool,
     /// Whoever waits for the lease to be renewed.
@@ -68,7 +68,7 @@ impl Shared {
     pub(crate) fn new(lease: Lease) -> Self {
         Self {
             progress: Mutex::default(),
-            lease,
+            lease: Mutex::new(lease),
             backfilled: AtomicBool::default(),
             waker: Mutex::default(),
             handed_out: AtomicU64::default(),
@@ -98,9 +98,13 @@ impl Shared {
         }
     }
 
+    pub(crate) fn lease(&self) -> Lease {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The server has answered what was sent then.
     pub(crate) fn renew_lease(&self, sent: Moment) {
-        self.lease.renewed(sent);
+        self.lease().renewed(sent);
         self.wake_leased();
     }
 
@@ -260,7 +264,9 @@ impl Feed {
     async fn deliver(&mut self, mut link: Option<Link>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut before = None;
+        let mut last = None;
         loop {
+            let connected = link.is_some();
             let error = match link.take() {
                 Some(mut link) => {
                     before = Some(link.identity.clone());
@@ -275,7 +281,7 @@ impl Feed {
                         link = Some(another);
                         continue;
                     }
-                    Ok(None) => return Ok(()),
+                    Ok(None) => return last.map_or(Ok(()), Err),
                     Err(error) => error,
                 },
             };
@@ -283,17 +289,27 @@ impl Feed {
             if shared.is_closing() {
                 return Err(error);
             }
+            if error.kind() == ErrorKind::PlaceLost && !self.builder.one_term {
+                warn!("{}", error.chain());
+                match self.stand_by().await {
+                    Ok(true) => continue,
+                    Ok(false) => return Ok(()),
+                    Err(error) => return self.give_up(error),
+                }
+            }
             // The server may not have noticed yet that our own former connection is gone.
             if !error.is_transient() && error.kind() != ErrorKind::SlotInUse {
                 return self.give_up(error);
             }
-            warn!("lost the connection: {}", error.chain());
+            warn!("{}: {}", if connected { "lost the connection" } else { "cannot connect yet" }, error.chain());
             let lost = self.lost();
             tokio::select! {
                 () = sleep(self.backoff.next()) => {}
-                error = lost => return self.give_up(error),
+                // Seen at the next attempt.
+                _ = lost => {}
                 () = shared.closed() => return Err(error),
             }
+            last = Some(error);
         }
     }
 
@@ -321,6 +337,34 @@ impl Feed {
             } => link,
             error = lost => Err(error),
             () = shared.closed() => Ok(None),
+        }
+    }
+
+    /// After the place was lost: waits until it is this process's turn again. False if the consumer is closed meanwhile.
+    async fn stand_by(&mut self) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        if let Reader::Group(membership, place) = &mut self.reader {
+            *place = None;
+            *shared.lease.lock().unwrap_or_else(PoisonError::into_inner) = membership.lease();
+        }
+        shared.connection.fetch_add(1, Ordering::Relaxed);
+        shared.wake_leased();
+        loop {
+            let error = tokio::select! {
+                taken = self.take_place() => match taken {
+                    Ok(()) => return Ok(true),
+                    Err(error) => error,
+                },
+                () = shared.closed() => return Ok(false),
+            };
+            if !error.is_transient() {
+                return Err(error);
+            }
+            warn!("cannot connect yet: {}", error.chain());
+            tokio::select! {
+                () = sleep(self.backoff.next()) => {}
+                () = shared.closed() => return Ok(false),
+            }
         }
     }
 

@@ -181,6 +181,7 @@ impl Membership {
             client: Arc::clone(&client),
             membership: self.clone(),
             epoch,
+            lease: shared.lease(),
             shared: Arc::clone(shared),
             backfilling: backfills.iter().any(|backfill| !backfill.finished),
         };
@@ -274,6 +275,7 @@ struct Heartbeat {
     client: Arc<Client>,
     membership: Membership,
     epoch: i64,
+    lease: Lease,
     shared: Arc<Shared>,
     /// Rows are still delivered from the table: nothing that could be a checkpoint counts yet.
     backfilling: bool,
@@ -288,7 +290,7 @@ struct Candidate {
 impl Heartbeat {
     async fn run(mut self, lost: watch::Sender<Option<Lost>>) {
         let outcome = self.beat().await;
-        self.shared.lease.revoke();
+        self.lease.revoke();
         lost.send_replace(Some(outcome));
     }
 

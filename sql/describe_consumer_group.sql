@@ -1,0 +1,53 @@
+-- Everything about a group in one text, for people.
+
+create or replace function postbox.describe_consumer_group(name text) returns text
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    g record;
+    lag record;
+    known record;
+    member record;
+    fill record;
+    letters bigint;
+    text text;
+begin
+    select c.*, o.slot_generation, o.failover, o.paused_at, o.wal_budget, o.over_budget, o.epoch, o.member as last_member, o.active_since, o.released_at
+        into g
+        from postbox.consumer_groups c join postbox.consumer_group o on o.name = c.name
+        where c.name = describe_consumer_group.name;
+    if not found then
+        raise exception using errcode = 'undefined_object',
+            message = format('consumer group %s does not exist', coalesce('"' || describe_consumer_group.name || '"', 'NULL')),
+            hint = 'The view postbox.consumer_groups lists the groups.';
+    end if;
+    select * into lag from postbox.consumer_lag l where l.group_name = g.name;
+    select * into known from postbox.checkpoint c where c.group_name = g.name;
+    select count(*) into letters from postbox.dead_letters d where d.group_name = g.name;
+    text := format(E'Group:         %s\n', g.name)
+        || format(E'Outboxes:      %s\n', array_to_string(g.outboxes, ', ')
+            || case when g.missing_outboxes <> '{}' then format(' (gone: %s)', array_to_string(g.missing_outboxes, ', ')) else '' end)
+        || format(E'State:         %s\n', case
+            when g.wal_status in ('missing', 'lost') then 'slot ' || g.wal_status || ': recover the group'
+            when g.paused_at is not null then 'paused since ' || date_trunc('second', g.paused_at)
+            when g.active then 'active' else 'no active member' end)
+        || format(E'Slot:          %s (%s%s)\n', g.slot_name, g.wal_status, case when g.failover then ', kept on standbys' else '' end)
+        || format(E'Confirmed:     %s\n', coalesce(g.confirmed_flush_lsn::text, '-'))
+        || format(E'Lag:           %s, %s s, %s events (%s)\n', coalesce(pg_size_pretty(lag.bytes), '-'),
+            coalesce(round(lag.seconds::numeric, 1)::text, '-'), coalesce(lag.events::text, '-'), coalesce(lag.precision, 'unknown'))
+        || format(E'Restart lag:   %s%s\n', coalesce(pg_size_pretty(lag.restart_lag_bytes), '-'), coalesce(', held back by ' || lag.restart_holder, ''))
+        || format(E'WAL budget:    %s\n', coalesce(pg_size_pretty(g.wal_budget) || ', beyond it ' || g.over_budget, 'none'))
+        || format(E'Checkpoint:    %s\n', coalesce(format('%s, taken %s', known.lsn, date_trunc('second', known.taken_at)), 'none'))
+        || format(E'Dead letters:  %s\n', letters);
+    for fill in select * from postbox.backfill b where b.group_name = g.name and not b.finished order by b.outbox loop
+        text := text || format(E'From table:    %s, because of %s, since %s\n', fill.outbox, fill.reason, date_trunc('second', fill.started_at));
+    end loop;
+    for member in select * from postbox.consumer_status s where s.group_name = g.name and s.role is not null order by s.role, s.since loop
+        text := text || format(E'Member:        %s, %s, process %s, last contact %s\n', coalesce(member.member, 'unknown'), member.role, member.pid,
+            coalesce(date_trunc('milliseconds', member.last_contact)::text, 'not to be seen by this role'));
+    end loop;
+    return text;
+end
+$function$;
+comment on function postbox.describe_consumer_group(text) is 'Everything about a group, for people: position, lag and what holds it up, members, dead letters';
