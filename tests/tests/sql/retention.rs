@@ -119,10 +119,14 @@ async fn a_group_that_is_given_rows_from_the_table_keeps_all_of_them() {
 async fn rows_stay_for_the_retention() {
     let (_cluster, client) = with_ring().await;
     run(&client, "SELECT postbox.set_retention('orders', '1 day')").await;
-    publish(&client, 10).await;
+    publish(&client, 5).await;
     maintain(&client).await;
+    // An old moment, at which half of the rows were not there yet.
+    run(&client, "UPDATE postbox.sample SET taken_at = taken_at - interval '3 days'").await;
+    publish(&client, 5).await;
     turn(&client).await;
     publish(&client, 10).await;
+    maintain(&client).await;
     maintain(&client).await;
     assert_eq!(leaf_rows(&client, 0).await, "10");
     let said = row(&client, "SELECT array_to_string(pinned_by, ';') FROM postbox.retention_status").await;
@@ -145,6 +149,27 @@ async fn rows_stay_for_the_retention() {
     maintain(&client).await;
     assert_eq!(leaf_rows(&client, 0).await, "0");
     assert_eq!(leaf_rows(&client, 1).await, "10");
+}
+
+/// A transaction that began long ago commits when the group is past all that came after it.
+#[tokio::test]
+async fn a_row_that_was_committed_late_stays_whatever_lies_around_it() {
+    let (cluster, client) = with_ring().await;
+    run(&client, "SELECT postbox.create_consumer_group('a', '{orders}')").await;
+    let slow = cluster.client("postgres").await;
+    run(&slow, "BEGIN; INSERT INTO orders (type, payload) VALUES ('slow', '{}')").await;
+    publish(&client, 1000).await;
+    run(&client, CHECKPOINT).await;
+    turn(&client).await;
+    maintain(&client).await;
+    run(&slow, "COMMIT").await;
+    for _ in 0..3 {
+        maintain(&client).await;
+        assert_eq!(row(&client, "SELECT count(*), min(type) FROM orders_g0").await, "1001|slow");
+    }
+    run(&client, CHECKPOINT).await;
+    maintain(&client).await;
+    assert_eq!(leaf_rows(&client, 0).await, "0");
 }
 
 #[tokio::test]
