@@ -12,7 +12,7 @@ use crate::format::{CloudEvents, Format};
 use crate::run::{Limits, run};
 use crate::sink::Stdout;
 use crate::transport::{ConnInfo, connect_sql};
-use crate::{group, signal};
+use crate::{group, maintain, signal};
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
 #[derive(Debug, Parser)]
@@ -48,6 +48,12 @@ enum Command {
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
+    /// Maintain outboxes and groups until stopped: retention, alerts, WAL budgets, slots that were left behind
+    Maintain {
+        /// Run once, for cron, and print what was done
+        #[arg(long)]
+        once: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -170,6 +176,13 @@ impl Cli {
                     ]
                 });
                 table(["GROUP", "OUTBOXES", "SLOT", "ACTIVE PID", "CONFIRMED", "LAG BYTES", "WAL"], rows)
+            }
+            Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,
+            Command::Maintain { once: true } => {
+                let steps = maintain::maintain_once(&connect_sql(&info).await?).await?.into_iter().map(|step| {
+                    [step.step, step.subject.unwrap_or("-".into()), step.outcome, step.detail.unwrap_or("-".into())]
+                });
+                table(["STEP", "SUBJECT", "OUTCOME", "DETAIL"], steps)
             }
             Command::Outbox(Outbox::List) => {
                 let rows = group::outboxes(&connect_sql(&info).await?).await?.into_iter().map(|outbox| {

@@ -150,7 +150,7 @@ pub async fn outboxes(client: &Client) -> Result<Vec<OutboxStatus>> {
     query(client, sql, &[]).await?.iter().map(status).collect()
 }
 
-async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+pub(crate) async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
     client.query(sql, parameters).await.map_err(|error| {
         let Some(db) = error.as_db_error() else { return Error::from(error) };
         let lacks = ["schema \"postbox\"", "relation \"postbox.", "function postbox."];

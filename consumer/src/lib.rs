@@ -45,6 +45,7 @@ mod event;
 mod feed;
 mod format;
 pub mod group;
+pub mod maintain;
 mod progress;
 mod run;
 mod signal;
