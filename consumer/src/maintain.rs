@@ -43,8 +43,12 @@ pub async fn maintain_once(client: &Client) -> Result<Vec<Step>> {
         let sql = "SELECT step, subject, outcome, detail FROM postbox.maintain($1)";
         let mut more = false;
         for row in query(client, sql, &[&(call > 0)]).await? {
-            let step =
-                Step { step: row.try_get(0)?, subject: row.try_get(1)?, outcome: row.try_get(2)?, detail: row.try_get(3)? };
+            let step = Step {
+                step: row.try_get(0)?,
+                subject: row.try_get(1)?,
+                outcome: row.try_get(2)?,
+                detail: row.try_get(3)?,
+            };
             if step.outcome == "more" { more = true } else { steps.push(step) }
         }
         if !more {

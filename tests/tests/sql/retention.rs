@@ -79,10 +79,7 @@ async fn an_old_leaf_goes_when_every_group_is_done_with_it() {
         WHERE c.group_name = 'a'";
     assert_eq!(row(&client, removed).await, "1000|1|t", "the group that is behind can still start where it is");
     let audited = "SELECT action, subject, detail FROM postbox.audit WHERE action = 'truncate'";
-    assert_eq!(
-        row(&client, audited).await,
-        "truncate|public.orders|{\"leaf\": \"public.orders_g0\", \"rows\": 1000}"
-    );
+    assert_eq!(row(&client, audited).await, "truncate|public.orders|{\"leaf\": \"public.orders_g0\", \"rows\": 1000}");
 }
 
 #[tokio::test]
@@ -252,7 +249,11 @@ async fn a_row_that_arrives_during_the_proof_is_not_lost() {
     run(&client, "SELECT postbox.create_consumer_group('a', '{orders}')").await;
     let fill = "INSERT INTO orders (seq, type, payload) OVERRIDING SYSTEM VALUE
         SELECT 1, 't', to_jsonb(repeat(md5(n::text), 60)) FROM generate_series(1, 80000) n";
-    run(&client, "ALTER TABLE orders_g0 ALTER payload SET STORAGE PLAIN; ALTER TABLE orders_g0 SET (autovacuum_enabled = false)").await;
+    run(
+        &client,
+        "ALTER TABLE orders_g0 ALTER payload SET STORAGE PLAIN; ALTER TABLE orders_g0 SET (autovacuum_enabled = false)",
+    )
+    .await;
     turn(&client).await;
     run(&client, fill).await;
     let publisher = cluster.client("postgres").await;
@@ -287,16 +288,23 @@ async fn a_publisher_of_a_late_row_waits_for_a_moment_only() {
     turn(&client).await;
     let fill = "INSERT INTO orders (seq, type, payload) OVERRIDING SYSTEM VALUE
         SELECT 1, 't', to_jsonb(repeat(md5(n::text), 60)) FROM generate_series(1, 160000) n";
-    run(&client, "ALTER TABLE orders_g0 ALTER payload SET STORAGE PLAIN; ALTER TABLE orders_g0 SET (autovacuum_enabled = false)").await;
+    run(
+        &client,
+        "ALTER TABLE orders_g0 ALTER payload SET STORAGE PLAIN; ALTER TABLE orders_g0 SET (autovacuum_enabled = false)",
+    )
+    .await;
     run(&client, fill).await;
     run(&client, "CHECKPOINT").await;
     let publisher = cluster.client("postgres").await;
     let watcher = cluster.client("postgres").await;
     let late = async {
         let locked = "SELECT 1 FROM pg_locks WHERE relation = 'orders_g0'::regclass AND mode = 'ShareLock' AND granted";
-        wait_until_async("the leaf is looked through", Duration::from_secs(30), async || rows(&watcher, locked).await.pop())
+        wait_until_async("the leaf is looked through", Duration::from_secs(30), async || {
+            rows(&watcher, locked).await.pop()
+        })
+        .await;
+        run(&publisher, "INSERT INTO orders (seq, type, payload) OVERRIDING SYSTEM VALUE VALUES (1, 'late', '{}')")
             .await;
-        run(&publisher, "INSERT INTO orders (seq, type, payload) OVERRIDING SYSTEM VALUE VALUES (1, 'late', '{}')").await;
     };
     let (done, ()) = tokio::join!(maintain(&client), late);
     assert!(done.iter().any(|row| row.ends_with("public.orders_g0: somebody waits to write to it")), "{done:?}");
@@ -307,7 +315,8 @@ async fn a_publisher_of_a_late_row_waits_for_a_moment_only() {
 /// some group has not had is there.
 #[tokio::test]
 async fn nothing_that_a_group_needs_ever_goes() {
-    let seed: u64 = std::env::var("POSTBOX_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| rand::rng().random());
+    let seed: u64 =
+        std::env::var("POSTBOX_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| rand::rng().random());
     let mut random = StdRng::seed_from_u64(seed);
     let (cluster, client) = with_ring().await;
     let mut sessions = Vec::new();
@@ -336,7 +345,9 @@ async fn nothing_that_a_group_needs_ever_goes() {
                 all.insert(next_id);
                 // One in four has had its seq for a while.
                 let seq = match random.random_range(0..4) {
-                    0 => "greatest(coalesce(pg_sequence_last_value('orders_seq_seq'), 1) - 1024 * (random() * 4)::int, 1)",
+                    0 => {
+                        "greatest(coalesce(pg_sequence_last_value('orders_seq_seq'), 1) - 1024 * (random() * 4)::int, 1)"
+                    }
                     _ => "nextval('orders_seq_seq')",
                 };
                 let sql = format!(
@@ -359,7 +370,11 @@ async fn nothing_that_a_group_needs_ever_goes() {
                     run(&client, &sql).await;
                     // What it was to be given from the table, it has as well, or the checkpoint comes a little earlier.
                     if random.random_bool(0.5) {
-                        run(&client, &format!("UPDATE postbox.backfill SET finished = true WHERE group_name = '{name}'")).await;
+                        run(
+                            &client,
+                            &format!("UPDATE postbox.backfill SET finished = true WHERE group_name = '{name}'"),
+                        )
+                        .await;
                     }
                     groups.insert(name, committed.clone());
                 }
@@ -370,8 +385,11 @@ async fn nothing_that_a_group_needs_ever_goes() {
                 let earliest = random.random_bool(0.5);
                 let name = format!("g{made}");
                 let start = if earliest { "earliest" } else { "latest" };
-                run(&client, &format!("SELECT postbox.create_consumer_group('{name}', '{{orders}}', start => '{start}')"))
-                    .await;
+                run(
+                    &client,
+                    &format!("SELECT postbox.create_consumer_group('{name}', '{{orders}}', start => '{start}')"),
+                )
+                .await;
                 let held = rows(&client, "SELECT key FROM orders").await;
                 let held: BTreeSet<u32> = held.iter().map(|key| key.parse().unwrap()).collect();
                 let had = if earliest { committed.difference(&held).copied().collect() } else { committed.clone() };
@@ -422,7 +440,10 @@ async fn the_ring_turns_by_time_and_never_backwards() {
     assert_eq!(row(&client, order).await, "t|t|t");
     let after: i64 = row(&client, "SELECT last_seq FROM postbox.outbox_status('orders')").await.parse().unwrap();
     assert!(after > before);
-    assert_eq!(row(&client, "SELECT count(*) FROM postbox.ring_move WHERE to_seq - from_seq >= 4294967296 - 1024").await, "1");
+    assert_eq!(
+        row(&client, "SELECT count(*) FROM postbox.ring_move WHERE to_seq - from_seq >= 4294967296 - 1024").await,
+        "1"
+    );
 }
 
 #[tokio::test]
@@ -492,7 +513,9 @@ async fn hidden_rows_are_not_removed() {
     run(&client, "ALTER TABLE orders_g0 ENABLE ROW LEVEL SECURITY; SET ROLE keeper").await;
     let skipped = maintain(&client).await;
     assert!(
-        skipped.iter().any(|row| row.starts_with("retention|public.orders|skipped|") && row.contains("row-level security")),
+        skipped
+            .iter()
+            .any(|row| row.starts_with("retention|public.orders|skipped|") && row.contains("row-level security")),
         "{skipped:?}"
     );
     run(&client, "RESET ROLE").await;
