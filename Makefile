@@ -27,7 +27,7 @@ SHELL = /bin/bash
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all build install lint bench fuzz
+.PHONY: help demo test test-all build install lint bench fuzz mutants
 
 help: ## Print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -80,6 +80,9 @@ lint: server-$(NEWEST) ## Check formatting, lints and documentation
 bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goes to the benchmark
 	@tests/fetch --peers $(MAJORS)
 	POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin bench -- $(ARGS)
+
+mutants: server-$(NEWEST) ## Break the code in every way of tests/mutations/: each must fail the tests that it names; ONLY=word chooses
+	@tests/mutants $(NEWEST) '$(ONLY)'
 
 # Without a sanitizer, so that the stable compiler will do: safe code shows its faults as panics.
 fuzz: ## Fuzz each target in tests/fuzz for FUZZ_SECONDS=60; TARGETS="frames options" chooses

@@ -32,7 +32,11 @@ begin
         into seqs
         from postbox._ring r
         where r.last_seq is not null;
-    if not postbox._has_moved(newest.snapshot, newest.lsn, (seqs.outboxes, seqs.last_seqs) is distinct from (newest.outboxes, newest.last_seqs)) then
+    if not postbox._has_moved(newest.snapshot, newest.lsn,
+        (seqs.outboxes, seqs.last_seqs) is distinct from (newest.outboxes, newest.last_seqs)
+            -- Retention has met a row that was committed since.
+            or exists (select from postbox.leaf l where pg_visible_in_snapshot(l.waits_for, visible) and not pg_visible_in_snapshot(l.waits_for, newest.snapshot)))
+    then
         return false;
     end if;
     insert into postbox.sample (taken_at, snapshot, lsn, system_identifier, timeline, outboxes, last_seqs)

@@ -22,7 +22,7 @@ use crate::format::{CloudEvents, Format};
 use crate::run::{run, run_events};
 use crate::sink::{Exec, Stdout};
 use crate::transport::{ConnInfo, connect_sql};
-use crate::signal;
+use crate::{maintain, signal};
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
 #[derive(Debug, Parser)]
@@ -61,6 +61,12 @@ enum Command {
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
+    /// Maintain outboxes and groups until stopped: retention, alerts, WAL budgets, slots that were left behind
+    Maintain {
+        /// Run once, for cron, and print what was done
+        #[arg(long)]
+        once: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -159,6 +165,13 @@ impl Cli {
             Command::Run(arguments) => stream(arguments, self.database, &info).await,
             Command::Group(command) => command.execute(&info).await,
             Command::DeadLetter(command) => command.execute(&info).await,
+            Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,
+            Command::Maintain { once: true } => {
+                let steps = maintain::maintain_once(&connect_sql(&info).await?).await?.into_iter().map(|step| {
+                    [step.step, step.subject.unwrap_or("-".into()), step.outcome, step.detail.unwrap_or("-".into())]
+                });
+                table(["STEP", "SUBJECT", "OUTCOME", "DETAIL"], steps)
+            }
             Command::Outbox(Outbox::List) => {
                 let rows = crate::group::outboxes(&connect_sql(&info).await?).await?.into_iter().map(|outbox| {
                     [

@@ -49,6 +49,7 @@ mod feed;
 mod format;
 pub mod group;
 mod lease;
+pub mod maintain;
 mod member;
 mod progress;
 mod run;

@@ -34,12 +34,13 @@ pub fn postbox_binary() -> PathBuf {
 
 /// The path of one of the server's programs.
 ///
-/// Links are resolved, because the user that the server runs as may be unable to walk through the checkout.
+/// `POSTBOX_SERVER` names the directory of another server. Links are resolved, because the user that the server runs as may be unable to walk through the checkout.
 ///
 /// # Panics
 /// When there is no such server in `target/pg`.
 pub fn program(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pg").join(major().to_string());
+    let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pg").join(major().to_string());
+    let dir = env::var_os("POSTBOX_SERVER").map_or_else(ours, PathBuf::from);
     let path = dir.join("bin").join(name);
     path.canonicalize().unwrap_or_else(|error| {
         panic!("{}: {error}; `make servers MAJORS={}` brings PostgreSQL {0}", path.display(), major())

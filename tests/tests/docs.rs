@@ -101,11 +101,22 @@ fn the_statements_of_the_operations_guide_run() {
     cluster.psql("postgres", "SELECT postbox.create_consumer_group('billing', '{order_events}')");
     make_slot(&cluster, "postgres", "by_hand");
     cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '1')");
-    let statements = blocks("docs/operations.md");
-    assert_eq!(statements.len(), 2, "each is looked at below");
+    let (commands, statements): (Vec<_>, Vec<_>) =
+        blocks("docs/operations.md").into_iter().partition(|(language, _)| language == "sh");
+    assert_eq!(statements.len(), 4, "each is looked at below");
     assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
+    cluster.psql("postgres", &statements[1].1);
+    for (_, lines) in commands {
+        for line in lines.lines() {
+            let output = postbox(&cluster, line).output().unwrap();
+            assert!(output.status.success(), "{line}: {output:?}");
+            assert!(String::from_utf8(output.stdout).unwrap().contains("sample"), "{line}");
+        }
+    }
+    let shown = cluster.psql("postgres", &statements[2].1);
+    assert!(shown.contains("order_events|") && shown.contains("|0|{}"), "{shown}");
     let rows = wait_until("the event is decodable", std::time::Duration::from_secs(10), || {
-        let rows = cluster.psql("postgres", &statements[1].1.replace("SLOT", "by_hand"));
+        let rows = cluster.psql("postgres", &statements[3].1.replace("SLOT", "by_hand"));
         (!rows.is_empty()).then_some(rows)
     });
     assert!(rows.starts_with("public.order_events|"), "{rows}");

@@ -9,6 +9,7 @@ mod formats;
 mod harness;
 mod jsonb;
 mod live;
+mod maintaining;
 mod messages;
 mod regress;
 mod shop;

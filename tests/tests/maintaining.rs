@@ -1,0 +1,62 @@
+//! `postbox maintain`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use postbox_tests::{Cluster, postbox_binary, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn postbox(cluster: &Cluster, arguments: &[&str]) -> Command {
+    let mut command = Command::new(postbox_binary());
+    command.env_clear().args(["-d", &cluster.conninfo("postgres")]).args(arguments);
+    command
+}
+
+fn with_full_leaf() -> Cluster {
+    let cluster = Cluster::start();
+    cluster.psql(
+        "postgres",
+        "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders', generation_rows => 1024);
+         SELECT postbox.set_retention('orders', '0');
+         INSERT INTO orders (type, payload) SELECT 't', '{}' FROM generate_series(1, 2500)",
+    );
+    cluster
+}
+
+#[test]
+fn once_does_all_there_is_to_do_and_says_what() {
+    let cluster = with_full_leaf();
+    let output = postbox(&cluster, &["maintain", "--once"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    for leaf in ["public.orders_g0 with 1023 rows", "public.orders_g1 with 1024 rows"] {
+        assert!(
+            text.lines().any(|line| line.starts_with("retention  public.orders  emptied") && line.ends_with(leaf)),
+            "{text}"
+        );
+    }
+    let output = postbox(&cluster, &["maintain", "--once"]).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("recent"));
+
+    cluster.psql("postgres", "DROP EXTENSION postbox");
+    let output = postbox(&cluster, &["maintain", "--once"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("CREATE EXTENSION postbox"));
+}
+
+#[test]
+fn it_goes_on_until_it_is_told_to_stop_and_over_a_broken_link() {
+    let cluster = with_full_leaf();
+    let mut running = postbox(&cluster, &["maintain"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let runs = || cluster.psql("postgres", "SELECT last_run FROM postbox.maintenance_status");
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'postbox' AND state = 'idle' AND query LIKE '%postbox.maintain%'
+        AND state_change < clock_timestamp() - interval '1 second'";
+    wait_until("it waits", Duration::from_secs(30), || (cluster.psql("postgres", idle) == "1").then_some(()));
+    cluster.psql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%postbox.maintain%' AND pid <> pg_backend_pid()");
+    let first = runs();
+    cluster.psql("postgres", "INSERT INTO orders (type, payload) VALUES ('t', '{}')");
+    wait_until("it has run again", Duration::from_secs(60), || (runs() != first).then_some(()));
+    kill_process(Pid::from_child(&running), Signal::TERM).unwrap();
+    let ended = wait_until("it has ended", Duration::from_secs(10), || running.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(0));
+}
