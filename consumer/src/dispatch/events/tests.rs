@@ -445,3 +445,66 @@ fn the_engine_costs_about_a_microsecond_an_event() {
         }
     });
 }
+
+#[test]
+fn what_was_to_be_stored_behind_letters_that_are_discarded_is_delivered_in_order() {
+    run(async {
+        let mut plan = plain(400, 1);
+        for failing in [0, 50, 120] {
+            plan[failing].failures = u32::MAX;
+        }
+        let (mut source, mut receiver) = tasks(&plan);
+        let state = Arc::new(Mutex::new(Seen::default()));
+        let sink = Arc::new(Fragile { plan, keyless: Keyless::Any, state: Arc::clone(&state), slow: false });
+        let settings = Settings { max_attempts: 1, on_failure: Policy::Park, ..Settings::default() };
+        let letters = Memory::default();
+        let discarded = Arc::new(Mutex::new(Vec::new()));
+        let person = tokio::spawn({
+            let (letters, discarded) = (letters.clone(), Arc::clone(&discarded));
+            async move {
+                loop {
+                    let gone = std::mem::take(&mut *letters.rows());
+                    let gone = gone.into_values().filter_map(|row| row.letter.event.seq);
+                    discarded.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let (lease, never) = (Lease::unlimited(), std::future::pending());
+        let delivering = deliver(&mut source, sink, Some(letters.clone()), settings, Limits::default(), &lease, never);
+        delivering.await.1.expect("delivered");
+        person.abort();
+        let delivered = seen(&state).delivered.clone();
+        let mut all = discarded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.extend(letters.rows().values().filter_map(|row| row.letter.event.seq));
+        assert!(delivered.is_sorted() && delivered.len() > 300, "{delivered:?}");
+        all.extend(delivered);
+        all.sort_unstable();
+        assert_eq!(all, (0..400).collect::<Vec<_>>());
+        assert_eq!(acknowledged(&mut receiver).len(), 400);
+    });
+}
+
+#[test]
+fn a_signal_ends_the_retries_of_what_is_under_way() {
+    run(async {
+        let mut plan = plain(3, 1);
+        plan[0].failures = u32::MAX;
+        let (mut source, mut receiver) = tasks(&plan);
+        let state = Arc::new(Mutex::new(Seen::default()));
+        let sink = Arc::new(Fragile { plan, keyless: Keyless::Any, state: Arc::clone(&state), slow: true });
+        let (lease, failures) = (Lease::unlimited(), Arc::clone(&state));
+        // While the sink has it.
+        let stop = async move {
+            while seen(&failures).under_way.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let none = None::<Memory>;
+        let (delivered, outcome) =
+            deliver(&mut source, sink, none, Settings::default(), Limits::default(), &lease, stop).await;
+        outcome.expect("stopped");
+        assert_eq!((delivered, seen(&state).failed.clone()), (0, HashMap::from([(0, 1)])));
+        assert_eq!(acknowledged(&mut receiver), [0; 0]);
+    });
+}
