@@ -38,5 +38,6 @@ comment on table postbox.dead_letter is 'Events that could not be delivered to a
 comment on column postbox.dead_letter.why is 'failed; follower: it waits behind others of its key; unreadable: the row cannot be an event';
 comment on column postbox.dead_letter.due_at is 'From then on the member tries again; NULL: it waits for a person, or for its turn';
 comment on column postbox.dead_letter.epoch is 'Of the member that wrote it';
+comment on sequence postbox.dead_letter_id_seq is 'Of dead_letter.id';
 select pg_extension_config_dump('postbox.dead_letter', '');
 select pg_extension_config_dump('postbox.dead_letter_id_seq', '');

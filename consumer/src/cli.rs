@@ -115,6 +115,9 @@ struct Run {
     /// what the group had not confirmed
     #[arg(long, requires = "group")]
     recover: bool,
+    /// Leave maintenance to others: by default a member of a group also calls postbox.maintain() now and then
+    #[arg(long)]
+    no_maintenance: bool,
     #[command(flatten)]
     delivery: delivery::Delivery,
 }
@@ -214,6 +217,10 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     let has_group = matches!(builder.source, Some(Source::Group(_)));
     let mut limits = limits;
     let mut terms = 0;
+    let _maintenance = (has_group && !arguments.no_maintenance).then(|| {
+        let info = info.clone();
+        AbortOnDrop(tokio::spawn(async move { maintain::beside(&info).await }))
+    });
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     // Each time this process is the active member.
     loop {
@@ -276,6 +283,15 @@ impl Run {
                 Ok(Format::CloudEvents(CloudEvents::new(source.clone(), info.database())))
             }
         }
+    }
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

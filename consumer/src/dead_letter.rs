@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use bytestring::ByteString;
 use sha2::{Digest, Sha256};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
@@ -182,7 +183,7 @@ impl DeadLetters for StoredLetters {
 
 /// A stale epoch is no fault of anybody.
 fn refused(error: tokio_postgres::Error) -> Error {
-    let replaced = error.code().is_some_and(|code| code.code() == "34000");
+    let replaced = error.code().is_some_and(|code| *code == SqlState::INVALID_CURSOR_STATE);
     let error = Error::from(error);
     if replaced { error.with_kind(ErrorKind::PlaceLost) } else { error }
 }

@@ -36,6 +36,7 @@ pub(crate) enum Origin {
     /// The slot.
     Stream(Receipt),
     /// Somebody who reads rows from the table.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nobody reads rows from the table yet"))]
     Stored(Token),
     /// The dead letter with this id.
     Letter { id: i64, attempts: u32 },

@@ -123,3 +123,18 @@ pub(crate) async fn run(info: &ConnInfo, stop: impl Future<Output = ()>) -> Resu
         }
     }
 }
+
+/// Runs maintenance beside something that matters more: what is wrong is logged once, and tried again.
+pub(crate) async fn beside(info: &ConnInfo) {
+    let mut told = None;
+    loop {
+        if let Err(error) = run(info, std::future::pending()).await {
+            let text = error.chain();
+            if told.as_ref() != Some(&text) {
+                info!("no maintenance by this member: {text}");
+                told = Some(text);
+            }
+        }
+        sleep(INTERVAL).await;
+    }
+}

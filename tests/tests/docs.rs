@@ -107,7 +107,8 @@ fn the_statements_of_the_operations_guide_run() {
     assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
     cluster.psql("postgres", &statements[1].1);
     for (_, lines) in commands {
-        for line in lines.lines() {
+        // The others have their own tests.
+        for line in lines.lines().filter(|line| line.starts_with("postbox maintain")) {
             let output = postbox(&cluster, line).output().unwrap();
             assert!(output.status.success(), "{line}: {output:?}");
             assert!(String::from_utf8(output.stdout).unwrap().contains("sample"), "{line}");

@@ -8,6 +8,9 @@ use super::SinkName;
 use crate::dispatch::events::{Keyless, Policy, Settings};
 use crate::error::{Error, ErrorKind, Result};
 
+/// Longer times mean for ever, and clocks can count them.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 #[derive(Debug, Args)]
 pub(super) struct Delivery {
     /// With --sink exec: the command, run as sh -c CMD, with the event as a line of JSON on its standard input and
@@ -116,12 +119,12 @@ impl Delivery {
                 None | Some(KeylessName::Any) => Keyless::Any,
                 Some(KeylessName::OneLane) => Keyless::OneLane,
             },
-            retry_initial,
-            retry_max,
+            retry_initial: retry_initial.min(FOR_EVER),
+            retry_max: retry_max.min(FOR_EVER),
             max_attempts: self.max_attempts.unwrap_or(defaults.max_attempts),
-            max_retry_time: self.max_retry_time.unwrap_or(defaults.max_retry_time),
+            max_retry_time: self.max_retry_time.unwrap_or(defaults.max_retry_time).min(FOR_EVER),
             on_failure,
-            max_processing: self.max_processing,
+            max_processing: self.max_processing.min(FOR_EVER),
         })
     }
 }

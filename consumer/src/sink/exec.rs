@@ -81,7 +81,8 @@ impl Exec {
                 _ = &mut pipes => group.wait().await,
             }
         };
-        let said = String::from_utf8_lossy(&said).trim_end().to_owned();
+        // No text of PostgreSQL holds a NUL.
+        let said = String::from_utf8_lossy(&said).trim_end().replace('\0', "\u{fffd}");
         if !said.is_empty() {
             debug!("the command said: {said}");
         }

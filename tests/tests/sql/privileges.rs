@@ -25,7 +25,7 @@ async fn a_role_with_nothing_but_insert_can_publish_and_nothing_else() {
         "SELECT postbox.adopt_outbox('orders')",
         "SELECT postbox.drop_outbox('orders')",
         "SELECT postbox.create_consumer_group('h', '{orders}')",
-        "SELECT postbox._create_consumer_group('h', '{orders}', '{orders}')",
+        "SELECT postbox._create_consumer_group('h', '{orders}', '{orders}', 'latest', false, NULL, 'alert', NULL)",
         "SELECT postbox.drop_consumer_group('g')",
         "INSERT INTO postbox.consumer_group VALUES ('h', 'h')",
         "DELETE FROM postbox.consumer_group",

@@ -1,0 +1,117 @@
+//! Sinks that hang, and sinks that fail where there are no dead letters.
+
+use std::path::Path;
+
+use postbox_tests::wait_until;
+
+use super::{Office, SAY};
+use crate::shop::{PATIENCE, SLOT, Shop, assert_delivered};
+
+#[test]
+fn a_command_that_hangs_is_killed_with_all_that_it_has_started() {
+    let office = Office::open();
+    let hangs = "sleep 1000 & echo $! >> {dir}/log; wait";
+    let run = office.exec(hangs, &["--max-processing", "300ms", "--max-attempts", "2"]);
+    office.publish("kept", "a", "1");
+    office.wait_for_letters("attempts, error", &["2|took longer than 300ms (--max-processing)"]);
+    let pids = office.log();
+    assert_eq!(pids.len(), 2);
+    for pid in pids {
+        wait_until("the process is gone", PATIENCE, || is_gone(&pid).then_some(()));
+    }
+    assert_eq!(run.terminate(PATIENCE).code, Some(0));
+}
+
+fn is_gone(pid: &str) -> bool {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid).join("status")).unwrap_or_default();
+    // What nobody waits for stays as a zombie where there is no init.
+    status.is_empty() || status.contains("State:\tZ")
+}
+
+#[test]
+fn a_reader_that_hangs_makes_the_member_give_up_and_nothing_is_written_after() {
+    let shop = Shop::open();
+    let mut run = shop.run_held(&["--max-processing", "1s"]);
+    for _ in 0..20 {
+        shop.publish(100, 1_000);
+    }
+    wait_until("the pipe is full", PATIENCE, || (run.unread() > 32 << 10).then_some(()));
+    run.wait_for_log("has not taken a batch of events for 1s (--max-processing)", 1, PATIENCE);
+    let unread = run.unread();
+    // The slot is free although nobody has read anything.
+    shop.confirmed_at_rest();
+    let ended = run.end(PATIENCE);
+    assert_eq!(ended.code, Some(6), "{}", ended.log);
+    println!("{unread} bytes were unread, {} lines came", ended.lines.len());
+    assert!(ended.lines.len() < 100, "{} lines", ended.lines.len());
+    assert_delivered(&[ended.lines, shop.drain()].concat(), &shop.committed());
+}
+
+#[test]
+fn a_reader_that_is_only_slow_is_waited_for() {
+    let shop = Shop::open();
+    let mut run = shop.run_held(&["--max-processing", "3s"]);
+    for _ in 0..20 {
+        shop.publish(100, 1_000);
+    }
+    wait_until("the pipe is full", PATIENCE, || (run.unread() > 32 << 10).then_some(()));
+    run.release();
+    run.wait_for(2_000, PATIENCE);
+    let ended = run.terminate(PATIENCE);
+    assert_eq!((ended.code, ended.lines.len()), (Some(0), 2_000), "{}", ended.log);
+    assert_eq!(shop.drain(), []);
+}
+
+#[test]
+fn without_a_group_an_event_that_fails_for_good_ends_the_run() {
+    let office = Office::open();
+    let shop = &office.shop;
+    office.publish("kept", "a", "1");
+    office.publish("poison", "a", "2");
+    office.publish("kept", "a", "3");
+    let command = office.command(SAY);
+    let exec = ["--slot", SLOT, "--sink", "exec", "--exec", &command, "--max-attempts", "3", "--retry-max", "100ms"];
+    let run = || postbox_tests::Run::start(&shop.conninfo(), &[&exec[..], &["--exit-when-idle", "100ms"]].concat());
+    let ended = run().end(PATIENCE);
+    assert_eq!(ended.code, Some(6), "{}", ended.log);
+    let says = "of public.orders could not be delivered: exit status: 3: 2 is poison";
+    assert!(ended.log.contains(says) && ended.log.contains("hint: "), "{}", ended.log);
+    assert_eq!(office.log(), ["1"]);
+    office.cure();
+    assert_eq!(run().end(PATIENCE).code, Some(0));
+    assert_eq!(office.log(), ["1", "2", "3"], "what was delivered is confirmed");
+}
+
+#[test]
+fn a_command_need_not_read_and_its_output_is_ours() {
+    let office = Office::open();
+    office.shop.publish(3, 1_000_000);
+    let ended = office.exec("exit 0", &["--exit-when-idle", "100ms"]).end(PATIENCE);
+    assert_eq!((ended.code, ended.lines.len()), (Some(0), 0), "{}", ended.log);
+    assert_eq!(office.letters("id"), [""; 0]);
+    office.shop.publish(5, 100);
+    let ended = office.exec("cat", &["--exit-when-idle", "100ms"]).end(PATIENCE);
+    assert_eq!((ended.code, ended.lines.len()), (Some(0), 5), "{}", ended.log);
+}
+
+#[test]
+fn arguments_that_mean_nothing_are_refused() {
+    let shop = Shop::open();
+    for (arguments, says) in [
+        (&["--sink", "exec"][..], "--sink exec needs --exec"),
+        (&["--exec", "true"], "--exec needs --sink exec"),
+        (&["--sink", "exec", "--exec", " "], "--exec is empty"),
+        (&["--concurrency", "4"], "--concurrency means nothing to --sink stdout"),
+        (&["--sink", "exec", "--exec", "true", "--concurrency", "0"], "invalid value '0'"),
+        (&["--sink", "exec", "--exec", "true", "--max-attempts", "0"], "invalid value '0'"),
+        (&["--sink", "exec", "--exec", "true", "--on-failure", "park"], "--on-failure needs --group"),
+        (
+            &["--sink", "exec", "--exec", "true", "--retry-initial", "1min"],
+            "--retry-initial 60s is longer than --retry-max 30s",
+        ),
+        (&["--max-processing", "0s"], "--max-processing is 0"),
+    ] {
+        let ended = shop.run(arguments).end(PATIENCE);
+        assert_eq!((ended.code, ended.log.contains(says)), (Some(2), true), "{arguments:?}: {}", ended.log);
+    }
+}
