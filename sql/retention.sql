@@ -115,7 +115,8 @@ begin
         execute format('lock table only %s in share mode', leaf_name);
         -- The ring may have gone on into it meanwhile.
         if exists (select from postbox._leaf l where l.leaf = _empty_leaf.leaf and l.distance = 0) then
-            raise exception using errcode = 'lock_not_available', message = 'the ring has come to this leaf';
+            raise exception using errcode = 'lock_not_available', message = 'the ring has come to this leaf',
+                hint = 'It is emptied in its next turn.';
         end if;
         -- It cannot grow any more, so the last chunk is the last.
         blocks := pg_relation_size(leaf) / current_setting('block_size')::bigint;

@@ -161,13 +161,6 @@ pub async fn drop(client: &Client, name: &str, force: bool) -> Result<()> {
     query(client, "SELECT postbox.drop_consumer_group($1, $2)", &[&name, &force]).await.map(|_| ())
 }
 
-/// The epoch of the member that took the group last.
-pub(crate) async fn epoch(client: &Client, name: &str) -> Result<i64> {
-    let rows = query(client, "SELECT epoch FROM postbox.consumer_group WHERE name = $1", &[&name]).await?;
-    // That there is no such group is said where it is looked up.
-    rows.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))
-}
-
 /// The groups of the database, by name.
 ///
 /// # Errors

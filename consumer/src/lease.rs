@@ -55,7 +55,6 @@ impl Lease {
     }
 
     /// A lease that ends `margin` before `timeout` after the last message that was answered. It begins with the first.
-    #[cfg_attr(not(test), expect(dead_code, reason = "there are no members yet"))]
     pub(crate) fn new(timeout: Duration, margin: Duration) -> Self {
         Self::lasting(Some(timeout.saturating_sub(margin)))
     }
@@ -66,7 +65,6 @@ impl Lease {
     }
 
     /// A message to the server that was sent at this moment has been answered.
-    #[cfg_attr(not(test), expect(dead_code, reason = "there are no members yet"))]
     pub(crate) fn renewed(&self, sent: Moment) {
         let mut state = self.state();
         // Answers may be looked at out of order.

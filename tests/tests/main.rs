@@ -11,6 +11,7 @@ mod harness;
 mod jsonb;
 mod live;
 mod maintaining;
+mod members;
 mod messages;
 mod regress;
 mod shop;

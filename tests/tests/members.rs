@@ -1,0 +1,266 @@
+//! Members of a group: one delivers, the others stand by; whatever happens to one, another goes on.
+
+use std::time::{Duration, Instant};
+
+use postbox::{Consumer, ErrorKind};
+use postbox_tests::{Cluster, Line, Run, wait_until};
+use rustix::process::Signal;
+
+use crate::shop::PATIENCE;
+
+/// A cluster with the group `g` on the outbox `orders`.
+struct Team {
+    cluster: Cluster,
+}
+
+impl Team {
+    fn open() -> Self {
+        let cluster = Cluster::start();
+        cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+        cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
+        Self { cluster }
+    }
+
+    fn psql(&self, sql: &str) -> String {
+        self.cluster.psql("postgres", sql)
+    }
+
+    fn member(&self, name: &str, arguments: &[&str]) -> Run {
+        let common = ["--group", "g", "--member", name, "--session-timeout", "2s", "--no-maintenance"];
+        Run::start(&self.cluster.conninfo("postgres"), &[&common, arguments].concat())
+    }
+
+    /// A member that delivers.
+    fn active(&self, name: &str, arguments: &[&str]) -> Run {
+        let mut member = self.member(name, arguments);
+        member.wait_for_log("active member", 1, PATIENCE);
+        member
+    }
+
+    /// A member that stands by.
+    fn standby(&self, name: &str) -> Run {
+        let mut member = self.member(name, &[]);
+        member.wait_for_log("standing by", 1, PATIENCE);
+        member
+    }
+
+    fn publish(&self, events: usize) {
+        self.psql(&format!("SELECT count(postbox.publish('orders', 't', '{{}}')) FROM generate_series(1, {events})"));
+    }
+
+    /// Holds what was delivered against what is stored: everything at least once. The result is how many came again.
+    fn check(&self, lines: &[Line]) -> usize {
+        let stored = self.psql("SELECT event_id FROM orders");
+        for id in stored.lines() {
+            assert!(lines.iter().any(|line| line.event_id.to_string() == id), "{id} was lost");
+        }
+        lines.len() - stored.lines().count()
+    }
+}
+
+#[test]
+fn a_standby_delivers_within_a_second_after_the_active_member_was_killed() {
+    let team = Team::open();
+    let mut one = team.active("one", &[]);
+    let mut two = team.standby("two");
+    team.publish(100);
+    one.wait_for(100, PATIENCE);
+    team.publish(1);
+    let killed = one.kill();
+    let begin = Instant::now();
+    team.publish(1);
+    two.wait_until("the last event", PATIENCE, |lines| {
+        let newest = team.psql("SELECT event_id FROM orders ORDER BY seq DESC LIMIT 1");
+        lines.iter().any(|line| line.event_id.to_string() == newest)
+    });
+    assert!(begin.elapsed() < Duration::from_secs(3), "took {:?} on a busy machine", begin.elapsed());
+    let ended = two.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.log.contains("taking over from one, which did not leave in order"), "{}", ended.log);
+    team.check(&[killed.lines, ended.lines].concat());
+    let log = team.cluster.log();
+    assert!(!log.contains("is active for PID"), "a standby does not try the slot: {log}");
+}
+
+#[test]
+fn a_frozen_member_is_replaced_and_delivers_nothing_when_it_thaws() {
+    let team = Team::open();
+    let mut one = team.active("one", &[]);
+    let mut two = team.standby("two");
+    team.publish(10);
+    one.wait_for(10, PATIENCE);
+    one.signal(Signal::STOP);
+    let frozen = Instant::now();
+    team.publish(10);
+    two.wait_for(10, PATIENCE);
+    let took = frozen.elapsed();
+    // Two sessions run out, each after two seconds; the rest is the machine's.
+    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(8), "took {took:?}");
+    let before = one.count();
+    one.signal(Signal::CONT);
+    // It comes back as a standby, and has delivered nothing on the way.
+    one.wait_for_log("standing by", 1, PATIENCE);
+    assert_eq!(one.count(), before, "{}", one.log());
+    team.publish(10);
+    two.wait_for(20, PATIENCE);
+    let killed = two.kill();
+    team.publish(10);
+    one.wait_for(before + 10, PATIENCE);
+    let ended = one.terminate(PATIENCE);
+    assert_eq!(team.check(&[killed.lines, ended.lines].concat()), 0, "{}", ended.log);
+}
+
+#[test]
+fn a_paused_group_leaves_its_slot_and_goes_on_where_it_was() {
+    let team = Team::open();
+    let mut one = team.active("one", &[]);
+    team.publish(10);
+    one.wait_for(10, PATIENCE);
+    assert_eq!(team.psql("SELECT postbox.pause_consumer_group('g')"), "t");
+    assert_eq!(team.psql("SELECT postbox.pause_consumer_group('g')"), "f");
+    one.wait_for_log("is paused: waiting", 1, PATIENCE);
+    wait_until("the slot is free", PATIENCE, || {
+        (team.psql("SELECT active FROM pg_replication_slots") == "f").then_some(())
+    });
+    team.publish(10);
+    let status = "SELECT role, paused_at IS NOT NULL, healthy FROM postbox.consumer_status";
+    assert_eq!(team.psql(status), "standby|t|t");
+    assert_eq!(one.count(), 10);
+    assert_eq!(team.psql("SELECT postbox.resume_consumer_group('g')"), "t");
+    one.wait_for(20, PATIENCE);
+    let ended = one.terminate(PATIENCE);
+    assert_eq!((ended.code, team.check(&ended.lines)), (Some(0), 0), "{}", ended.log);
+    let audit = "SELECT string_agg(action, ',' ORDER BY at) FROM postbox.audit WHERE subject = 'g'";
+    assert_eq!(team.psql(audit), "pause,resume");
+}
+
+#[test]
+fn a_member_that_loses_its_control_session_stands_by_and_comes_back() {
+    let team = Team::open();
+    let mut one = team.active("one", &[]);
+    team.publish(10);
+    one.wait_for(10, PATIENCE);
+    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'postbox:g:one'";
+    assert_eq!(team.psql(terminate), "t");
+    one.wait_for_log("active member", 2, PATIENCE);
+    team.publish(10);
+    one.wait_for(20, PATIENCE);
+    let ended = one.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    team.check(&ended.lines);
+}
+
+#[test]
+fn members_wait_until_a_crashed_server_is_back() {
+    let team = Team::open();
+    let mut one = team.active("one", &[]);
+    let mut two = team.standby("two");
+    team.publish(10);
+    one.wait_for(10, PATIENCE);
+    team.cluster.restart(postbox_tests::Stop::Immediate);
+    team.publish(10);
+    let last = team.psql("SELECT event_id FROM orders ORDER BY seq DESC LIMIT 1");
+    wait_until("one of them delivers the last event", PATIENCE, || {
+        let lines = [one.lines(), two.lines()].concat();
+        lines.iter().any(|line| line.event_id.to_string() == last).then_some(())
+    });
+    wait_until("the other stands by", PATIENCE, || {
+        let sql = "SELECT count(*) FILTER (WHERE role = 'active'), count(*) FILTER (WHERE role = 'standby') \
+                   FROM postbox.consumer_status";
+        (team.psql(sql) == "1|1").then_some(())
+    });
+    one.signal(Signal::TERM);
+    two.signal(Signal::TERM);
+    let (one, two) = (one.end(PATIENCE), two.end(PATIENCE));
+    assert_eq!((one.code, two.code), (Some(0), Some(0)), "{}\n{}", one.log, two.log);
+    team.check(&[one.lines, two.lines].concat());
+}
+
+#[test]
+fn a_checkpoint_says_what_the_group_has_dealt_with() {
+    let team = Team::open();
+    let made = team.psql("SELECT lsn, snapshot FROM postbox.checkpoint");
+    let mut one = team.active("one", &[]);
+    team.publish(10);
+    one.wait_for(10, PATIENCE);
+    let known = wait_until("another checkpoint", PATIENCE, || {
+        Some(team.psql("SELECT lsn, snapshot FROM postbox.checkpoint")).filter(|known| *known != made)
+    });
+    // The ten are visible in it, and it lies below what the slot has confirmed.
+    let counts = "SELECT count(*) FROM orders o, postbox.checkpoint c, postbox.consumer_groups g \
+                  WHERE pg_visible_in_snapshot(o.xid, c.snapshot) AND c.lsn <= g.confirmed_flush_lsn";
+    assert_eq!(team.psql(counts), "10", "{known}");
+    one.kill();
+}
+
+#[test]
+fn what_a_former_member_writes_is_refused() {
+    let team = Team::open();
+    let activate = "SELECT epoch, former FROM postbox._activate('g', 'me', '10 s', '1 min')";
+    assert_eq!(team.psql(activate), "1|");
+    assert_eq!(team.psql(activate), "2|me");
+    let known = team.psql("SELECT lsn FROM postbox.checkpoint");
+    for call in [
+        "postbox._checkpoint('g', 1, pg_current_snapshot(), pg_current_wal_lsn())",
+        "postbox._backfilled('g', 1, 'orders'::regclass::oid, 5, true)",
+    ] {
+        let error = team.cluster.psql_result("postgres", &format!("SELECT {call}")).unwrap_err();
+        assert!(error.contains("member of epoch 1 of consumer group \"g\" has been replaced"), "{error}");
+    }
+    assert_eq!(team.psql("SELECT lsn FROM postbox.checkpoint"), known);
+    team.psql("SELECT postbox._release('g', 1)");
+    assert_eq!(team.psql("SELECT released_at FROM postbox.consumer_group"), "", "released by a former member");
+    team.psql("SELECT postbox._release('g', 2)");
+    assert_eq!(team.psql(activate), "3|");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_of_the_library_stands_by_for_another_term() {
+    let team = Team::open();
+    let conninfo = team.cluster.conninfo("postgres");
+    let builder = Consumer::builder(conninfo).group("g").session_timeout(Duration::from_secs(2));
+    let mut events = builder.clone().connect().await.expect("the first member");
+    team.publish(1);
+    let first = events.next().await.expect("an event").expect("no error");
+    let unacknowledged = first.id.clone();
+    team.psql("SELECT postbox.pause_consumer_group('g')");
+    wait_until("the slot is free", PATIENCE, || {
+        (team.psql("SELECT active FROM pg_replication_slots") == "f").then_some(())
+    });
+    team.psql("SELECT postbox.resume_consumer_group('g')");
+    let again = events.next().await.expect("an event").expect("no error");
+    assert_eq!(again.id, unacknowledged, "it had not been acknowledged");
+    // The acknowledgement of the former term counts for nothing, that of this one does.
+    first.ack();
+    again.ack();
+    events.close().await.expect("in order");
+    team.publish(1);
+    let mut events = builder.connect().await.expect("again");
+    let next = events.next().await.expect("an event").expect("no error");
+    assert_ne!(next.id, unacknowledged);
+    next.ack();
+    events.close().await.expect("in order");
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_exist_is_an_error_at_once() {
+    let team = Team::open();
+    let error = Consumer::builder(team.cluster.conninfo("postgres")).group("other").connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::GroupMissing, "{error}");
+    let ended = Run::start(&team.cluster.conninfo("postgres"), &["--group", "other"]).end(PATIENCE);
+    assert_eq!(ended.code, Some(4), "{}", ended.log);
+    let ended = team.member("one", &["--session-timeout", "10ms"]).end(PATIENCE);
+    assert_eq!(ended.code, Some(2), "{}", ended.log);
+}
+
+#[test]
+fn describe_says_who_does_what() {
+    let team = Team::open();
+    let one = team.active("one", &[]);
+    let _two = team.standby("two");
+    let text = team.psql("SELECT postbox.describe_consumer_group('g')");
+    for part in ["Group:         g", "public.orders", "active", "Checkpoint:", "Dead letters:  0", "one, active, process", "two, standby"] {
+        assert!(text.contains(part), "no {part:?} in:\n{text}");
+    }
+    drop(one);
+}
