@@ -16,7 +16,7 @@ comment on column postbox.maintenance_status.overdue_since is
 
 create or replace view postbox.retention_status as
     with moment as materialized (
-        select r.outbox, kept.retention, kept.critical_bytes, (postbox._moment_before(kept.retention)).snapshot as snapshot
+        select r.outbox, r.generation_bits, kept.retention, kept.critical_bytes, (postbox._moment_before(kept.retention)).snapshot as snapshot
         from postbox._ring r
         cross join lateral postbox._retention(r.outbox) kept
     ),
@@ -67,22 +67,24 @@ create or replace view postbox.retention_status as
     )
     select m.name::text                                                      as name,
            m.schema::text                                                    as schema,
-           case when r.generation_bits is not null then moment.retention end as retention,
+           case when moment.generation_bits is not null then moment.retention end as retention,
            storage.bytes                                                     as bytes,
            moment.critical_bytes                                             as critical_bytes,
            storage.bytes >= moment.critical_bytes                            as is_critical,
            leaves.leaves                                                     as leaves,
            leaves.full_leaves                                                as full_leaves,
-           case when r.generation_bits is null then array['an adopted table, whose rows are its owner''s to remove']
+           case when moment.generation_bits is null then array['an adopted table, whose rows are its owner''s to remove']
                 else array(select p.words from pinned p where p.outbox = m.outbox order by 1) end as pinned_by,
            coalesce(leaves.full_leaves = 3, false)                           as is_ring_full,
            d.at                                                              as last_removed_at,
-           coalesce(d.rows, case when r.generation_bits is not null then 0 end) as removed_rows,
+           coalesce(d.rows, case when moment.generation_bits is not null then 0 end) as removed_rows,
            d.snapshot                                                        as removed_snapshot
     from postbox._marker m
-    join postbox._ring r on r.outbox = m.outbox
     join moment on moment.outbox = m.outbox
-    join lateral (select o.bytes from postbox.outboxes o where o.name = m.name and o.schema = m.schema) storage on true
+    cross join lateral (
+        -- Of a table without partitions there is no tree.
+        select coalesce((select sum(pg_total_relation_size(t.relid)) from pg_partition_tree(m.outbox) t), pg_total_relation_size(m.outbox))::bigint as bytes
+    ) storage
     left join postbox.removed d on d.outbox = m.outbox
     cross join lateral (
         select jsonb_agg(jsonb_build_object('leaf', l.leaf_name, 'bytes', l.bytes, 'rows_estimate', l.rows_estimate, 'takes_rows', l.distance = 0) order by l.number) as leaves,

@@ -9,7 +9,7 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
-  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots (default: all)
+  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
   --pg      major version of the server in target/pg (default: 18)
@@ -38,10 +38,12 @@ pub(crate) enum Part {
     Frames,
     /// What slots cost the application.
     Slots,
+    /// A long run in which old events go.
+    Retention,
 }
 
 impl Part {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Small,
         Self::Bulk,
         Self::None,
@@ -52,6 +54,7 @@ impl Part {
         Self::Types,
         Self::Frames,
         Self::Slots,
+        Self::Retention,
     ];
 }
 
@@ -68,6 +71,7 @@ impl fmt::Display for Part {
             Self::Types => "types",
             Self::Frames => "frames",
             Self::Slots => "slots",
+            Self::Retention => "retention",
         })
     }
 }

@@ -12,6 +12,7 @@ mod memory;
 mod postbox;
 mod publish;
 mod report;
+mod retention;
 mod shapes;
 mod slots;
 
@@ -73,5 +74,6 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::Types => shapes::types(arguments).await,
         Part::Frames => shapes::frames(arguments).await,
         Part::Slots => slots::run(arguments),
+        Part::Retention => retention::run(arguments).await,
     }
 }
