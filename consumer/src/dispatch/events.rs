@@ -195,6 +195,7 @@ struct Engine<'a, S, K, D> {
 }
 
 /// Something that was waited for.
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and moved once")]
 enum Done {
     Attempt {
         lane: LaneId,

@@ -52,7 +52,8 @@ fn keys_run_side_by_side_and_none_is_overtaken_by_itself_whatever_fails() {
         let mut ended = ends.remove(key).unwrap_or_default();
         let mut expected = expected;
         if key.is_empty() {
-            (ended.sort_unstable(), expected.sort_unstable());
+            ended.sort_unstable();
+            expected.sort_unstable();
         }
         assert_eq!(ended, expected, "key {key:?}");
     }
