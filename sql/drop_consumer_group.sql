@@ -38,9 +38,7 @@ begin
             message = format('consumer group "%s" was dropped by another session just now', name),
             hint = 'The view postbox.consumer_groups lists the groups that are left.';
     end if;
-    if letters > 0 then
-        insert into postbox.audit (action, subject, detail) values ('drop', name, jsonb_build_object('dead_letters', letters));
-    end if;
+    insert into postbox.audit (action, subject, detail) values ('drop', name, jsonb_build_object('slot', slot, 'dead_letters', letters));
     -- Last, because no rollback brings a slot back.
     if slot is not null then
         perform pg_drop_replication_slot(slot);

@@ -26,6 +26,9 @@ begin
             message = format('consumer group "%s" cannot %s while member "%s" delivers for it', group_name, what, found_group.member),
             hint = format('Make its members stand aside: postbox group pause %1$s. Afterwards let them go on: postbox group resume %1$s.', group_name);
     end if;
+    -- Retention removes nothing from these outboxes meanwhile.
+    perform pg_advisory_xact_lock(postbox._lock_key(locked.outbox))
+        from (select o.outbox from postbox.consumer_group_outbox o where o.group_name = _lock_group.group_name order by o.outbox::oid) locked;
     return found_group;
 end
 $function$;

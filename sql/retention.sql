@@ -123,13 +123,15 @@ begin
         while block < blocks loop
             found_rows := postbox._probe(leaf_name, block, block + chunk, snapshots);
             if found_rows.needed > 0 then
-                raise exception using errcode = 'object_in_use', message = 'a row is needed', detail = coalesce(found_rows.waits_for::text, '');
+                raise exception using errcode = 'object_in_use', message = 'a row is needed', detail = coalesce(found_rows.waits_for::text, ''),
+                    hint = 'It is emptied once nobody needs it.';
             end if;
             rows := rows + found_rows.rows;
             block := block + chunk;
             if exists (select from pg_locks k where k.relation = _empty_leaf.leaf and k.locktype = 'relation' and not k.granted
                           and k.database = (select d.oid from pg_database d where d.datname = current_database())) then
-                raise exception using errcode = 'lock_not_available', message = 'somebody waits to write to it';
+                raise exception using errcode = 'lock_not_available', message = 'somebody waits to write to it',
+                    hint = 'The next run tries again.';
             end if;
         end loop;
         execute format('lock table only %s in access exclusive mode', leaf_name);
@@ -210,7 +212,8 @@ begin
     end if;
     if ring.last_seq is null then
         if not has_sequence_privilege(ring.sequence, 'usage, select') then
-            raise exception using errcode = 'insufficient_privilege', message = format('permission denied for sequence %s', ring.sequence::regclass);
+            raise exception using errcode = 'insufficient_privilege', message = format('permission denied for sequence %s', ring.sequence::regclass),
+                hint = 'postbox.grant_role(''maintainer'', ..., ''{outbox}'') grants what maintenance needs.';
         end if;
         outcome := 'nothing';
         return;

@@ -1,8 +1,8 @@
 //! The command line.
 
-mod group;
 mod dead_letter;
 mod delivery;
+mod group;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -249,9 +249,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
             }
             Some(command) => {
                 let letters = match consumer.term() {
-                    Some((group, epoch)) => {
-                        Some(StoredLetters::new(Arc::new(connect_sql(info).await?), &group, epoch))
-                    }
+                    Some((group, epoch)) => Some(StoredLetters::new(Arc::new(connect_sql(info).await?), &group, epoch)),
                     None => None,
                 };
                 let sink = Exec::new(command, format.clone());
@@ -260,7 +258,13 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         };
         limits.max_events = limits.max_events.map(|most| most.saturating_sub(delivered));
         match outcome {
-            Err(error) if has_group && error.kind() == ErrorKind::PlaceLost => warn!("{}", error.chain()),
+            Err(error)
+                if has_group
+                    && stop.peek().is_none()
+                    && (error.kind() == ErrorKind::PlaceLost || error.is_transient()) =>
+            {
+                warn!("{}", error.chain());
+            }
             outcome => return outcome,
         }
     }

@@ -439,6 +439,14 @@ impl Builder {
         };
         let (feed, link, shared, batches) = Feed::open(info, source, self).await?;
         let term = feed.term();
-        Ok(Consumer { shared, batches, current: None, unfinished: None, term, one_term, feed: tokio::spawn(feed.run(link)) })
+        Ok(Consumer {
+            shared,
+            batches,
+            current: None,
+            unfinished: None,
+            term,
+            one_term,
+            feed: tokio::spawn(feed.run(link)),
+        })
     }
 }

@@ -69,6 +69,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const CHECKPOINT: Duration = Duration::from_secs(5);
 const QUIET_CHECKPOINT: Duration = Duration::from_secs(300);
 const QUIET_BYTES: u64 = 64 << 20;
+/// Less than this may have been written by checkpoints and samples alone: an idle server comes to rest.
+const OWN_BYTES: u64 = 64 << 10;
 
 impl Membership {
     /// Leave to deliver: for the session timeout after a proven contact, less a margin for what is under way.
@@ -343,9 +345,10 @@ impl Heartbeat {
             let (when, below, events) = written;
             let since = when.elapsed();
             // What is written for its own sake would never come to rest.
+            let moved = durable.0.saturating_sub(below.0);
             let due = (settled != events && since >= CHECKPOINT)
-                || (since >= QUIET_CHECKPOINT && durable > below)
-                || durable.0.saturating_sub(below.0) >= QUIET_BYTES;
+                || (since >= QUIET_CHECKPOINT && moved >= OWN_BYTES)
+                || moved >= QUIET_BYTES;
             if let (None, true, false, Some(lsn)) = (&candidate, due, self.backfilling, lsn) {
                 candidate = Some(Candidate { snapshot, lsn: Lsn(lsn.into()) });
             }
@@ -356,9 +359,8 @@ impl Heartbeat {
         let Candidate { snapshot, lsn } = due;
         let lsn = tokio_postgres::types::PgLsn::from(lsn.0);
         let sql = "SELECT postbox._checkpoint($1, $2, $3::text::pg_catalog.pg_snapshot, $4)";
-        let written = async {
-            group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await
-        };
+        let written =
+            async { group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await };
         let late = |_| Error::new(ErrorKind::Connect, "the server does not answer");
         timeout(self.membership.session_timeout, written).await.map_err(late)??;
         debug!(%snapshot, lsn = %due.lsn, "checkpoint");
@@ -367,7 +369,7 @@ impl Heartbeat {
 }
 
 /// The SQLSTATE of what a former member writes: see `postbox._require_epoch`.
-pub(crate) const STALE: &str = "34000";
+const STALE: &str = "24000";
 
 /// How a member names itself unless told: the machine and the process.
 pub(crate) fn default_name() -> String {
@@ -386,4 +388,3 @@ impl Lost {
         Error::new(ErrorKind::PlaceLost, text)
     }
 }
-

@@ -105,9 +105,10 @@ fn a_frozen_member_is_replaced_and_delivers_nothing_when_it_thaws() {
     two.wait_for(20, PATIENCE);
     let killed = two.kill();
     team.publish(10);
-    one.wait_for(before + 10, PATIENCE);
+    let newest = team.psql("SELECT event_id FROM orders ORDER BY seq DESC LIMIT 1");
+    one.wait_until("the last event", PATIENCE, |lines| lines.iter().any(|line| line.event_id.to_string() == newest));
     let ended = one.terminate(PATIENCE);
-    assert_eq!(team.check(&[killed.lines, ended.lines].concat()), 0, "{}", ended.log);
+    team.check(&[killed.lines, ended.lines].concat());
 }
 
 #[test]
@@ -259,7 +260,15 @@ fn describe_says_who_does_what() {
     let one = team.active("one", &[]);
     let _two = team.standby("two");
     let text = team.psql("SELECT postbox.describe_consumer_group('g')");
-    for part in ["Group:         g", "public.orders", "active", "Checkpoint:", "Dead letters:  0", "one, active, process", "two, standby"] {
+    for part in [
+        "Group:         g",
+        "public.orders",
+        "active",
+        "Checkpoint:",
+        "Dead letters:  0",
+        "one, active, process",
+        "two, standby",
+    ] {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
     }
     drop(one);

@@ -39,7 +39,7 @@ fn letters_survive_a_crash_of_the_server_whatever_the_database_says_about_synchr
             .setting("wal_writer_delay", "10s")
             .setting("autovacuum", "off"),
     );
-    let run = office.exec(SAY, &["--max-attempts", "1", "--on-failure", "park"]);
+    let mut run = office.exec(SAY, &["--max-attempts", "1", "--on-failure", "park"]);
     for round in 1..4 {
         office.shop.psql(&format!("SET synchronous_commit = on; {}", insert("poison", &format!("k{round}"), "x")));
         let expected = vec!["failed"; round];
@@ -52,9 +52,10 @@ fn letters_survive_a_crash_of_the_server_whatever_the_database_says_about_synchr
     office.shop.cluster.stop(Stop::Immediate);
     office.shop.cluster.start_again();
     assert_eq!(office.letters("key, why"), ["k1|failed", "k2|failed", "k3|failed"]);
-    // The control connection is gone, and with it the member.
-    let ended = run.end(PATIENCE);
-    assert_eq!(ended.code, Some(3), "{}", ended.log);
+    // The member waits until the server is back, and goes on.
+    run.wait_for_log("active member", 2, PATIENCE);
+    let ended = run.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
 }
 
 #[test]

@@ -81,7 +81,16 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
     assert_eq!(rows(&client, functions).await, allowed);
     let relations = "SELECT c.oid::regclass, privilege_type FROM pg_class c, aclexplode(c.relacl)
         WHERE c.relnamespace = 'postbox'::regnamespace AND grantee = 0 ORDER BY c.relname, 2";
-    let allowed = ["_marker", "consumer_group", "consumer_group_outbox", "consumer_groups", "outboxes"];
+    let allowed = [
+        "_marker",
+        "_server",
+        "backfill",
+        "checkpoint",
+        "consumer_group",
+        "consumer_group_outbox",
+        "consumer_groups",
+        "outboxes",
+    ];
     assert_eq!(rows(&client, relations).await, allowed.map(|name| format!("postbox.{name}|SELECT")));
     let schema = "SELECT has_schema_privilege('public', 'postbox', 'usage'),
         has_schema_privilege('public', 'postbox', 'create')";
