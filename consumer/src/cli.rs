@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use postbox_wire::{Compression, Lsn, Origin};
 use tracing::warn;
 
+use crate::backoff::Backoff;
 use crate::consumer::{Builder, Source};
 use crate::dead_letter::StoredLetters;
 use crate::dispatch::Limits;
@@ -198,13 +199,28 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     };
     let has_group = matches!(builder.source, Some(Source::Group(_)));
     let mut limits = limits;
+    let mut was_active = false;
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     // Each time this process is the active member.
     loop {
-        let consumer = tokio::select! {
-            consumer = builder.clone().connect() => consumer?,
+        let connected = tokio::select! {
+            connected = builder.clone().connect() => connected,
             // It may stand by for long.
             () = &mut stop => return Ok(()),
         };
+        let consumer = match connected {
+            // A server that was there before comes back, or another one takes its place.
+            Err(error) if was_active && error.is_transient() => {
+                warn!("cannot connect yet: {}", error.chain());
+                tokio::select! {
+                    () = tokio::time::sleep(backoff.next()) => continue,
+                    () = &mut stop => return Err(error),
+                }
+            }
+            connected => connected?,
+        };
+        was_active = true;
+        backoff.reset();
         let lease = consumer.lease();
         let (delivered, outcome) = match &command {
             None => {

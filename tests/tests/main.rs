@@ -10,6 +10,7 @@ mod harness;
 mod jsonb;
 mod live;
 mod messages;
+mod offsets;
 mod regress;
 mod shop;
 mod sizes;
