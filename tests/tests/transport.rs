@@ -35,7 +35,7 @@ async fn ask(string: &str, query: &str) -> Result<String, Error> {
 }
 
 async fn replication(string: &str) -> Result<Replication, Error> {
-    Replication::connect(&info(string), "postbox-test").await
+    Replication::connect(&info(string), "postbox-test", None).await
 }
 
 /// The error of a connection that must not come about, by both ways.
