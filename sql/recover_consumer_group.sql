@@ -8,12 +8,17 @@ create or replace function postbox._lock_group(group_name text, what text) retur
 as $function$
 declare
     found_group postbox.consumer_group;
+    -- A session that has just ended keeps its locks for a moment.
+    give_up_at constant timestamptz := clock_timestamp() + interval '1 second';
 begin
-    if not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || group_name, 0)) then
-        raise exception using errcode = 'object_in_use',
-            message = format('consumer group "%s" is being moved or made by another session', group_name),
-            hint = 'postbox.consumer_groups shows it once that session is done.';
-    end if;
+    while not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || group_name, 0)) loop
+        if clock_timestamp() > give_up_at then
+            raise exception using errcode = 'object_in_use',
+                message = format('consumer group "%s" is being moved or made by another session', group_name),
+                hint = 'postbox.consumer_groups shows it once that session is done.';
+        end if;
+        perform pg_sleep(0.02);
+    end loop;
     -- Behind the lock: what is read here names slots that will be dropped.
     select * into found_group from postbox.consumer_group g where g.name = group_name;
     if not found then
@@ -22,11 +27,14 @@ begin
             hint = 'The view postbox.consumer_groups lists the groups.';
     end if;
     -- The active member holds it; to the member itself it is given.
-    if not pg_try_advisory_xact_lock(postbox._member_lock(group_name)) then
-        raise exception using errcode = 'object_in_use',
-            message = format('consumer group "%s" cannot %s while member "%s" delivers for it', group_name, what, found_group.member),
-            hint = format('Make its members stand aside: postbox group pause %1$s. Afterwards let them go on: postbox group resume %1$s.', group_name);
-    end if;
+    while not pg_try_advisory_xact_lock(postbox._member_lock(group_name)) loop
+        if clock_timestamp() > give_up_at then
+            raise exception using errcode = 'object_in_use',
+                message = format('consumer group "%s" cannot %s while member "%s" delivers for it', group_name, what, found_group.member),
+                hint = format('Make its members stand aside: postbox group pause %1$s. Afterwards let them go on: postbox group resume %1$s.', group_name);
+        end if;
+        perform pg_sleep(0.02);
+    end loop;
     return found_group;
 end
 $function$;

@@ -134,7 +134,7 @@ fn a_dry_run_and_what_is_refused_change_nothing() {
     office.psql("INSERT INTO postbox.removed SELECT 'orders', snapshot, lsn, now(), 5, 1 FROM postbox.sample ORDER BY taken_at DESC LIMIT 1");
     for target in [event_id(&office, "a:15"), "0/1".to_owned(), "2020-01-01".to_owned()] {
         let (code, said) = office.group(&["seek", "g", "--to", &target]);
-        assert!(code == 2 && said.contains("is before what outbox orders still holds"), "{target}: {code} {said}");
+        assert!(code == 2 && said.contains("is before what outbox public.orders still holds"), "{target}: {code} {said}");
         assert!(said.contains("Seek to earliest"), "{said}");
     }
     assert_eq!(state(), before);
@@ -151,7 +151,7 @@ fn a_dry_run_and_what_is_refused_change_nothing() {
 fn a_group_with_a_member_is_paused_first() {
     let office = delivered();
     let mut run = office.run(&[]);
-    run.wait_for_log("active member", 1, PATIENCE);
+    run.wait_for_log("in epoch", 1, PATIENCE);
     let (code, said) = office.group(&["seek", "g", "--to", "earliest"]);
     assert!(code == 4 && said.contains("while member") && said.contains("postbox group pause g"), "{code} {said}");
     let (code, said) = office.group(&["recover", "g"]);
@@ -239,7 +239,8 @@ fn a_seek_does_not_lose_queued_events_whose_rows_are_gone() {
     write(&office, 6, 10);
     office.psql("DELETE FROM mine WHERE id IN ('order-7', 'order-8')");
     seek(&office, "earliest");
-    assert_came(&office.deliver(), &numbered("m", 1, 10));
+    // Those two late, as they come from the slot, which goes on behind the table.
+    assert_eq!(names(&office.deliver()), numbered("m", 1, 10));
     assert_eq!(office.deliver(), []);
 }
 
