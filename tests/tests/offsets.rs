@@ -138,7 +138,12 @@ fn assert_came(lines: &[Line], expected: &BTreeSet<String>) -> usize {
     }
     let lost: Vec<_> = expected.difference(&seen).collect();
     let foreign: Vec<_> = seen.difference(expected).collect();
-    assert!(lost.is_empty() && foreign.is_empty(), "{} lost: {lost:?}, {} foreign: {foreign:?}", lost.len(), foreign.len());
+    assert!(
+        lost.is_empty() && foreign.is_empty(),
+        "{} lost: {lost:?}, {} foreign: {foreign:?}",
+        lost.len(),
+        foreign.len()
+    );
     lines.len() - seen.len()
 }
 

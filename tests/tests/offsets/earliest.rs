@@ -105,7 +105,11 @@ pub(super) fn office_without_its_standby() -> Office {
 }
 
 /// Commits `held:1`, which is in the log then and not visible.
-pub(super) async fn hold(office: &Office, watcher: &tokio_postgres::Client, client: tokio_postgres::Client) -> tokio::task::JoinHandle<()> {
+pub(super) async fn hold(
+    office: &Office,
+    watcher: &tokio_postgres::Client,
+    client: tokio_postgres::Client,
+) -> tokio::task::JoinHandle<()> {
     execute(&client, "SET synchronous_commit = on").await;
     let held = tokio::spawn(async move { execute(&client, &insert("held:1", 10)).await });
     office.waits(watcher, "INSERT INTO orders", "SyncRep").await;

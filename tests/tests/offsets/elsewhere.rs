@@ -56,7 +56,11 @@ fn a_dump_restored_elsewhere_is_recovered_whole_whatever_its_transaction_ids() {
     office.publish("a", 1, 600);
     assert_eq!(office.deliver().len(), 600);
     let dump = office.cluster.data_dir().join("../dump.sql");
-    let dumped = Command::new(office.cluster.bin("pg_dump")).arg("-f").arg(&dump).args(["-d", &office.cluster.conninfo("postgres")]).output();
+    let dumped = Command::new(office.cluster.bin("pg_dump"))
+        .arg("-f")
+        .arg(&dump)
+        .args(["-d", &office.cluster.conninfo("postgres")])
+        .output();
     let dumped = dumped.expect("pg_dump runs");
     assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
 
@@ -91,5 +95,8 @@ fn a_dump_restored_elsewhere_is_recovered_whole_whatever_its_transaction_ids() {
     // And again, by a seek, with ids that still lie ahead.
     assert_eq!(group(&other, &["seek", "g", "--to", "earliest"]).0, 0);
     assert!(names(&deliver(&other, &[])).is_superset(&expected));
-    assert_eq!(other.psql("postgres", "SELECT detail->>'former_slot' IS NOT NULL FROM postbox.audit WHERE action = 'recover'"), "t");
+    assert_eq!(
+        other.psql("postgres", "SELECT detail->>'former_slot' IS NOT NULL FROM postbox.audit WHERE action = 'recover'"),
+        "t"
+    );
 }

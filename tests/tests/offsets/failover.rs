@@ -134,11 +134,9 @@ async fn with_failover_slots_a_promotion_loses_nothing_and_shows_no_phantoms() {
         return;
     }
     let office = primary();
+    let standby = office.cluster.standby_with(&[("primary_slot_name", "to_standby"), ("sync_replication_slots", "on")]);
+    // Not before the copy: on the promoted server it would wait for a standby that it does not have.
     office.psql("ALTER SYSTEM SET synchronized_standby_slots = 'to_standby'");
-    let standby = office.cluster.standby_with(&[
-        ("primary_slot_name", "to_standby"),
-        ("sync_replication_slots", "on"),
-    ]);
     office.psql("SELECT pg_reload_conf()");
     office.psql("SELECT postbox.create_consumer_group('g', '{orders}', failover => true)");
     let mut run = Run::start(&both(&office, &standby), &["--group", "g", "--session-timeout", "3s"]);
@@ -147,7 +145,8 @@ async fn with_failover_slots_a_promotion_loses_nothing_and_shows_no_phantoms() {
     run.wait_for(100, PATIENCE);
     block_in_place(|| {
         wait_until("the slot is on the standby", Duration::from_secs(120), || {
-            let sql = "SELECT 1 FROM pg_replication_slots WHERE synced AND NOT temporary AND invalidation_reason IS NULL";
+            let sql =
+                "SELECT 1 FROM pg_replication_slots WHERE synced AND NOT temporary AND invalidation_reason IS NULL";
             (standby.psql("postgres", sql) == "1").then_some(())
         });
     });

@@ -40,7 +40,11 @@ impl World {
         let mut inserted = vec![name];
         if self.rng.random_bool(0.5) {
             let (kept, gone) = (self.name(), self.name());
-            let sql = format!("SAVEPOINT a; {} RELEASE a; SAVEPOINT b; {} ROLLBACK TO b", insert(&kept, 10), insert(&gone, 10));
+            let sql = format!(
+                "SAVEPOINT a; {} RELEASE a; SAVEPOINT b; {} ROLLBACK TO b",
+                insert(&kept, 10),
+                insert(&gone, 10)
+            );
             execute(&client, &sql).await;
             inserted.push(kept);
         }

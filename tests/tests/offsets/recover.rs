@@ -6,7 +6,8 @@ use tokio::task::block_in_place;
 use super::{CHECKPOINT, Office, Publishers, assert_came, execute, insert, names, numbered};
 use crate::shop::PATIENCE;
 
-const DROP_SLOTS: &str = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'logical'";
+const DROP_SLOTS: &str =
+    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'logical'";
 
 #[test]
 fn a_dropped_slot_is_made_anew_and_only_what_came_since_the_checkpoint_comes_twice() {
@@ -145,7 +146,8 @@ async fn a_slot_that_no_transaction_vouches_for_is_never_read() {
         execute(&watcher, &format!("SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'advisory'")).await;
         recovering.await.expect("no panic").expect_err("it was cut off");
         wait_until("the lock is free", PATIENCE, || {
-            (office.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == "0").then_some(())
+            (office.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == "0")
+                .then_some(())
         });
         assert_eq!(office.psql("SELECT count(*) FROM pg_replication_slots"), left, "{end}");
         office.refuses(&["does not exist", "postbox group recover g"]);

@@ -134,7 +134,10 @@ fn a_dry_run_and_what_is_refused_change_nothing() {
     office.psql("INSERT INTO postbox.removed SELECT 'orders', snapshot, lsn, now(), 5, 1 FROM postbox.sample ORDER BY taken_at DESC LIMIT 1");
     for target in [event_id(&office, "a:15"), "0/1".to_owned(), "2020-01-01".to_owned()] {
         let (code, said) = office.group(&["seek", "g", "--to", &target]);
-        assert!(code == 2 && said.contains("is before what outbox public.orders still holds"), "{target}: {code} {said}");
+        assert!(
+            code == 2 && said.contains("is before what outbox public.orders still holds"),
+            "{target}: {code} {said}"
+        );
         assert!(said.contains("Seek to earliest"), "{said}");
     }
     assert_eq!(state(), before);
@@ -157,7 +160,9 @@ fn a_group_with_a_member_is_paused_first() {
     let (code, said) = office.group(&["recover", "g"]);
     assert!(code == 4 && said.contains("postbox group pause g"), "{code} {said}");
     assert_eq!(office.group(&["pause", "g"]).0, 0);
-    wait_until("the member steps aside", PATIENCE, || (office.group(&["seek", "g", "--to", "earliest"]).0 == 0).then_some(()));
+    wait_until("the member steps aside", PATIENCE, || {
+        (office.group(&["seek", "g", "--to", "earliest"]).0 == 0).then_some(())
+    });
     assert_eq!(run.count(), 0);
     assert_eq!(office.group(&["resume", "g"]).0, 0);
     run.wait_for(20, PATIENCE);
@@ -169,8 +174,12 @@ fn a_seek_is_audited_and_told() {
     let office = delivered();
     let said = office.psql("LISTEN postbox_alert; SELECT direction FROM postbox.seek_consumer_group('g', 'earliest')");
     assert!(said.starts_with("backward"), "{said}");
-    assert!(said.contains("\"postbox_alert\"") && said.contains("consumer_seeked") && said.contains("earliest"), "{said}");
-    let audit = office.psql("SELECT subject, detail->>'target', detail->>'direction' FROM postbox.audit WHERE action = 'seek'");
+    assert!(
+        said.contains("\"postbox_alert\"") && said.contains("consumer_seeked") && said.contains("earliest"),
+        "{said}"
+    );
+    let audit =
+        office.psql("SELECT subject, detail->>'target', detail->>'direction' FROM postbox.audit WHERE action = 'seek'");
     assert_eq!(audit, "g|earliest|backward");
 }
 
@@ -249,14 +258,9 @@ fn a_seek_does_not_lose_queued_events_whose_rows_are_gone() {
 async fn a_seek_waits_for_retention_before_it_looks() {
     let office = delivered();
     let (retention, watcher, seeker) = (office.client().await, office.client().await, office.client().await);
-    execute(
-        &retention,
-        "BEGIN; SELECT pg_advisory_xact_lock(postbox._lock_key('orders'))",
-    )
-    .await;
-    let seeking = tokio::spawn(async move {
-        seeker.batch_execute("SELECT postbox.seek_consumer_group('g', '0/1')").await
-    });
+    execute(&retention, "BEGIN; SELECT pg_advisory_xact_lock(postbox._lock_key('orders'))").await;
+    let seeking =
+        tokio::spawn(async move { seeker.batch_execute("SELECT postbox.seek_consumer_group('g', '0/1')").await });
     office.waits(&watcher, "SELECT postbox.seek", "advisory").await;
     execute(
         &retention,
