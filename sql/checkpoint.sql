@@ -26,6 +26,7 @@ create table postbox.backfill (
     upto       pg_snapshot   not null,
     upto_lsn   pg_lsn        not null,
     position   bigint        not null default -9223372036854775808,
+    restored_upto bigint,
     finished   boolean       not null default false,
     reason     text          not null,
     started_at timestamptz   not null default now(),
@@ -34,7 +35,9 @@ create table postbox.backfill (
 ) with (fillfactor = 10);
 comment on table postbox.backfill is 'Rows that a group is given from the table before its slot goes on: after earliest, seek or recover';
 comment on column postbox.backfill.done is 'The group has every row that is visible in all of these; empty: it has none';
-comment on column postbox.backfill.upto_lsn is 'From this position on no transaction is visible in upto';
+comment on column postbox.backfill.upto_lsn is 'From this position on the slot gives all there is; before it, what is not visible in upto';
+comment on column postbox.backfill.restored_upto is
+    'Rows up to this seq may come from a dump, with transaction ids that mean nothing here: they were there when upto was taken';
 comment on column postbox.backfill.position is 'Rows up to this seq are delivered';
 select pg_extension_config_dump('postbox.backfill', '');
 

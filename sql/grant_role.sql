@@ -105,7 +105,7 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox._require_before_writes(text)'),
             ('operator',  'execute',        'function postbox._require_replayable(regclass, text)'),
             ('operator',  'execute',        'function postbox._check_wal_budget(text, bigint, text)'),
-            ('operator',  'execute',        'function postbox._start_backfill(text, pg_snapshot[], text)'),
+            ('operator',  'execute',        'function postbox._start_backfill(text, pg_snapshot[], text, boolean)'),
             ('operator',  'execute',        'function postbox.recover_consumer_group(text, interval)'),
             ('operator',  'execute',        'function postbox.seek_consumer_group(text, text, boolean, interval)'),
             ('operator',  'execute',        'function postbox._lock_group(text, text)'),

@@ -8,24 +8,33 @@ create or replace function postbox._lock_group(group_name text, what text) retur
 as $function$
 declare
     found_group postbox.consumer_group;
+    -- A session that has just ended keeps its locks for a moment.
+    give_up_at constant timestamptz := clock_timestamp() + interval '1 second';
 begin
+    while not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || group_name, 0)) loop
+        if clock_timestamp() > give_up_at then
+            raise exception using errcode = 'object_in_use',
+                message = format('consumer group "%s" is being moved or made by another session', group_name),
+                hint = 'postbox.consumer_groups shows it once that session is done.';
+        end if;
+        perform pg_sleep(0.02);
+    end loop;
+    -- Behind the lock: what is read here names slots that will be dropped.
     select * into found_group from postbox.consumer_group g where g.name = group_name;
     if not found then
         raise exception using errcode = 'undefined_object',
             message = format('consumer group %s does not exist', coalesce('"' || group_name || '"', 'NULL')),
             hint = 'The view postbox.consumer_groups lists the groups.';
     end if;
-    if not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || group_name, 0)) then
-        raise exception using errcode = 'object_in_use',
-            message = format('consumer group "%s" is being moved or made by another session', group_name),
-            hint = 'postbox.consumer_groups shows it once that session is done.';
-    end if;
     -- The active member holds it; to the member itself it is given.
-    if not pg_try_advisory_xact_lock(postbox._member_lock(group_name)) then
-        raise exception using errcode = 'object_in_use',
-            message = format('consumer group "%s" cannot %s while member "%s" delivers for it', group_name, what, found_group.member),
-            hint = format('Make its members stand aside: postbox group pause %1$s. Afterwards let them go on: postbox group resume %1$s.', group_name);
-    end if;
+    while not pg_try_advisory_xact_lock(postbox._member_lock(group_name)) loop
+        if clock_timestamp() > give_up_at then
+            raise exception using errcode = 'object_in_use',
+                message = format('consumer group "%s" cannot %s while member "%s" delivers for it', group_name, what, found_group.member),
+                hint = format('Make its members stand aside: postbox group pause %1$s. Afterwards let them go on: postbox group resume %1$s.', group_name);
+        end if;
+        perform pg_sleep(0.02);
+    end loop;
     -- Retention removes nothing from these outboxes meanwhile.
     perform pg_advisory_xact_lock(postbox._lock_key(locked.outbox))
         from (select o.outbox from postbox.consumer_group_outbox o where o.group_name = _lock_group.group_name order by o.outbox::oid) locked;
@@ -81,6 +90,11 @@ begin
             set slot_name = slot, slot_generation = g.slot_generation + 1, epoch = g.epoch + 1,
                 system_identifier = server.system_identifier, timeline = server.timeline
             where g.name = found_group.name;
+        if not found then
+            raise exception using errcode = 'undefined_object',
+                message = format('consumer group "%s" was dropped by another session just now', name),
+                hint = 'The view postbox.consumer_groups lists the groups that are left.';
+        end if;
         delete from postbox.checkpoint c where c.group_name = found_group.name and c.system_identifier <> server.system_identifier;
         insert into postbox.audit (action, subject, detail)
             values ('recover', name, jsonb_build_object(

@@ -30,7 +30,7 @@ begin
         where o.group_name = _find_event.group_name
         order by o.outbox_name
     loop
-        execute format('select o.%I from %I.%I o where o.%I::text = $1 limit 1', target.xid_column, target.schema, target.name, target.id_column)
+        execute format('select o.%I from %I.%I o where o.%I::text in ($1, lower($1)) limit 1', target.xid_column, target.schema, target.name, target.id_column)
             into found_xid using event_id;
         exit when found_xid is not null;
     end loop;
@@ -153,6 +153,13 @@ begin
     end if;
     direction := case when to_lsn > from_lsn then 'forward' else 'backward' end;
 
+    if not dry_run then
+        -- Before the locks: those who drop an outbox write, and want its lock.
+        perform postbox._wait_for_writers(deadline);
+        -- What retention has not removed by now stays until it sees what this group needs.
+        perform pg_advisory_xact_lock(postbox._lock_key(o.outbox))
+            from (select o.outbox from postbox.consumer_group_outbox o where o.group_name = found_group.name order by o.outbox) o;
+    end if;
     if direction = 'backward' then
         -- What retention has removed must all be from before the start.
         select r.outbox, r.at into gone
@@ -172,19 +179,23 @@ begin
         return;
     end if;
 
-    perform postbox._wait_for_writers(deadline);
     perform postbox._durable();
     if direction = 'backward' then
-        perform postbox._start_backfill(name, done, 'seek to ' || target);
+        perform postbox._start_backfill(name, done, 'seek to ' || target, queued => true);
     else
         -- What a backfill had still to give lies before the target as well, as far as it is visible there.
         if kind = 'latest' then
             delete from postbox.backfill b where b.group_name = found_group.name;
             start.snapshot := pg_current_snapshot();
             to_lsn := pg_current_wal_flush_lsn();
-        else
+        elsif kind = 'lsn' then
             update postbox.backfill b set done = array[start.snapshot]
                 where b.group_name = found_group.name and not b.finished and start.snapshot is not null;
+        else
+            -- What committed while the sample was taken lies below its position and is not visible in its snapshot: the slot
+            -- passes it, the table has it.
+            update postbox.backfill b set finished = true where b.group_name = found_group.name;
+            perform postbox._start_backfill(name, done, 'seek to ' || target, queued => true);
         end if;
         update postbox.checkpoint c
             set snapshot = start.snapshot, lsn = coalesce(start.lsn, to_lsn), taken_at = clock_timestamp()

@@ -21,39 +21,40 @@ end
 $function$;
 comment on function postbox._require_before_writes(text) is 'Private: refuses where no slot can be made';
 
--- Returns when every transaction that had an id at the call is over.
+-- Returns when every transaction that had an id at the call is over, and visible if it has committed. Each holds a lock on its
+-- id until then; a snapshot would not do, as it lists those alone that are older than the latest one to end.
 create or replace function postbox._wait_for_writers(deadline timestamptz) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    open_now constant xid8[] := array(select x from pg_snapshot_xip(pg_current_snapshot()) as running(x) where x is distinct from pg_current_xact_id_if_assigned());
-    left_over xid8[];
-    -- backend_xid and prepared transactions have the lower half of the id.
-    numbers bigint[];
+    open_now constant xid[] := array(
+        select l.transactionid from pg_locks l
+        where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.pid is distinct from pg_backend_pid());
+    left_over int;
     who text;
+    pause float8 := 0.01;
 begin
     loop
-        left_over := array(select x from pg_snapshot_xip(pg_current_snapshot()) as running(x) where x = any (open_now));
-        exit when cardinality(left_over) = 0;
+        select count(distinct l.virtualtransaction), string_agg(distinct case
+                when l.pid is null then format('prepared transaction %s', coalesce(
+                    (select format('%L since %s', p.gid, p.prepared) from pg_prepared_xacts p where p.transaction = l.transactionid), l.transactionid::text))
+                else format('process %s (%s)%s', l.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), ' since ' || a.xact_start::text)
+                end, '; ')
+            into left_over, who
+            from pg_locks l
+            left join pg_stat_activity a on a.pid = l.pid
+            where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.transactionid = any (open_now);
+        exit when left_over = 0;
         if clock_timestamp() >= deadline then
-            numbers := array(select x::text::bigint & 4294967295 from unnest(left_over) as x);
-            select string_agg(w.words, '; ' order by w.since) into who
-                from (
-                    select format('process %s (%s) since %s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), a.xact_start) as words, a.xact_start as since
-                    from pg_stat_activity a
-                    where a.backend_xid::text::bigint = any (numbers)
-                    union all
-                    select format('prepared transaction %L since %s', p.gid, p.prepared), p.prepared
-                    from pg_prepared_xacts p
-                    where p.transaction::text::bigint = any (numbers)
-                ) w;
             raise exception using errcode = 'lock_not_available',
-                message = format('gave up waiting for %s %s', cardinality(left_over), case cardinality(left_over) when 1 then 'transaction that is writing' else 'transactions that are writing' end),
-                detail = coalesce(who, 'Their sessions cannot be seen by this role.'),
+                message = format('gave up waiting for %s %s', left_over, case left_over when 1 then 'transaction that is writing' else 'transactions that are writing' end),
+                detail = who,
                 hint = 'A replication slot starts where no older transaction is open. Let them end, or cut them off with pg_terminate_backend; then try again.';
         end if;
-        perform pg_sleep(0.02);
+        -- Looking at the locks is not free for those who take some.
+        perform pg_sleep(pause);
+        pause := least(pause * 1.5, 0.5);
     end loop;
 end
 $function$;

@@ -19,10 +19,11 @@ use crate::dead_letter::StoredLetters;
 use crate::dispatch::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CloudEvents, Format};
+use crate::maintain;
 use crate::run::{run, run_events};
+use crate::signal;
 use crate::sink::{Exec, Stdout};
 use crate::transport::{ConnInfo, connect_sql};
-use crate::{maintain, signal};
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
 #[derive(Debug, Parser)]
@@ -216,7 +217,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     };
     let has_group = matches!(builder.source, Some(Source::Group(_)));
     let mut limits = limits;
-    let mut terms = 0;
+    let mut was_active = false;
     let _maintenance = (has_group && !arguments.no_maintenance).then(|| {
         let info = info.clone();
         AbortOnDrop(tokio::spawn(async move { maintain::beside(&info).await }))
@@ -230,7 +231,8 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
             () = &mut stop => return Ok(()),
         };
         let consumer = match connected {
-            Err(error) if terms > 0 && error.is_transient() => {
+            // A server that was there before comes back, or another one takes its place.
+            Err(error) if was_active && error.is_transient() => {
                 warn!("cannot connect yet: {}", error.chain());
                 tokio::select! {
                     () = tokio::time::sleep(backoff.next()) => continue,
@@ -239,7 +241,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
             }
             connected => connected?,
         };
-        terms += 1;
+        was_active = true;
         backoff.reset();
         let lease = consumer.lease();
         let (delivered, outcome) = match &command {

@@ -19,7 +19,7 @@ use crate::decode::FrameReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::lease::{Lease, Moment};
-use crate::member::{Lost, Membership, Place};
+use crate::member::{Lost, Membership, Place, can_recover};
 use crate::progress::Progress;
 use crate::slot;
 use crate::transport::{ConnInfo, CopyBoth, Received, Replication, Status, SystemId, connect_sql};
@@ -299,6 +299,13 @@ impl Feed {
             }
             // The server may not have noticed yet that our own former connection is gone.
             if !error.is_transient() && error.kind() != ErrorKind::SlotInUse {
+                let error = match &self.reader {
+                    // What can be done about it is decided where the place is taken anew.
+                    Reader::Group(membership, _) if can_recover(&error) => {
+                        Lost::CutOff(error.chain()).into_error(&membership.group)
+                    }
+                    _ => error,
+                };
                 return self.give_up(error);
             }
             warn!("{}: {}", if connected { "lost the connection" } else { "cannot connect yet" }, error.chain());
@@ -326,6 +333,11 @@ impl Feed {
                 let link = self.wait_for_link().await?;
                 let now = &link.identity;
                 if before.is_some_and(|before| (before.system_id, before.timeline) != (now.system_id, now.timeline)) {
+                    // Whether the group's position means anything there is found out when the place is taken anew.
+                    if let Reader::Group(membership, _) = &self.reader {
+                        let why = format!("the server is another one: timeline {}", now.timeline);
+                        return Err(Lost::CutOff(why).into_error(&membership.group));
+                    }
                     // The same positions mean other transactions there.
                     warn!("the server is another one: system {} timeline {}", now.system_id, now.timeline);
                     self.shared.progress().moved();

@@ -229,7 +229,7 @@ struct Activated {
 }
 
 /// A slot that is gone for good, and a server that is not the one it was.
-fn can_recover(error: &Error) -> bool {
+pub(crate) fn can_recover(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::SlotMissing | ErrorKind::SlotInvalidated | ErrorKind::Moved)
 }
 

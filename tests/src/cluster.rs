@@ -150,11 +150,32 @@ impl Cluster {
     /// # Panics
     /// When it cannot be copied or does not start.
     pub fn standby(&self) -> Self {
+        self.standby_with(&[])
+    }
+
+    /// As [`standby`](Self::standby), with further settings.
+    ///
+    /// # Panics
+    /// When it cannot be copied or does not start.
+    pub fn standby_with(&self, settings: &[(&str, &str)]) -> Self {
+        let primary = self.conninfo("postgres");
+        self.base_backup(&[&[("primary_conninfo", primary.as_str())], settings].concat(), true)
+    }
+
+    /// Starts a copy of this server that goes on by itself, as from a backup.
+    ///
+    /// # Panics
+    /// When it cannot be copied or does not start.
+    pub fn copy(&self) -> Self {
+        self.base_backup(&[], false)
+    }
+
+    fn base_backup(&self, settings: &[(&str, &str)], follow: bool) -> Self {
         let dir = Nest::get().new_cluster();
         let data = dir.join("data");
         fs::remove_dir_all(&data).unwrap_or_else(|error| panic!("cannot remove {}: {error}", data.display()));
         let mut copy = tree::unprivileged(tree::program("pg_basebackup"));
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]);
+        copy.args(["--checkpoint=fast", "--no-sync"]);
         let copied = copy.arg("--pgdata").arg(&data).args(["--dbname", &self.conninfo("postgres")]).output();
         let copied = copied.unwrap_or_else(|error| panic!("cannot run pg_basebackup: {error}"));
         assert!(copied.status.success(), "pg_basebackup failed: {}", String::from_utf8_lossy(&copied.stderr));
@@ -162,6 +183,12 @@ impl Cluster {
         let standby = Self { port: free_port(), dir, server: Mutex::default(), kept: false };
         let place = format!("port = {}\nunix_socket_directories = '{}'\n", standby.port, standby.dir.display());
         append(&data.join("harness.conf"), &place);
+        for (name, value) in settings {
+            append(&data.join("harness.conf"), &format!("{name} = '{}'\n", value.replace('\'', "''")));
+        }
+        if follow {
+            write(&data.join("standby.signal"), "");
+        }
         standby.start_again();
         standby
     }

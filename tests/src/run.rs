@@ -18,11 +18,11 @@ use crate::{postbox_binary, tree, wait_until};
 /// An event as one line says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Its transaction's place in the log.
+    /// Its transaction's place in the log; 0 for one that came from the table.
     pub commit_lsn: Lsn,
     /// Its place in the transaction.
     pub ordinal: u64,
-    /// Its id.
+    /// Its id; nil if that is no UUID.
     pub event_id: Uuid,
     /// Its type.
     pub event_type: String,
@@ -290,9 +290,12 @@ fn parse(text: &[u8]) -> Option<Line> {
         return None;
     }
     Some(Line {
-        commit_lsn: line["commit_lsn"].as_str()?.parse().ok()?,
+        commit_lsn: match &line["commit_lsn"] {
+            Value::Null => Lsn::default(),
+            position => position.as_str()?.parse().ok()?,
+        },
         ordinal: line["ordinal"].as_u64()?,
-        event_id: line["event_id"].as_str()?.parse().ok()?,
+        event_id: line["event_id"].as_str()?.parse().unwrap_or_default(),
         event_type: line["type"].as_str()?.to_owned(),
     })
 }

@@ -13,6 +13,7 @@ mod live;
 mod maintaining;
 mod members;
 mod messages;
+mod offsets;
 mod regress;
 mod shop;
 mod sizes;

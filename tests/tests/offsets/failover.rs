@@ -1,0 +1,188 @@
+//! A standby that is promoted when the primary is gone.
+
+use std::time::Duration;
+
+use postbox_tests::{Cluster, Run, Stop, major, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::block_in_place;
+
+use super::{Office, Publishers, assert_came, names};
+use crate::shop::PATIENCE;
+
+/// With a slot for its standby.
+fn primary() -> Office {
+    let office = Office::open_with(
+        Cluster::builder()
+            .hba("local replication all trust")
+            .setting("wal_sender_timeout", "3s")
+            .setting("hot_standby_feedback", "on")
+            .setting("wal_log_hints", "on"),
+    );
+    office.psql("SELECT pg_create_physical_replication_slot('to_standby', true)");
+    office
+}
+
+/// Of both, to whichever takes writes.
+fn both(office: &Office, standby: &Cluster) -> String {
+    format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres dbname=postgres target_session_attrs=read-write connect_timeout=5",
+        office.cluster.port(),
+        standby.port()
+    )
+}
+
+/// The whole process group at once, as when the machine dies.
+fn kill(office: &Office) {
+    let server = Pid::from_raw(office.cluster.pid().cast_signed()).expect("a process");
+    rustix::process::kill_process_group(server, Signal::KILL).expect("a process group");
+    let _ = kill_process(server, Signal::KILL);
+    office.cluster.stop(Stop::Immediate);
+}
+
+fn promote(standby: &Cluster) {
+    standby.psql("postgres", "SELECT pg_promote()");
+    wait_until("the standby is promoted", PATIENCE, || {
+        (standby.psql("postgres", "SELECT pg_is_in_recovery()") == "f").then_some(())
+    });
+}
+
+fn stored(standby: &Cluster) -> std::collections::BTreeSet<String> {
+    standby.psql("postgres", "SELECT type FROM orders").lines().map(str::to_owned).collect()
+}
+
+/// It follows: some of what is published while it does is there.
+fn has_some(standby: &Cluster) {
+    wait_until("the standby follows", PATIENCE, || stored(standby).contains("p0:20").then_some(()));
+}
+
+fn caught_up(office: &Office, standby: &Cluster) {
+    let end = office.psql("SELECT pg_current_wal_insert_lsn()");
+    wait_until("the standby has everything", PATIENCE, || {
+        (standby.psql("postgres", &format!("SELECT pg_last_wal_replay_lsn() >= '{end}'")) == "t").then_some(())
+    });
+}
+
+/// No slot goes along: the group goes on from its checkpoint when it is told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_failover_slots_a_promotion_is_noticed_and_recovered_from() {
+    let office = primary();
+    office.create("latest");
+    let standby = office.cluster.standby_with(&[("primary_slot_name", "to_standby")]);
+    let conninfo = both(&office, &standby);
+    office.publish("a", 1, 50);
+    let first = Run::start(&conninfo, &["--group", "g", "--exit-when-idle", "200ms"]).end(PATIENCE);
+    assert_eq!((first.code, first.lines.len()), (Some(0), 50), "{}", first.log);
+
+    let mut strict = Run::start(&conninfo, &["--group", "g", "--session-timeout", "3s"]);
+    strict.wait_for_log("in epoch", 1, PATIENCE);
+    let publishers = Publishers::start(&office.cluster, 3).await;
+    strict.wait_for(200, PATIENCE);
+    block_in_place(|| has_some(&standby));
+    block_in_place(|| kill(&office));
+    publishers.stop().await;
+    promote(&standby);
+    let strict = strict.end(PATIENCE);
+    assert_eq!(strict.code, Some(4), "{}", strict.log);
+    for text in ["timeline 1 has become 2", "postbox group recover g", "--recover"] {
+        assert!(strict.log.contains(text), "{text}: {}", strict.log);
+    }
+
+    standby.psql("postgres", "INSERT INTO orders (type, key, payload) VALUES ('b:1', 'b', '{}')");
+    let after = Run::start(&conninfo, &["--group", "g", "--recover", "--exit-when-idle", "200ms"]).end(PATIENCE);
+    assert_eq!(after.code, Some(0), "{}", after.log);
+    let came = names(&[first.lines, strict.lines, after.lines.clone()].concat());
+    let stored = stored(&standby);
+    assert!(came.is_superset(&stored), "lost: {:?}", stored.difference(&came).collect::<Vec<_>>());
+    // What the standby had not got was delivered all the same: these are the phantoms.
+    let phantoms = came.difference(&stored).count();
+    println!("{} events, {phantoms} phantoms", stored.len());
+    assert!(names(&after.lines).is_subset(&stored), "only what is there comes from the standby");
+    assert_eq!(standby.psql("postgres", "SELECT timeline FROM postbox.consumer_group"), "2");
+}
+
+/// A member that may recover goes on in the same process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_may_recover_goes_on_after_a_promotion() {
+    let office = primary();
+    office.create("latest");
+    let standby = office.cluster.standby_with(&[("primary_slot_name", "to_standby")]);
+    let mut run = Run::start(&both(&office, &standby), &["--group", "g", "--recover", "--session-timeout", "3s"]);
+    run.wait_for_log("in epoch", 1, PATIENCE);
+    let publishers = Publishers::start(&office.cluster, 3).await;
+    run.wait_for(200, PATIENCE);
+    block_in_place(|| has_some(&standby));
+    block_in_place(|| kill(&office));
+    publishers.stop().await;
+    // There is no server for a while.
+    run.wait_for_log("cannot connect yet", 1, PATIENCE);
+    promote(&standby);
+    run.wait_for_log("has been recovered", 1, PATIENCE);
+    standby.psql("postgres", "INSERT INTO orders (type, key, payload) VALUES ('b:1', 'b', '{}')");
+    let stored = stored(&standby);
+    run.wait_until("everything", PATIENCE, |lines| names(lines).is_superset(&stored));
+    assert_eq!(run.terminate(PATIENCE).code, Some(0));
+}
+
+/// The server brings the slot along, and holds back what the standby has not got.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn with_failover_slots_a_promotion_loses_nothing_and_shows_no_phantoms() {
+    if major() < 17 {
+        let office = Office::open();
+        let create = "SELECT postbox.create_consumer_group('g', '{orders}', failover => true)";
+        let error = office.cluster.psql_result("postgres", create).expect_err("too old");
+        assert!(error.contains("does not keep replication slots on standbys"), "{error}");
+        return;
+    }
+    let office = primary();
+    let standby = office.cluster.standby_with(&[("primary_slot_name", "to_standby"), ("sync_replication_slots", "on")]);
+    // Not before the copy: on the promoted server it would wait for a standby that it does not have.
+    office.psql("ALTER SYSTEM SET synchronized_standby_slots = 'to_standby'");
+    office.psql("SELECT pg_reload_conf()");
+    office.psql("SELECT postbox.create_consumer_group('g', '{orders}', failover => true)");
+    let mut run = Run::start(&both(&office, &standby), &["--group", "g", "--session-timeout", "3s"]);
+    run.wait_for_log("in epoch", 1, PATIENCE);
+    let publishers = Publishers::start(&office.cluster, 3).await;
+    run.wait_for(100, PATIENCE);
+    block_in_place(|| {
+        wait_until("the slot is on the standby", Duration::from_secs(120), || {
+            let sql =
+                "SELECT 1 FROM pg_replication_slots WHERE synced AND NOT temporary AND invalidation_reason IS NULL";
+            (standby.psql("postgres", sql) == "1").then_some(())
+        });
+    });
+    let before = run.count();
+    run.wait_for(before + 200, PATIENCE);
+    block_in_place(|| kill(&office));
+    publishers.stop().await;
+    run.wait_for_log("cannot connect yet", 1, PATIENCE);
+    promote(&standby);
+    run.wait_for_log("in epoch", 2, PATIENCE);
+    standby.psql("postgres", "INSERT INTO orders (type, key, payload) VALUES ('b:1', 'b', '{}')");
+    let stored = stored(&standby);
+    run.wait_until("everything", PATIENCE, |lines| names(lines).is_superset(&stored));
+    let ended = run.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    let again = assert_came(&ended.lines, &stored);
+    println!("{} events, {again} came again, no phantoms", stored.len());
+    assert!(!ended.log.contains("recovered"), "{}", ended.log);
+    assert_eq!(standby.psql("postgres", "SELECT subject FROM postbox.audit WHERE action = 'failover'"), "g");
+}
+
+/// A standby that has everything: nothing comes that the checkpoint shows.
+#[test]
+fn a_planned_switch_costs_what_came_since_the_checkpoint() {
+    let office = primary();
+    office.create("latest");
+    let standby = office.cluster.standby_with(&[("primary_slot_name", "to_standby")]);
+    office.publish("a", 1, 30);
+    let before = office.deliver();
+    office.publish("a", 31, 60);
+    caught_up(&office, &standby);
+    office.cluster.stop(Stop::Fast);
+    promote(&standby);
+    let (code, said) = super::group(&standby, &["recover", "g"]);
+    assert_eq!(code, 0, "{said}");
+    let after = super::run(&standby, &["--exit-when-idle", "200ms"]).end(PATIENCE);
+    assert_eq!(after.code, Some(0), "{}", after.log);
+    assert_came(&[before, after.lines].concat(), &stored(&standby));
+}

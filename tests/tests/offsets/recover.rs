@@ -1,0 +1,181 @@
+//! Recovery of a group whose slot is gone.
+
+use postbox_tests::{Cluster, Stop, wait_until};
+use tokio::task::block_in_place;
+
+use super::{CHECKPOINT, Office, Publishers, assert_came, execute, insert, names, numbered};
+use crate::shop::PATIENCE;
+
+const DROP_SLOTS: &str =
+    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'logical'";
+
+#[test]
+fn a_dropped_slot_is_made_anew_and_only_what_came_since_the_checkpoint_comes_twice() {
+    let office = Office::open();
+    office.create("latest");
+    let mut run = office.run(&[]);
+    let checkpoint = || office.psql("SELECT lsn FROM postbox.checkpoint");
+    let first = checkpoint();
+    office.publish("old", 1, 100);
+    run.wait_for(100, PATIENCE);
+    wait_until("a checkpoint", CHECKPOINT, || (checkpoint() != first).then_some(()));
+    office.publish("new", 1, 20);
+    run.wait_for(120, PATIENCE);
+    let killed = run.kill();
+    office.publish("missed", 1, 30);
+    wait_until("the slot is free", PATIENCE, || office.cluster.psql_result("postgres", DROP_SLOTS).ok());
+    office.publish("missed", 31, 50);
+    office.refuses(&["does not exist", "postbox group recover g"]);
+
+    let (code, said) = office.group(&["recover", "g"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("recovered consumer group g with replication slot postbox1_"), "{said}");
+    office.publish("missed", 51, 60);
+    let recovered = office.deliver();
+    let again = assert_came(&[killed.lines, recovered.clone()].concat(), &office.stored());
+    assert!(again <= 20, "{again} came again, and 20 were delivered since the checkpoint");
+    assert!(names(&recovered).is_disjoint(&numbered("old", 1, 100)));
+    assert_eq!(office.deliver(), []);
+    assert_eq!(office.psql("SELECT action, subject FROM postbox.audit WHERE action = 'recover'"), "recover|g");
+    assert_eq!(office.psql("SELECT count(*) FROM pg_replication_slots"), "1");
+}
+
+#[test]
+fn an_invalidated_slot_is_recovered_by_the_member_itself() {
+    let builder = Cluster::builder().setting("max_slot_wal_keep_size", "1MB").setting("min_wal_size", "32MB");
+    let office = Office::open_with(builder.setting("max_wal_size", "48MB"));
+    office.create("latest");
+    office.publish("a", 1, 20);
+    let before = office.deliver();
+    office.publish("a", 21, 40);
+    wait_until("the slot is lost", PATIENCE, || {
+        office.psql(
+            "INSERT INTO orders (type, key, payload) SELECT 'bulk', 'bulk', '{}' WHERE false;
+             SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1000000)) FROM generate_series(1, 20);
+             SELECT pg_switch_wal(); CHECKPOINT",
+        );
+        (office.psql("SELECT wal_status FROM pg_replication_slots") == "lost").then_some(())
+    });
+    office.publish("a", 41, 60);
+    office.refuses(&["invalidated", "postbox group recover g"]);
+    let after = office.deliver_with(&["--recover"]);
+    assert_came(&[before, after].concat(), &office.stored());
+    assert_eq!(office.deliver(), []);
+}
+
+/// The slot is lost under a member that runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_runs_recovers_without_a_restart() {
+    let office = Office::open();
+    office.create("latest");
+    let mut run = office.run(&["--recover"]);
+    let publishers = Publishers::start(&office.cluster, 3).await;
+    run.wait_for(200, PATIENCE);
+    block_in_place(|| {
+        wait_until("the slot is dropped", PATIENCE, || {
+            drop(office.psql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active"));
+            office.cluster.psql_result("postgres", DROP_SLOTS).ok()
+        });
+    });
+    run.wait_for_log("has been recovered", 1, PATIENCE);
+    let before = run.count();
+    run.wait_for(before + 200, PATIENCE);
+    publishers.stop().await;
+    let stored = office.stored();
+    run.wait_until("everything", PATIENCE, |lines| names(lines).len() >= stored.len());
+    let ended = run.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    println!("{} of {} came again", assert_came(&ended.lines, &stored), stored.len());
+}
+
+#[test]
+fn a_kill_in_the_middle_of_the_backfill_loses_nothing_and_keeps_the_position() {
+    let office = Office::open();
+    office.psql(
+        "INSERT INTO orders (type, key, payload) SELECT 'a:' || n, 'a', jsonb_build_object('filler', repeat('x', 2000))
+         FROM generate_series(1, 20000) n",
+    );
+    office.create("earliest");
+    let position = || office.psql("SELECT position = -9223372036854775808, finished FROM postbox.backfill");
+    // Nobody takes what it prints: nothing is acknowledged beyond what fits into the pipe.
+    let run = postbox_tests::Run::start_held(&office.cluster.conninfo("postgres"), &["--group", "g"]);
+    wait_until("the pipe is full", PATIENCE, || (run.unread() > 32 << 10).then_some(()));
+    assert_eq!(position(), "t|f", "a position counts when everything up to it is acknowledged");
+    let first = run.kill();
+    assert!(first.lines.len() < 256, "{}", first.lines.len());
+
+    let mut run = office.run(&[]);
+    wait_until("a position", PATIENCE, || (position() == "f|f").then_some(()));
+    run.wait_for(256, PATIENCE);
+    let second = run.kill();
+    assert!(second.lines.len() < 20_000, "{}", second.lines.len());
+
+    office.cluster.restart(Stop::Immediate);
+    let mut run = office.run(&[]);
+    run.wait_for(1, PATIENCE);
+    let third = run.lines();
+    assert!(!names(&third).contains("a:1"), "what is before the position comes again");
+    // The server goes away under it, and comes back.
+    office.cluster.restart(Stop::Immediate);
+    office.publish("b", 1, 10);
+    run.wait_until("the last event", PATIENCE, |lines| lines.iter().any(|line| line.event_type == "b:10"));
+    let third = run.terminate(PATIENCE);
+    assert_eq!(third.code, Some(0), "{}", third.log);
+    let again = assert_came(&[first.lines, second.lines, third.lines].concat(), &office.stored());
+    println!("{again} came again");
+    assert_eq!(office.deliver(), []);
+}
+
+/// Between the making of the slot and the commit that says which hole it leaves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_slot_that_no_transaction_vouches_for_is_never_read() {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 10);
+    let before = office.deliver();
+    office.publish("a", 11, 20);
+    office.psql(DROP_SLOTS);
+    for (end, left) in [("pg_cancel_backend", "0"), ("pg_terminate_backend", "1")] {
+        let (keeper, watcher, recoverer) = (office.client().await, office.client().await, office.client().await);
+        execute(&keeper, "SELECT pg_advisory_lock(postbox._lock_key('orders'))").await;
+        let recovering =
+            tokio::spawn(async move { recoverer.batch_execute("SELECT postbox.recover_consumer_group('g')").await });
+        office.waits(&watcher, "SELECT postbox.recover", "advisory").await;
+        assert_eq!(office.psql("SELECT count(*) FROM pg_replication_slots"), "1");
+        office.publish(end, 1, 10);
+        execute(&watcher, &format!("SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'advisory'")).await;
+        recovering.await.expect("no panic").expect_err("it was cut off");
+        wait_until("the lock is free", PATIENCE, || {
+            (office.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == "0")
+                .then_some(())
+        });
+        assert_eq!(office.psql("SELECT count(*) FROM pg_replication_slots"), left, "{end}");
+        office.refuses(&["does not exist", "postbox group recover g"]);
+    }
+    office.publish("a", 21, 30);
+    let after = office.deliver_with(&["--recover"]);
+    assert_came(&[before, after].concat(), &office.stored());
+    assert_eq!(office.psql("SELECT count(*) FROM pg_replication_slots"), "1");
+}
+
+/// Recovery waits for what a checkpoint does not show, and is started again in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_recovery_that_is_recovered_gives_what_the_first_one_owed() {
+    let office = Office::open();
+    office.publish("a", 1, 3000);
+    office.create("earliest");
+    office.publish("b", 1, 10);
+    let mut run = office.run(&["--max-events", "300"]);
+    run.wait_for(300, PATIENCE);
+    let first = run.end(PATIENCE).lines;
+    for round in 0..2 {
+        office.psql(DROP_SLOTS);
+        let late = office.client().await;
+        execute(&late, &format!("BEGIN; {}", insert(&format!("late:{round}"), 10))).await;
+        assert_eq!(office.psql("BEGIN; SELECT 1; COMMIT"), "1");
+        execute(&late, "COMMIT").await;
+        assert_eq!(office.group(&["recover", "g"]).0, 0);
+    }
+    let rest = office.deliver();
+    assert_came(&[first, rest].concat(), &office.stored());
+}

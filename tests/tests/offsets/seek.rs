@@ -1,0 +1,272 @@
+//! Seeking: where to, what comes then, and what is refused.
+
+use postbox_tests::wait_until;
+
+use super::earliest::{hold, office_without_its_standby, release};
+use super::{Office, assert_came, execute, names, numbered};
+use crate::shop::PATIENCE;
+
+/// Notes a moment, as maintenance does every ten seconds.
+fn sample(office: &Office) {
+    assert!(office.psql("SELECT step, outcome FROM postbox.maintain(true)").contains("sample|taken"));
+}
+
+/// `a:1` to `a:10`, a sample, `a:11` to `a:20`, another one: all delivered.
+fn delivered() -> Office {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 10);
+    sample(&office);
+    office.publish("a", 11, 20);
+    sample(&office);
+    assert_came(&office.deliver(), &numbered("a", 1, 20));
+    office
+}
+
+fn seek(office: &Office, target: &str) {
+    let (code, said) = office.group(&["seek", "g", "--to", target]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.starts_with("consumer group g moves "), "{said}");
+}
+
+fn event_id(office: &Office, name: &str) -> String {
+    office.psql(&format!("SELECT event_id FROM orders WHERE type = '{name}'"))
+}
+
+#[test]
+fn backwards_what_lies_behind_the_target_comes_again() {
+    let office = delivered();
+    seek(&office, "earliest");
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 1, 20)), 0);
+    let (first, taken_at) = (
+        office.psql("SELECT lsn FROM postbox.sample ORDER BY taken_at LIMIT 1"),
+        office.psql("SELECT to_char(taken_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM postbox.sample ORDER BY taken_at LIMIT 1"),
+    );
+    for target in [first, taken_at, event_id(&office, "a:15"), event_id(&office, "a:11").to_uppercase()] {
+        seek(&office, &target);
+        assert_eq!(assert_came(&office.deliver(), &numbered("a", 11, 20)), 0, "{target}");
+    }
+    // Queued events come too, once.
+    office.publish("a", 21, 25);
+    seek(&office, &event_id(&office, "a:18"));
+    office.publish("a", 26, 30);
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 11, 30)), 0);
+    assert_eq!(office.deliver(), []);
+}
+
+#[test]
+fn forwards_what_lies_before_the_target_does_not_come() {
+    let office = delivered();
+    office.publish("a", 21, 30);
+    sample(&office);
+    office.publish("a", 31, 40);
+    seek(&office, &event_id(&office, "a:35"));
+    office.publish("a", 41, 45);
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 31, 45)), 0);
+    office.publish("a", 46, 50);
+    let end = office.psql("SELECT pg_current_wal_flush_lsn()");
+    office.publish("a", 51, 55);
+    seek(&office, &end);
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 51, 55)), 0);
+    office.publish("a", 56, 60);
+    seek(&office, "latest");
+    office.publish("a", 61, 65);
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 61, 65)), 0);
+    // What was skipped is not owed: recovery does not bring it.
+    office.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+    assert!(names(&office.deliver_with(&["--recover"])).is_disjoint(&numbered("a", 1, 60)));
+}
+
+/// An event that was committed and not visible when the sample was taken lies below the sample's position.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_event_that_became_visible_after_the_sample_is_not_passed() {
+    let office = office_without_its_standby();
+    office.create("latest");
+    office.publish("a", 1, 10);
+    let (watcher, late) = (office.client().await, office.client().await);
+    let held = hold(&office, &watcher, late).await;
+    sample(&office);
+    release(&office);
+    held.await.expect("no panic");
+    office.publish("a", 11, 20);
+    sample(&office);
+    seek(&office, &event_id(&office, "held:1"));
+    let mut expected = numbered("a", 11, 20);
+    expected.insert("held:1".to_owned());
+    let came = office.deliver();
+    assert!(names(&came).is_superset(&expected), "{:?}", names(&came));
+}
+
+#[test]
+fn a_dry_run_and_what_is_refused_change_nothing() {
+    let office = delivered();
+    office.psql("CREATE TABLE plain (id text, type text, payload text)");
+    let state = || {
+        office.psql(
+            "SELECT to_jsonb(g) - 'member' FROM postbox.consumer_group g; SELECT * FROM postbox.checkpoint;
+             SELECT * FROM postbox.backfill; SELECT * FROM postbox.audit; SELECT confirmed_flush_lsn FROM pg_replication_slots",
+        )
+    };
+    let before = state();
+    let (code, said) = office.group(&["seek", "g", "--to", "earliest", "--dry-run"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("would move backward") && said.contains("20 stored events would be delivered"), "{said}");
+    let (_, said) = office.group(&["seek", "g", "--to", &event_id(&office, "a:15"), "--dry-run"]);
+    assert!(said.contains("10 stored events would be delivered"), "{said}");
+    let (_, said) = office.group(&["seek", "g", "--to", "latest", "--dry-run"]);
+    assert!(said.contains("would move forward"), "{said}");
+    assert_eq!(state(), before);
+
+    let nobody = "00000000-0000-0000-0000-000000000000";
+    for (target, text) in [
+        ("2999-01-01", "lies in the future"),
+        ("infinity", "lies in the future"),
+        ("FFFFFFFF/0", "beyond the end of the log"),
+        (nobody, "holds an event with the id"),
+        ("order-7", "holds an event with the id \"order-7\""),
+    ] {
+        let (code, said) = office.group(&["seek", "g", "--to", target]);
+        assert!(code == 2 && said.contains(text), "{target}: {code} {said}");
+    }
+    assert_eq!(state(), before);
+
+    // Retention has removed what was committed before the second sample.
+    office.psql("INSERT INTO postbox.removed SELECT 'orders', snapshot, lsn, now(), 5, 1 FROM postbox.sample ORDER BY taken_at DESC LIMIT 1");
+    for target in [event_id(&office, "a:15"), "0/1".to_owned(), "2020-01-01".to_owned()] {
+        let (code, said) = office.group(&["seek", "g", "--to", &target]);
+        assert!(
+            code == 2 && said.contains("is before what outbox public.orders still holds"),
+            "{target}: {code} {said}"
+        );
+        assert!(said.contains("Seek to earliest"), "{said}");
+    }
+    assert_eq!(state(), before);
+
+    office.psql("SELECT postbox.adopt_outbox('plain', event_id => 'id', key => '', headers => '')");
+    office.psql("SELECT postbox.create_consumer_group('h', '{plain}')");
+    let (code, said) = office.group(&["seek", "h", "--to", "earliest"]);
+    assert!(code != 0 && said.contains("public.plain"), "{said}");
+    let (code, said) = office.group(&["seek", "h", "--to", "latest"]);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn a_group_with_a_member_is_paused_first() {
+    let office = delivered();
+    let mut run = office.run(&[]);
+    run.wait_for_log("in epoch", 1, PATIENCE);
+    let (code, said) = office.group(&["seek", "g", "--to", "earliest"]);
+    assert!(code == 4 && said.contains("while member") && said.contains("postbox group pause g"), "{code} {said}");
+    let (code, said) = office.group(&["recover", "g"]);
+    assert!(code == 4 && said.contains("postbox group pause g"), "{code} {said}");
+    assert_eq!(office.group(&["pause", "g"]).0, 0);
+    wait_until("the member steps aside", PATIENCE, || {
+        (office.group(&["seek", "g", "--to", "earliest"]).0 == 0).then_some(())
+    });
+    assert_eq!(run.count(), 0);
+    assert_eq!(office.group(&["resume", "g"]).0, 0);
+    run.wait_for(20, PATIENCE);
+    assert_eq!(assert_came(&run.terminate(PATIENCE).lines, &numbered("a", 1, 20)), 0);
+}
+
+#[test]
+fn a_seek_is_audited_and_told() {
+    let office = delivered();
+    let said = office.psql("LISTEN postbox_alert; SELECT direction FROM postbox.seek_consumer_group('g', 'earliest')");
+    assert!(said.starts_with("backward"), "{said}");
+    assert!(
+        said.contains("\"postbox_alert\"") && said.contains("consumer_seeked") && said.contains("earliest"),
+        "{said}"
+    );
+    let audit =
+        office.psql("SELECT subject, detail->>'target', detail->>'direction' FROM postbox.audit WHERE action = 'seek'");
+    assert_eq!(audit, "g|earliest|backward");
+}
+
+#[test]
+fn a_kill_and_a_lost_slot_after_a_seek_lose_nothing() {
+    let office = delivered();
+    office.publish("b", 1, 2000);
+    assert_eq!(office.deliver().len(), 2000);
+    seek(&office, "earliest");
+    let ended = office.run(&["--max-events", "500"]).end(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    let sought = ended.lines;
+    office.publish("c", 1, 10);
+    let mut run = office.run(&[]);
+    run.wait_for(10, PATIENCE);
+    let killed = run.kill();
+    wait_until("the slot is dropped", PATIENCE, || {
+        office
+            .cluster
+            .psql_result("postgres", "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+            .ok()
+    });
+    office.publish("c", 11, 20);
+    assert_eq!(office.group(&["recover", "g"]).0, 0);
+    let after = office.deliver();
+    // All of them came again after the seek.
+    let again = [sought, killed.lines, after].concat();
+    assert_came(&again, &office.stored());
+}
+
+/// An adopted table with the columns that make its rows deliverable again, and ids of its own.
+fn adopted() -> Office {
+    let office = Office::open();
+    office.psql(
+        "CREATE TABLE mine (seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+             id text, type text, payload text);
+         SELECT postbox.adopt_outbox('mine', event_id => 'id', key => '', headers => '', seq => 'seq', xid => 'xid')",
+    );
+    office.psql("SELECT postbox.create_consumer_group('g', '{mine}')");
+    office
+}
+
+fn write(office: &Office, from: usize, to: usize) {
+    for n in from..=to {
+        office.psql(&format!("INSERT INTO mine (id, type, payload) VALUES ('order-{n}', 'm:{n}', '')"));
+    }
+}
+
+#[test]
+fn events_of_an_adopted_table_are_found_by_their_own_ids() {
+    let office = adopted();
+    write(&office, 1, 5);
+    sample(&office);
+    write(&office, 6, 10);
+    assert_came(&office.deliver(), &numbered("m", 1, 10));
+    seek(&office, "order-8");
+    assert_eq!(assert_came(&office.deliver(), &numbered("m", 6, 10)), 0);
+}
+
+/// Its owner may remove rows whose events still wait in the slot.
+#[test]
+fn a_seek_does_not_lose_queued_events_whose_rows_are_gone() {
+    let office = adopted();
+    write(&office, 1, 5);
+    assert_came(&office.deliver(), &numbered("m", 1, 5));
+    write(&office, 6, 10);
+    office.psql("DELETE FROM mine WHERE id IN ('order-7', 'order-8')");
+    seek(&office, "earliest");
+    // Those two late, as they come from the slot, which goes on behind the table.
+    assert_eq!(names(&office.deliver()), numbered("m", 1, 10));
+    assert_eq!(office.deliver(), []);
+}
+
+/// Retention must not remove what a seek has just found to be there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_seek_waits_for_retention_before_it_looks() {
+    let office = delivered();
+    let (retention, watcher, seeker) = (office.client().await, office.client().await, office.client().await);
+    execute(&retention, "BEGIN; SELECT pg_advisory_xact_lock(postbox._lock_key('orders'))").await;
+    let seeking =
+        tokio::spawn(async move { seeker.batch_execute("SELECT postbox.seek_consumer_group('g', '0/1')").await });
+    office.waits(&watcher, "SELECT postbox.seek", "advisory").await;
+    execute(
+        &retention,
+        "INSERT INTO postbox.removed SELECT 'orders', snapshot, lsn, now(), 5, 1 FROM postbox.sample ORDER BY taken_at DESC LIMIT 1; COMMIT",
+    )
+    .await;
+    let error = seeking.await.expect("no panic").expect_err("rows are gone");
+    assert!(error.as_db_error().expect("of the server").message().contains("still holds"), "{error}");
+}
