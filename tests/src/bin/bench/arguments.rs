@@ -9,7 +9,7 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
-  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention (default: all)
+  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention, groups (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
   --pg      major version of the server in target/pg (default: 18)
@@ -40,10 +40,12 @@ pub(crate) enum Part {
     Slots,
     /// A long run in which old events go.
     Retention,
+    /// Takeover, recovery, views.
+    Groups,
 }
 
 impl Part {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Small,
         Self::Bulk,
         Self::None,
@@ -55,6 +57,7 @@ impl Part {
         Self::Frames,
         Self::Slots,
         Self::Retention,
+        Self::Groups,
     ];
 }
 
@@ -72,6 +75,7 @@ impl fmt::Display for Part {
             Self::Frames => "frames",
             Self::Slots => "slots",
             Self::Retention => "retention",
+            Self::Groups => "groups",
         })
     }
 }

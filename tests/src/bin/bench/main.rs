@@ -6,6 +6,7 @@ mod arguments;
 mod backlog;
 mod decode;
 mod drain;
+mod groups;
 mod latency;
 mod measure;
 mod memory;
@@ -75,5 +76,6 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::Frames => shapes::frames(arguments).await,
         Part::Slots => slots::run(arguments),
         Part::Retention => retention::run(arguments).await,
+        Part::Groups => groups::run(arguments).await,
     }
 }

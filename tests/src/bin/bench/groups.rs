@@ -1,0 +1,120 @@
+//! Consumer groups: how long it takes until another member delivers, what recovery costs, and what the views cost.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use postbox_tests::{Cluster, Run, wait_until};
+use serde_json::json;
+
+use crate::Outcome;
+use crate::arguments::Arguments;
+use crate::backlog::{DATABASE, SCHEMA, server};
+use crate::measure::Samples;
+use crate::report::{Report, data};
+
+/// Longer than anything takes.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The views that people and monitors look at.
+const VIEWS: [&str; 7] = [
+    "consumer_groups",
+    "consumer_status",
+    "active_leases",
+    "consumer_lag",
+    "retention_status",
+    "maintenance_status",
+    "dead_letters",
+];
+
+/// Measures all three.
+pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
+    let events = arguments.scaled(1_000_000);
+    let kills = arguments.scaled(40);
+    let mut report = Report::new(
+        format!("Groups: {kills} members killed; {events} stored events"),
+        &["what", "median", "p99 or worst", "unit"],
+    );
+    let cluster = server().start();
+    cluster.psql_result(DATABASE, SCHEMA)?;
+
+    let takeovers = Samples::new(takeovers(&cluster, kills));
+    row(&mut report, "from SIGKILL to the first event of the next member", "ms", &takeovers);
+    report.target("takeover p99, ms", takeovers.max(), 1_000.0);
+
+    cluster.psql(DATABASE, &format!("CALL with_many_events({}, 1000)", events.div_ceil(1000)));
+    cluster.psql(DATABASE, "SELECT postbox.maintain(true)");
+    for view in VIEWS {
+        let sql = format!("EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM postbox.{view}");
+        let times = (0..20).map(|_| execution_millis(&cluster.psql(DATABASE, &sql))).collect::<Vec<_>>();
+        let times = Samples::new(times);
+        row(&mut report, &format!("SELECT * FROM {view}"), "ms", &times);
+        report.target(format!("{view}, median ms"), times.median(), 5.0);
+    }
+
+    let mut seconds = Vec::new();
+    for _ in 0..arguments.rounds.min(3) {
+        seconds.push(recovery(&cluster, events)?.as_secs_f64());
+    }
+    let seconds = Samples::new(seconds);
+    row(&mut report, &format!("recover, until {events} events are delivered"), "s", &seconds);
+    report.note(format!("Recovery: {:.0} events/s from the table to a file.", events as f64 / seconds.median()));
+    Ok(report)
+}
+
+fn row(report: &mut Report, what: &str, unit: &str, samples: &Samples) {
+    report.row(
+        vec![what.to_owned(), format!("{:.2}", samples.median()), format!("{:.2}", samples.max()), unit.to_owned()],
+        json!({ "what": what, "unit": unit, "samples": data(samples) }),
+    );
+}
+
+/// Kills the active member beside a standby, each time with an event published right after it.
+fn takeovers(cluster: &Cluster, kills: u64) -> Vec<f64> {
+    cluster.psql(DATABASE, "SELECT postbox.create_consumer_group('takeover', '{events}')");
+    let member = || Run::start(&cluster.conninfo(DATABASE), &["--group", "takeover", "--no-maintenance"]);
+    let mut active = member();
+    active.wait_for_log("active member", 1, PATIENCE);
+    let mut millis = Vec::new();
+    for _ in 0..kills {
+        let mut standby = member();
+        standby.wait_for_log("standing by", 1, PATIENCE);
+        active.kill();
+        let begin = Instant::now();
+        let id = cluster.psql(DATABASE, "SELECT postbox.publish('events', 't', '{}')");
+        standby.wait_until("the event", PATIENCE, |lines| lines.iter().any(|line| line.event_id.to_string() == id));
+        millis.push(begin.elapsed().as_secs_f64() * 1000.0);
+        active = standby;
+    }
+    drop(active);
+    wait_until("the slot is free", PATIENCE, || {
+        let sql = "SELECT postbox.drop_consumer_group('takeover')";
+        cluster.psql_result(DATABASE, sql).is_ok().then_some(())
+    });
+    millis
+}
+
+/// A group without a position that is given everything that is stored.
+fn recovery(cluster: &Cluster, events: u64) -> Outcome<Duration> {
+    cluster.psql(DATABASE, "SELECT postbox.create_consumer_group('recovery', '{events}', start => 'earliest')");
+    cluster.psql(DATABASE, "SELECT pg_drop_replication_slot(slot_name) FROM postbox.consumer_group");
+    let begin = Instant::now();
+    let mut process: Child = Command::new(postbox_tests::postbox_binary())
+        .args(["run", "--group", "recovery", "--recover", "--no-maintenance", "--max-events", &events.to_string()])
+        .args(["--database", &cluster.conninfo(DATABASE)])
+        .stdout(Stdio::from(tempfile::tempfile()?))
+        .stderr(Stdio::null())
+        .spawn()?;
+    let ended = process.wait()?;
+    let took = begin.elapsed();
+    if !ended.success() {
+        return Err(format!("postbox run --recover: {ended}").into());
+    }
+    cluster.psql(DATABASE, "SELECT postbox.drop_consumer_group('recovery')");
+    Ok(took)
+}
+
+/// Planning and execution together.
+fn execution_millis(explained: &str) -> f64 {
+    let plan: serde_json::Value = serde_json::from_str(explained).unwrap_or_default();
+    ["Planning Time", "Execution Time"].iter().filter_map(|key| plan[0][key].as_f64()).sum()
+}
