@@ -1,8 +1,8 @@
 //! The command line.
 
+mod group;
 mod dead_letter;
 mod delivery;
-mod group;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use crate::dispatch::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CloudEvents, Format};
 use crate::run::{run, run_events};
-use crate::signal;
 use crate::sink::{Exec, Stdout};
 use crate::transport::{ConnInfo, connect_sql};
+use crate::signal;
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
 #[derive(Debug, Parser)]
@@ -229,7 +229,9 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
             }
             Some(command) => {
                 let letters = match consumer.term() {
-                    Some((group, epoch)) => Some(StoredLetters::new(Arc::new(connect_sql(info).await?), &group, epoch)),
+                    Some((group, epoch)) => {
+                        Some(StoredLetters::new(Arc::new(connect_sql(info).await?), &group, epoch))
+                    }
                     None => None,
                 };
                 let sink = Exec::new(command, format.clone());

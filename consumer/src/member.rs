@@ -354,8 +354,9 @@ impl Heartbeat {
         let Candidate { snapshot, lsn } = due;
         let lsn = tokio_postgres::types::PgLsn::from(lsn.0);
         let sql = "SELECT postbox._checkpoint($1, $2, $3::text::pg_catalog.pg_snapshot, $4)";
-        let written =
-            async { group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await };
+        let written = async {
+            group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await
+        };
         let late = |_| Error::new(ErrorKind::Connect, "the server does not answer");
         timeout(self.membership.session_timeout, written).await.map_err(late)??;
         debug!(%snapshot, lsn = %due.lsn, "checkpoint");
@@ -383,3 +384,4 @@ impl Lost {
         Error::new(ErrorKind::PlaceLost, text)
     }
 }
+

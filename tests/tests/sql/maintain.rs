@@ -65,8 +65,7 @@ async fn samples_thin_out_with_age() {
     // A little that is written is no reason for a sample, unless somebody was writing before.
     run(&client, "UPDATE postbox.sample SET lsn = lsn - 100000; SELECT 1").await;
     run(&client, "SELECT postbox.maintain(true)").await;
-    let left =
-        "SELECT count(*) FILTER (WHERE age < '1 hour'), count(*) FILTER (WHERE age BETWEEN '61 minutes' AND '1 day'),
+    let left = "SELECT count(*) FILTER (WHERE age < '1 hour'), count(*) FILTER (WHERE age BETWEEN '61 minutes' AND '1 day'),
             count(*) FILTER (WHERE age BETWEEN '3 days' AND '29 days'), count(*) FILTER (WHERE age > '30 days 1 hour')
         FROM (SELECT now() - taken_at AS age FROM postbox.sample) s";
     let counts: Vec<u32> = row(&client, left).await.split('|').map(|count| count.parse().unwrap()).collect();
@@ -109,10 +108,7 @@ async fn what_is_not_allowed_on_one_outbox_does_not_stop_the_others() {
     );
     run(&client, "RESET ROLE; SELECT postbox.grant_role('maintainer', 'keeper', '{mine}'); SET ROLE keeper").await;
     wait_until_async("the other is emptied too", Duration::from_secs(10), async || {
-        maintain(&client)
-            .await
-            .contains(&"retention|public.mine|emptied|public.mine_g0 with 1 rows".into())
-            .then_some(())
+        maintain(&client).await.contains(&"retention|public.mine|emptied|public.mine_g0 with 1 rows".into()).then_some(())
     })
     .await;
     run(&client, "RESET ROLE; SELECT postbox.revoke_role('maintainer', 'keeper', '{mine}')").await;
@@ -156,8 +152,7 @@ async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
     run(&client, LONG_SINCE).await;
     let heard = listen(&cluster, MAINTAIN);
     assert!(heard.contains("\"kind\": \"group_stalled\""), "{heard}");
-    run(&client, "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots")
-        .await;
+    run(&client, "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots").await;
     let heard = listen(&cluster, MAINTAIN);
     assert!(heard.contains("group_stalled") && heard.contains("\"cleared\": true"), "{heard}");
 
@@ -174,8 +169,7 @@ async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
 #[tokio::test]
 async fn a_paused_group_is_not_unhealthy() {
     let (cluster, client) = with_ring().await;
-    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}'); SELECT postbox.pause_consumer_group('g')")
-        .await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}'); SELECT postbox.pause_consumer_group('g')").await;
     listen(&cluster, MAINTAIN);
     run(&client, LONG_SINCE).await;
     assert!(!listen(&cluster, MAINTAIN).contains("notification"));
@@ -185,10 +179,7 @@ async fn a_paused_group_is_not_unhealthy() {
 #[tokio::test]
 async fn an_alert_fits_a_notification() {
     let (cluster, _client) = start().await;
-    let heard = listen(
-        &cluster,
-        "SELECT postbox._alert('test', repeat('s', 9000), jsonb_build_object('x', repeat('y', 9000)))",
-    );
+    let heard = listen(&cluster, "SELECT postbox._alert('test', repeat('s', 9000), jsonb_build_object('x', repeat('y', 9000)))");
     assert!(heard.contains("\"left_out_bytes\": 90"), "{heard}");
 }
 
@@ -196,11 +187,7 @@ async fn an_alert_fits_a_notification() {
 async fn a_group_over_its_budget_loses_its_slot_if_told_so() {
     let (cluster, client) = with_ring().await;
     let slot = row(&client, "SELECT postbox.create_consumer_group('g', '{orders}', wal_budget => 100000)").await;
-    run(
-        &client,
-        "CREATE TABLE noise (t text); INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)",
-    )
-    .await;
+    run(&client, "CREATE TABLE noise (t text); INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
     let heard = listen(&cluster, MAINTAIN);
     assert!(heard.contains("\"kind\": \"slot_at_risk\"") && heard.contains("wal_budget"), "{heard}");
     assert_eq!(row(&client, "SELECT wal_status FROM postbox.consumer_groups").await, "reserved");
@@ -209,18 +196,7 @@ async fn a_group_over_its_budget_loses_its_slot_if_told_so() {
     // Its reader is cut off.
     let conninfo = cluster.conninfo("postgres");
     let mut reader = std::process::Command::new(cluster.bin("pg_recvlogical"))
-        .args([
-            "--start",
-            "--file",
-            "-",
-            "--no-loop",
-            "--fsync-interval=0",
-            "--status-interval=0",
-            "--slot",
-            &slot,
-            "--dbname",
-            &conninfo,
-        ])
+        .args(["--start", "--file", "-", "--no-loop", "--fsync-interval=0", "--status-interval=0", "--slot", &slot, "--dbname", &conninfo])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -230,11 +206,7 @@ async fn a_group_over_its_budget_loses_its_slot_if_told_so() {
     })
     .await;
     // Reading it, the reader may have moved it on.
-    run(
-        &client,
-        "SET synchronous_commit = on; INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)",
-    )
-    .await;
+    run(&client, "SET synchronous_commit = on; INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
     let done = rows(&client, "SELECT step, subject, outcome FROM postbox.maintain(true) WHERE step = 'slots'").await;
     assert_eq!(done, ["slots|g|dropped"]);
     assert_eq!(row(&client, "SELECT wal_status FROM postbox.consumer_groups").await, "missing");
@@ -267,8 +239,7 @@ async fn slots_that_no_group_has_are_dropped_a_minute_later() {
     run(&maker, "ROLLBACK").await;
 
     // A role that may not drop slots says so.
-    run(&client, "CREATE ROLE keeper; SELECT postbox.grant_role('maintainer', 'keeper', '{orders}'); SET ROLE keeper")
-        .await;
+    run(&client, "CREATE ROLE keeper; SELECT postbox.grant_role('maintainer', 'keeper', '{orders}'); SET ROLE keeper").await;
     let skipped = maintain(&client).await;
     assert!(skipped.iter().any(|row| row.starts_with(&format!("slots|{orphan}|skipped|"))), "{skipped:?}");
     run(&client, "RESET ROLE").await;

@@ -79,7 +79,10 @@ async fn an_old_leaf_goes_when_every_group_is_done_with_it() {
         WHERE c.group_name = 'a'";
     assert_eq!(row(&client, removed).await, "1000|1|t", "the group that is behind can still start where it is");
     let audited = "SELECT action, subject, detail FROM postbox.audit WHERE action = 'truncate'";
-    assert_eq!(row(&client, audited).await, "truncate|public.orders|{\"leaf\": \"public.orders_g0\", \"rows\": 1000}");
+    assert_eq!(
+        row(&client, audited).await,
+        "truncate|public.orders|{\"leaf\": \"public.orders_g0\", \"rows\": 1000}"
+    );
 }
 
 #[tokio::test]
@@ -253,8 +256,7 @@ async fn a_row_that_arrives_during_the_proof_is_not_lost() {
 /// some group has not had is there.
 #[tokio::test]
 async fn nothing_that_a_group_needs_ever_goes() {
-    let seed: u64 =
-        std::env::var("POSTBOX_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| rand::rng().random());
+    let seed: u64 = std::env::var("POSTBOX_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| rand::rng().random());
     let mut random = StdRng::seed_from_u64(seed);
     let (cluster, client) = with_ring().await;
     let mut sessions = Vec::new();
@@ -283,9 +285,7 @@ async fn nothing_that_a_group_needs_ever_goes() {
                 all.insert(next_id);
                 // One in four has had its seq for a while.
                 let seq = match random.random_range(0..4) {
-                    0 => {
-                        "greatest(coalesce(pg_sequence_last_value('orders_seq_seq'), 1) - 1024 * (random() * 4)::int, 1)"
-                    }
+                    0 => "greatest(coalesce(pg_sequence_last_value('orders_seq_seq'), 1) - 1024 * (random() * 4)::int, 1)",
                     _ => "nextval('orders_seq_seq')",
                 };
                 let sql = format!(
@@ -315,11 +315,8 @@ async fn nothing_that_a_group_needs_ever_goes() {
                 let earliest = random.random_bool(0.5);
                 let name = format!("g{made}");
                 let start = if earliest { "earliest" } else { "latest" };
-                run(
-                    &client,
-                    &format!("SELECT postbox.create_consumer_group('{name}', '{{orders}}', start => '{start}')"),
-                )
-                .await;
+                run(&client, &format!("SELECT postbox.create_consumer_group('{name}', '{{orders}}', start => '{start}')"))
+                    .await;
                 let held = rows(&client, "SELECT key FROM orders").await;
                 let held: BTreeSet<u32> = held.iter().map(|key| key.parse().unwrap()).collect();
                 let had = if earliest { committed.difference(&held).copied().collect() } else { committed.clone() };
@@ -330,14 +327,8 @@ async fn nothing_that_a_group_needs_ever_goes() {
                 run(&client, &format!("SELECT postbox.drop_consumer_group('{name}')")).await;
                 groups.remove(&name);
             }
-            77..80 => {
-                run(
-                    &client,
-                    "UPDATE postbox.backfill b SET finished = true WHERE EXISTS
-                (SELECT FROM postbox.checkpoint c WHERE c.group_name = b.group_name AND c.taken_at > b.started_at)",
-                )
-                .await
-            }
+            77..80 => run(&client, "UPDATE postbox.backfill b SET finished = true WHERE EXISTS
+                (SELECT FROM postbox.checkpoint c WHERE c.group_name = b.group_name AND c.taken_at > b.started_at)").await,
             _ => {
                 maintain(&client).await;
                 let held = rows(&client, "SELECT key FROM orders").await;
@@ -378,10 +369,7 @@ async fn the_ring_turns_by_time_and_never_backwards() {
     assert_eq!(row(&client, order).await, "t|t|t");
     let after: i64 = row(&client, "SELECT last_seq FROM postbox.outbox_status('orders')").await.parse().unwrap();
     assert!(after > before);
-    assert_eq!(
-        row(&client, "SELECT count(*) FROM postbox.ring_move WHERE to_seq - from_seq >= 4294967296 - 1024").await,
-        "1"
-    );
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.ring_move WHERE to_seq - from_seq >= 4294967296 - 1024").await, "1");
 }
 
 #[tokio::test]
@@ -451,9 +439,7 @@ async fn hidden_rows_are_not_removed() {
     run(&client, "ALTER TABLE orders_g0 ENABLE ROW LEVEL SECURITY; SET ROLE keeper").await;
     let skipped = maintain(&client).await;
     assert!(
-        skipped
-            .iter()
-            .any(|row| row.starts_with("retention|public.orders|skipped|") && row.contains("row-level security")),
+        skipped.iter().any(|row| row.starts_with("retention|public.orders|skipped|") && row.contains("row-level security")),
         "{skipped:?}"
     );
     run(&client, "RESET ROLE").await;

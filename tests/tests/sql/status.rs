@@ -142,9 +142,7 @@ async fn views_take_milliseconds_over_many_events() {
     for view in VIEWS {
         let mut best = f64::MAX;
         for _ in 0..10 {
-            let plan =
-                rows(&client, &format!("EXPLAIN (ANALYZE, BUFFERS OFF, TIMING OFF) SELECT * FROM postbox.{view}"))
-                    .await;
+            let plan = rows(&client, &format!("EXPLAIN (ANALYZE, BUFFERS OFF, TIMING OFF) SELECT * FROM postbox.{view}")).await;
             let time = plan.iter().find_map(|line| line.strip_prefix("Execution Time: ")).unwrap();
             best = best.min(time.trim_end_matches(" ms").parse().unwrap());
             assert!(!plan.iter().any(|line| line.contains("orders_g")), "{view} reads a leaf: {plan:#?}");
