@@ -164,7 +164,7 @@ impl Shared {
 /// What is read.
 pub(crate) enum Reader {
     Slot(String),
-    Group(Membership, Option<Place>),
+    Group(Box<Membership>, Option<Box<Place>>),
 }
 
 /// The task's state.
@@ -220,7 +220,7 @@ impl Feed {
         let (lease, reader) = match source {
             Source::Slot(slot) => (Lease::unlimited(), Reader::Slot(slot)),
             Source::Group(group) => {
-                let membership = builder.membership(info.clone(), group);
+                let membership = Box::new(builder.membership(info.clone(), group));
                 (membership.lease(), Reader::Group(membership, None))
             }
         };
@@ -387,7 +387,7 @@ impl Feed {
         self.builder.options.outboxes = Some(taken.selectors.clone());
         let backfilled = taken.backfills.iter().all(|backfill| backfill.finished);
         self.shared.backfilled.store(backfilled, Ordering::Relaxed);
-        *place = Some(taken);
+        *place = Some(Box::new(taken));
         Ok(())
     }
 

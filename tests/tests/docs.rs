@@ -131,6 +131,31 @@ fn the_statements_of_the_operations_guide_run() {
     assert_eq!(cluster.psql("postgres", "SELECT slot_name FROM pg_replication_slots"), "of_another");
 }
 
+#[test]
+fn a_group_is_moved_and_recovered_as_the_operations_guide_says() {
+    let cluster = Cluster::start();
+    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events')");
+    cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '1')");
+    let commands: Vec<String> = blocks("docs/operations.md")
+        .into_iter()
+        .filter(|(language, content)| language == "sh" && content.contains("shipping"))
+        .flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert_eq!(commands.len(), 8, "{commands:?}");
+    for line in commands {
+        if line.contains("recover") {
+            cluster.psql("postgres", "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+            cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '2')");
+        }
+        let output = postbox(&cluster, &line).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+        if line.starts_with("postbox run") {
+            // The first one was passed by a seek to latest.
+            assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 1);
+        }
+    }
+}
+
 /// Runs a page from top to bottom. What `postbox run` prints is held against the JSON that follows it, except for what
 /// differs from run to run.
 #[test]
