@@ -155,7 +155,7 @@ fn a_member_that_loses_its_control_session_stands_by_and_comes_back() {
 fn members_wait_until_a_crashed_server_is_back() {
     let team = Team::open();
     let mut one = team.active("one", &[]);
-    let mut two = team.standby("two");
+    let two = team.standby("two");
     team.publish(10);
     one.wait_for(10, PATIENCE);
     team.cluster.restart(postbox_tests::Stop::Immediate);

@@ -27,7 +27,7 @@ const VIEWS: [&str; 7] = [
 ];
 
 /// Measures all three.
-pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
+pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
     let events = arguments.scaled(1_000_000);
     let kills = arguments.scaled(40);
     let mut report = Report::new(

@@ -76,6 +76,6 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::Frames => shapes::frames(arguments).await,
         Part::Slots => slots::run(arguments),
         Part::Retention => retention::run(arguments).await,
-        Part::Groups => groups::run(arguments).await,
+        Part::Groups => groups::run(arguments),
     }
 }
