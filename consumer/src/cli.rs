@@ -3,6 +3,7 @@
 mod dead_letter;
 mod delivery;
 mod group;
+mod serve;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -53,6 +54,8 @@ Logs go to the standard error; RUST_LOG=debug shows more.";
 enum Command {
     /// Deliver events to a sink until stopped; SIGTERM and SIGINT deliver and confirm what is under way
     Run(Run),
+    /// Deliver for several groups in one process, as a file says
+    Serve(serve::Serve),
     /// Consumer groups: each has its own position in the stream, kept by a replication slot
     #[command(subcommand)]
     Group(group::Group),
@@ -167,6 +170,7 @@ impl Cli {
         let info = ConnInfo::resolve(self.database.as_deref())?;
         match self.command {
             Command::Run(arguments) => stream(arguments, self.database, &info).await,
+            Command::Serve(serve) => serve.execute(self.database, &info).await,
             Command::Group(command) => command.execute(&info).await,
             Command::DeadLetter(command) => command.execute(&info).await,
             Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,

@@ -273,3 +273,37 @@ fn describe_says_who_does_what() {
     }
     drop(one);
 }
+
+#[test]
+fn several_groups_are_delivered_by_one_process() {
+    let team = Team::open();
+    team.psql("SELECT postbox.create_consumer_group('h', '{orders}')");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, log) = (folder.path().join("postbox.toml"), folder.path().join("log"));
+    let text = format!(
+        "[[run]]\ngroup = 'g'\nexit-when-idle = '1s'\n\n\
+         [[run]]\ngroup = 'h'\nexit-when-idle = '1s'\nsink = 'exec'\nexec = 'cat >> {}'\nconcurrency = 2\n",
+        log.display()
+    );
+    std::fs::write(&file, text).expect("a file");
+    team.publish(10);
+    let serve = || {
+        let mut postbox = std::process::Command::new(postbox_tests::postbox_binary());
+        postbox
+            .arg("serve")
+            .arg(&file)
+            .args(["--database", &team.cluster.conninfo("postgres")])
+            .output()
+            .expect("it runs")
+    };
+    let output = serve();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8(output.stdout).expect("text").lines().count(), 10);
+    assert_eq!(std::fs::read_to_string(&log).expect("a log").lines().count(), 10);
+
+    std::fs::write(&file, "[[run]]\ngroup = 'g'\n[[run]]\ngroup = 'other'\n").expect("a file");
+    let output = serve();
+    let says = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{says}");
+    assert!(says.contains("there is no consumer group \"other\""), "{says}");
+}
