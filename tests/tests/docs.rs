@@ -101,7 +101,8 @@ fn the_statements_of_the_operations_guide_run() {
     cluster.psql("postgres", "SELECT postbox.create_consumer_group('billing', '{order_events}')");
     make_slot(&cluster, "postgres", "by_hand");
     cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '1')");
-    let statements: Vec<_> = blocks("docs/operations.md").into_iter().filter(|(language, _)| language == "sql").collect();
+    let statements: Vec<_> =
+        blocks("docs/operations.md").into_iter().filter(|(language, _)| language == "sql").collect();
     assert_eq!(statements.len(), 2, "each is looked at below");
     assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
     let rows = wait_until("the event is decodable", std::time::Duration::from_secs(10), || {
