@@ -43,13 +43,28 @@ async fn a_group_made_among_publishers_gets_every_event_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_commit_that_is_neither_in_the_slot_nor_visible_is_waited_for() {
     let office = office_without_its_standby();
+    commit_in_the_gap(&office, CREATE).await;
+    assert_eq!(assert_came(&office.deliver(), &office.stored()), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn so_it_is_when_a_group_recovers() {
+    let office = office_without_its_standby();
+    office.create("latest");
+    office.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+    commit_in_the_gap(&office, "SELECT postbox.recover_consumer_group('g')").await;
+    assert_eq!(assert_came(&office.deliver(), &office.stored()), 0);
+}
+
+/// Runs a statement that makes a slot, and commits something that the slot does not have and nobody sees yet.
+async fn commit_in_the_gap(office: &Office, make: &'static str) {
     let (watcher, maker) = (office.client().await, office.client().await);
     let [t0, t1, t2, t3] = [office.client().await, office.client().await, office.client().await, office.client().await];
     let begin = |name: &str| format!("BEGIN; {}", insert(name, 10));
     let pid: i32 = maker.query_one("SELECT pg_backend_pid()", &[]).await.expect("a pid").get(0);
     execute(&t0, &begin("t0:1")).await;
-    let making = tokio::spawn(async move { maker.batch_execute(CREATE).await });
-    office.waits(&watcher, "SELECT postbox.create", "PgSleep").await;
+    let making = tokio::spawn(async move { maker.batch_execute(make).await });
+    office.waits(&watcher, make, "PgSleep").await;
     let waits_for = async |client: &tokio_postgres::Client| {
         let blocker: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("a pid").get(0);
         wait_until_async("the maker waits for a transaction", PATIENCE, async || {
@@ -64,17 +79,16 @@ async fn a_commit_that_is_neither_in_the_slot_nor_visible_is_waited_for() {
     execute(&t2, &begin("t2:1")).await;
     execute(&t1, "COMMIT").await;
     waits_for(&t2).await;
-    let held = hold(&office, &watcher, t3).await;
+    let held = hold(office, &watcher, t3).await;
     execute(&t2, "COMMIT").await;
     wait_until_async("the maker is done or waits again", PATIENCE, async || {
         let sql = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND (state = 'idle' OR wait_event = 'PgSleep')";
         watcher.query_opt(sql, &[&pid]).await.expect("an answer").map(drop)
     })
     .await;
-    release(&office);
+    release(office);
     held.await.expect("no panic");
     making.await.expect("no panic").expect("a group");
-    assert_eq!(assert_came(&office.deliver(), &office.stored()), 0);
 }
 
 /// The other way round: it is in the slot, and becomes visible only after the rows were looked at.
