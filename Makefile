@@ -88,7 +88,7 @@ bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goe
 	@tests/fetch --peers $(MAJORS)
 	POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin bench -- $(ARGS)
 
-mutants: server-$(NEWEST) ## Break the code in every way of tests/mutations/: each must fail the tests that it names; ONLY=word chooses
+mutants: failpoints server-$(NEWEST) ## Break the code in every way of tests/mutations/: each must fail the tests that it names; ONLY=word chooses
 	@tests/mutants $(NEWEST) '$(ONLY)'
 
 # Without a sanitizer, so that the stable compiler will do: safe code shows its faults as panics.

@@ -402,7 +402,7 @@ fn nothing_is_handed_out_without_a_lease() {
         let stop = std::future::pending();
         let (delivered, outcome) =
             deliver(&mut source, sink, none, Settings::default(), Limits::default(), &lease, stop).await;
-        assert_eq!((delivered, outcome.expect_err("revoked").kind()), (0, ErrorKind::LeaseLost));
+        assert_eq!((delivered, outcome.expect_err("revoked").kind()), (0, ErrorKind::PlaceLost));
         assert_eq!(acknowledged(&mut receiver), [0; 0]);
         assert_eq!(seen(&state).delivered.len(), 2);
     });
