@@ -27,7 +27,7 @@ SHELL = /bin/bash
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all build install lint bench fuzz mutants
+.PHONY: help demo test test-all build install lint bench failpoints fuzz mutants
 
 help: ## Print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -35,13 +35,14 @@ help: ## Print this list
 demo: build server-$(NEWEST) ## Show the main job on a private server; KEEP=1 leaves that server running
 	@POSTBOX_PG=$(NEWEST) KEEP='$(KEEP)' $(CARGO) run --locked --quiet --release -p postbox-tests --bin demo
 
-test: build $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 and 18; MAJORS="16 17" chooses others
+test: build failpoints $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 and 18; MAJORS="16 17" chooses others
 	@failed=
 	$(CARGO) test --locked --no-fail-fast $(PLAIN) || failed+=' crates'
 	for major in $(MAJORS); do
 	    echo "== PostgreSQL $$major =="
 	    # The tests themselves need no optimizing: what they test is the release build.
 	    POSTBOX_PG=$$major POSTBOX_BIN="$$CARGO_TARGET_DIR/release/postbox" \
+        POSTBOX_FAILPOINTS_BIN="$$CARGO_TARGET_DIR/failpoints/debug/postbox" \
 	        $(CARGO) test --locked --no-fail-fast -p postbox-tests || failed+=" PostgreSQL-$$major"
 	done
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
@@ -51,6 +52,11 @@ test-all: ## Run every test on every supported major of PostgreSQL, 14 to 18
 
 build: ## Build target/release/postbox
 	@$(CARGO) build --locked --release -p postbox
+
+# For the kill matrix: a postbox that ends or stands still at the step that POSTBOX_FAILPOINT names. In a place of its own, as the
+# feature would have everything that uses the crate built again.
+failpoints:
+	@$(CARGO) build --locked -p postbox --features failpoints --target-dir "$$CARGO_TARGET_DIR/failpoints"
 
 install: ## Put plugin and extension into the server of PG_CONFIG=/path/to/pg_config; SUDO=sudo copies as root
 	@tests/fetch
@@ -67,6 +73,7 @@ install: ## Put plugin and extension into the server of PG_CONFIG=/path/to/pg_co
 lint: server-$(NEWEST) ## Check formatting, lints and documentation
 	@$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets $(PLAIN) -p postbox-tests -- -D warnings
+	$(CARGO) clippy --locked -p postbox --features failpoints -- -D warnings
 	for major in $(MAJORS); do
 	    tests/fetch $$major
 	    pg_config=$(CURDIR)/target/pg/$$major/bin/pg_config
@@ -81,7 +88,7 @@ bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goe
 	@tests/fetch --peers $(MAJORS)
 	POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin bench -- $(ARGS)
 
-mutants: server-$(NEWEST) ## Break the code in every way of tests/mutations/: each must fail the tests that it names; ONLY=word chooses
+mutants: failpoints server-$(NEWEST) ## Break the code in every way of tests/mutations/: each must fail the tests that it names; ONLY=word chooses
 	@tests/mutants $(NEWEST) '$(ONLY)'
 
 # Without a sanitizer, so that the stable compiler will do: safe code shows its faults as panics.

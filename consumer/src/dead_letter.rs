@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Row};
 use crate::decode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::failpoint;
 
 /// Where a member keeps the dead letters of its group. When a write returns, it survives a crash of the server.
 pub(crate) trait DeadLetters: Clone + Send + Sync + 'static {
@@ -114,6 +115,7 @@ impl DeadLetters for StoredLetters {
         let letters = letters.as_slice();
         let ids = each(letters, |letter| letter.event.id.as_ref().map(ToString::to_string));
         let hashes = ids.iter().map(|id| id.as_ref().map(|id| Sha256::digest(id).to_vec())).collect::<Vec<_>>();
+        failpoint::reach("dead-letter.before-store");
         let row = self
             .client
             .query_one(
@@ -143,6 +145,7 @@ impl DeadLetters for StoredLetters {
             )
             .await
             .map_err(refused)?;
+        failpoint::reach("dead-letter.after-store");
         Ok(row.try_get(0)?)
     }
 

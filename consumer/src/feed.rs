@@ -18,6 +18,7 @@ use crate::consumer::{Builder, Source};
 use crate::decode::FrameReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::failpoint;
 use crate::lease::{Lease, Moment};
 use crate::member::{Lost, Membership, Place, can_recover};
 use crate::progress::Progress;
@@ -681,16 +682,24 @@ impl Feed {
 
     /// Tells the server what is durable.
     async fn report(&mut self, link: &mut Link, reply_requested: bool) -> Result<()> {
-        let (received, flushed) = {
+        let (received, flushed, rose) = {
             let mut progress = self.shared.progress();
+            let rose = progress.is_confirmation_due();
             let flushed = progress.confirm();
-            (progress.positions().received, flushed)
+            (progress.positions().received, flushed, rose)
         };
+        if rose {
+            failpoint::reach("confirm.before");
+        }
         debug!(%received, %flushed, "status");
         let status = Status { received, flushed, reply_requested };
         timeout(link.patience, link.stream.send_status(status)).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Connect, "the server takes no data from the connection any more"))
-        })
+        })?;
+        if rose {
+            failpoint::reach("confirm.after");
+        }
+        Ok(())
     }
 
     /// Confirms what is durable and ends the connection in order.

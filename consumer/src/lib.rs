@@ -45,6 +45,7 @@ mod decode;
 mod dispatch;
 mod error;
 mod event;
+mod failpoint;
 mod feed;
 mod format;
 pub mod group;

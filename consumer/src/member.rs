@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feed::Shared;
 use crate::lease::{Lease, Moment};
 use crate::transport::{ConnInfo, connect_sql};
-use crate::{group, slot};
+use crate::{failpoint, group, slot};
 
 /// What a process that wants to read for a group says of itself.
 #[derive(Clone, Debug)]
@@ -154,7 +154,9 @@ impl Membership {
         let activated = match self.take_over(&client).await {
             Err(error) if self.recover && can_recover(&error) => {
                 warn!("recovering: {}", error.chain());
+                failpoint::reach("recover.before");
                 let slot = group::recover(&client, &self.group).await?;
+                failpoint::reach("recover.after");
                 info!("group {} has been recovered with slot {slot}", self.group);
                 self.take_over(&client).await?
             }
@@ -170,6 +172,7 @@ impl Membership {
             }
             activated => activated?,
         };
+        failpoint::reach("activate.after");
         let Activated { epoch, slot_name, selectors, former } = activated;
         if let Some(former) = former {
             info!("taking over from {former}, which did not leave in order");
@@ -252,7 +255,10 @@ impl Place {
     /// The stored events of this outbox are delivered up to `position`, and durably so.
     pub(crate) async fn backfilled(&self, outbox: u32, position: i64, finished: bool) -> Result<()> {
         let sql = "SELECT postbox._backfilled($1, $2, $3, $4, $5)";
-        group::query(&self.client, sql, &[&self.group, &self.epoch, &outbox, &position, &finished]).await.map(|_| ())
+        failpoint::reach("backfill.before-position");
+        group::query(&self.client, sql, &[&self.group, &self.epoch, &outbox, &position, &finished]).await?;
+        failpoint::reach("backfill.after-position");
+        Ok(())
     }
 
     /// Leaves in order: the next member need not wonder what became of this one.
@@ -359,10 +365,12 @@ impl Heartbeat {
         let Candidate { snapshot, lsn } = due;
         let lsn = tokio_postgres::types::PgLsn::from(lsn.0);
         let sql = "SELECT postbox._checkpoint($1, $2, $3::text::pg_catalog.pg_snapshot, $4)";
+        failpoint::reach("checkpoint.before-write");
         let written =
             async { group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await };
         let late = |_| Error::new(ErrorKind::Connect, "the server does not answer");
         timeout(self.membership.session_timeout, written).await.map_err(late)??;
+        failpoint::reach("checkpoint.after-write");
         debug!(%snapshot, lsn = %due.lsn, "checkpoint");
         Ok(())
     }

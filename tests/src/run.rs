@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdout, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -71,7 +72,7 @@ impl Run {
     /// # Panics
     /// When it cannot be started.
     pub fn start(conninfo: &str, arguments: &[&str]) -> Self {
-        Self::start_reading(conninfo, arguments, true)
+        Self::start_reading(postbox_binary(), conninfo, arguments, &[], true)
     }
 
     /// As [`start`](Self::start), but nothing that it prints is read before [`release`](Self::release): its pipe
@@ -80,12 +81,27 @@ impl Run {
     /// # Panics
     /// When it cannot be started.
     pub fn start_held(conninfo: &str, arguments: &[&str]) -> Self {
-        Self::start_reading(conninfo, arguments, false)
+        Self::start_reading(postbox_binary(), conninfo, arguments, &[], false)
     }
 
-    fn start_reading(conninfo: &str, arguments: &[&str], reading: bool) -> Self {
-        let mut postbox = tree::clean(postbox_binary());
-        postbox.args(["run", "--database", conninfo]).args(arguments);
+    /// As [`start`](Self::start), with a failpoint: `STEP@N=kill` or `STEP@N=stop`, see consumer/src/failpoint.rs.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_with_failpoint(conninfo: &str, arguments: &[&str], failpoint: &str) -> Self {
+        let environment = [("POSTBOX_FAILPOINT", failpoint)];
+        Self::start_reading(tree::failpoints_binary(), conninfo, arguments, &environment, true)
+    }
+
+    fn start_reading(
+        binary: PathBuf,
+        conninfo: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        reading: bool,
+    ) -> Self {
+        let mut postbox = tree::clean(binary);
+        postbox.args(["run", "--database", conninfo]).args(arguments).envs(environment.iter().copied());
         let mut process = postbox.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("postbox starts");
         let stdout = process.stdout.take().expect("the output is a pipe");
         let stderr = process.stderr.take().expect("the log is a pipe");
@@ -204,6 +220,14 @@ impl Run {
         let status = wait_until(&what, timeout, || self.process.try_wait().expect("the state of postbox"));
         self.release();
         self.collect(status.code())
+    }
+
+    /// Waits for the process to end by itself or be killed, while what it printed is still to be had.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_until_gone(&mut self, timeout: Duration) {
+        wait_until("postbox ends", timeout, || self.process.try_wait().expect("the state of postbox"));
     }
 
     /// SIGTERM, and then [`end`](Self::end).

@@ -32,6 +32,19 @@ pub fn postbox_binary() -> PathBuf {
         .unwrap_or_else(|| panic!("no postbox binary beside {}: run `make build` first", this.display()))
 }
 
+/// The `postbox` binary that obeys `POSTBOX_FAILPOINT`: built with the feature `failpoints` by `make failpoints`.
+/// `POSTBOX_FAILPOINTS_BIN` names another one.
+pub(crate) fn failpoints_binary() -> PathBuf {
+    if let Some(path) = env::var_os("POSTBOX_FAILPOINTS_BIN") {
+        return path.into();
+    }
+    let this = env::current_exe().expect("the path of the running program");
+    this.ancestors()
+        .map(|dir| dir.join("failpoints/debug/postbox"))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("no target/failpoints beside {}: run `make failpoints` first", this.display()))
+}
+
 /// The path of one of the server's programs.
 ///
 /// `POSTBOX_SERVER` names the directory of another server. Links are resolved, because the user that the server runs as may be unable to walk through the checkout.

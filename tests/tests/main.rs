@@ -9,6 +9,7 @@ mod encodings;
 mod formats;
 mod harness;
 mod jsonb;
+mod kill;
 mod live;
 mod maintaining;
 mod members;

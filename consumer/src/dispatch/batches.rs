@@ -15,6 +15,7 @@ use tracing::warn;
 use super::events::lost;
 use super::{Limits, REST_PATIENCE, Source, Task};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::lease::Lease;
 use crate::sink::BatchSink;
 
@@ -196,6 +197,7 @@ impl<S: Source, K: BatchSink> Pump<S, K> {
                 None => break,
             }
         }
+        failpoint::reach("deliver.before-sink");
         if !self.lease.is_valid() {
             tokio::select! {
                 () = self.lease.valid() => {}
@@ -205,6 +207,7 @@ impl<S: Source, K: BatchSink> Pump<S, K> {
         self.watch.called();
         let taken = self.sink.deliver(&batch, &self.lease);
         self.watch.returned();
+        failpoint::reach("deliver.after-sink");
         // Whoever waited has given up, and perhaps another member has these events now.
         if self.watch.abandoned.load(Ordering::Acquire) {
             return Err(lost());

@@ -20,6 +20,7 @@ use crate::backoff;
 use crate::dead_letter::{DeadLetters, DueLetter, NewLetter, Why};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::failpoint;
 use crate::lease::Lease;
 use crate::sink::EventSink;
 
@@ -333,6 +334,7 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
     fn call(&mut self) {
         self.blocked = false;
         while self.calls < self.settings.concurrency && !self.line.is_empty() {
+            failpoint::reach("deliver.before-sink");
             if !self.lease.is_valid() {
                 self.blocked = true;
                 return;
@@ -364,6 +366,7 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
             self.running.push(Box::pin(async move {
                 let outcome =
                     call.await.unwrap_or_else(|_| Err(format!("took longer than {limit:?} (--max-processing)")));
+                failpoint::reach("deliver.after-sink");
                 Done::Attempt { lane: id, task, outcome }
             }));
         }

@@ -1,0 +1,122 @@
+//! What is under way: neither confirmed, nor part of a checkpoint, nor delivered by a member that has lost its place.
+
+use postbox_tests::{Run, wait_until};
+use rustix::process::Signal;
+
+use super::Stage;
+use crate::shop::PATIENCE;
+
+impl Stage {
+    /// Waits until the member has told the server that it lives, so many seconds from now. Whatever it may confirm or note it has
+    /// confirmed or noted by then.
+    fn wait_for_beat(&self, member: &str, seconds: u32) {
+        let now = self.psql("SELECT clock_timestamp()");
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'postbox:g:{member}' AND query ~ '_beat' \
+             AND query_start > timestamptz '{now}' + interval '{seconds} s'"
+        );
+        wait_until("a sign of life", PATIENCE, || (self.psql(&sql) == "1").then_some(()));
+    }
+
+    /// A member that has delivered something and has an event under way that its sink does not let go of; others behind it are
+    /// delivered. So much later it is killed.
+    fn kill_with_slow_event(&self, seconds: u32) {
+        let one = self.member("one", &[]);
+        self.publish(2);
+        self.wait_until_dealt_with();
+        let slow = [self.insert("s", ".slow"), self.insert("s", "")].concat();
+        self.psql(&slow);
+        self.publish(2);
+        wait_until("those behind the slow one", PATIENCE, || (self.left().len() == 2).then_some(()));
+        self.wait_for_beat("one", seconds);
+        kill(one);
+        self.touch("one-is-dead");
+        assert_eq!(self.left().len(), 2, "{:?}", self.log());
+    }
+
+    fn finish(&self, more: &[&str]) {
+        self.touch("go");
+        let two = self.member("two", more);
+        self.wait_until_dealt_with();
+        let ended = two.terminate(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        self.check();
+    }
+}
+
+fn kill(run: Run) {
+    assert_eq!(run.kill().code, None);
+}
+
+#[test]
+fn an_event_that_the_sink_has_not_taken_is_not_confirmed() {
+    let stage = Stage::open();
+    stage.kill_with_slow_event(1);
+    stage.finish(&[]);
+}
+
+#[test]
+fn a_checkpoint_waits_for_what_is_under_way() {
+    let stage = Stage::open();
+    // A candidate is taken after 5 seconds, and could be written at the next beat.
+    stage.kill_with_slow_event(8);
+    stage.lose_slot();
+    stage.finish(&["--recover"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_is_stored_before_the_slot_passes_its_event() {
+    let stage = Stage::open();
+    let one = stage.member("one", &[]);
+    stage.publish(1);
+    stage.wait_until_dealt_with();
+    let client = stage.cluster.client("postgres").await;
+    client.batch_execute("BEGIN; LOCK TABLE postbox.dead_letter IN SHARE MODE").await.expect("a lock");
+    stage.publish_poison();
+    stage.publish(1);
+    let waiting = "SELECT pid FROM pg_locks WHERE relation = 'postbox.dead_letter'::regclass AND NOT granted";
+    let pid =
+        wait_until("the letter is being stored", PATIENCE, || Some(stage.psql(waiting)).filter(|pid| !pid.is_empty()));
+    stage.wait_for_beat("one", 1);
+    kill(one);
+    // It would go on storing, dead client or not.
+    stage.psql(&format!("SELECT pg_terminate_backend({pid}, 10000)"));
+    client.batch_execute("ROLLBACK").await.expect("unlocked");
+    assert_eq!(stage.psql("SELECT count(*) FROM postbox.dead_letter"), "0");
+    stage.finish(&[]);
+    assert_eq!(
+        stage.psql("SELECT string_agg(why, ',' ORDER BY id) FROM postbox.dead_letters"),
+        "failed,follower,follower"
+    );
+}
+
+#[test]
+fn what_the_table_has_given_the_slot_does_not_give_again() {
+    let stage = Stage::open();
+    stage.publish(4);
+    stage.psql("SELECT postbox.seek_consumer_group('g', 'earliest')");
+    stage.publish(2);
+    stage.finish(&[]);
+    assert_eq!(stage.log().len(), stage.stored().len(), "came twice: {:?}", stage.log());
+}
+
+#[test]
+fn a_member_that_stood_still_before_a_dispatch_does_not_dispatch_late() {
+    let stage = Stage::open();
+    let mut one = stage.member_with_failpoint("one", &stage.conninfo(), &[], "deliver.before-sink@5=stop");
+    stage.publish(4);
+    one.wait_for_log("failpoint deliver.before-sink: stop", 1, PATIENCE);
+    let two = stage.member("two", &[]);
+    // The server has ended the sessions of the one, so its lease has run out.
+    stage.wait_until_dealt_with();
+    let of_one = || stage.log().iter().filter(|(member, _)| member == "one").count();
+    let before = of_one();
+    one.signal(Signal::CONT);
+    one.wait_for_log("standing by", 1, PATIENCE);
+    assert_eq!(of_one(), before, "{:?}", stage.log());
+    for member in [one, two] {
+        let ended = member.terminate(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+    }
+    stage.check();
+}
