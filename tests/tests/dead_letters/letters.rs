@@ -52,9 +52,9 @@ fn letters_survive_a_crash_of_the_server_whatever_the_database_says_about_synchr
     office.shop.cluster.stop(Stop::Immediate);
     office.shop.cluster.start_again();
     assert_eq!(office.letters("key, why"), ["k1|failed", "k2|failed", "k3|failed"]);
-    // The control connection is gone, and with it the member.
-    let ended = run.end(PATIENCE);
-    assert_eq!(ended.code, Some(3), "{}", ended.log);
+    // The connections are gone: if that of the letters is noticed first the member ends, otherwise it stands by.
+    let ended = run.terminate(PATIENCE);
+    assert!(matches!(ended.code, Some(0 | 3)), "{:?}: {}", ended.code, ended.log);
 }
 
 #[test]
