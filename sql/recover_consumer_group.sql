@@ -35,9 +35,6 @@ begin
         end if;
         perform pg_sleep(0.02);
     end loop;
-    -- Retention removes nothing from these outboxes meanwhile.
-    perform pg_advisory_xact_lock(postbox._lock_key(locked.outbox))
-        from (select o.outbox from postbox.consumer_group_outbox o where o.group_name = _lock_group.group_name order by o.outbox::oid) locked;
     return found_group;
 end
 $function$;

@@ -248,16 +248,23 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         was_active = true;
         backoff.reset();
         let lease = consumer.lease();
+        let letters = match (&command, consumer.term()) {
+            (Some(_), Some((group, epoch))) => match connect_sql(info).await {
+                Ok(client) => Some(StoredLetters::new(Arc::new(client), &group, epoch)),
+                Err(error) if error.is_transient() => {
+                    warn!("cannot reach the dead letters: {}", error.chain());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            },
+            _ => None,
+        };
         let (delivered, outcome) = match &command {
             None => {
                 let sink = Stdout::new(format.clone());
                 run(consumer, sink, limits, settings.max_processing, &lease, info, &mut stop).await
             }
             Some(command) => {
-                let letters = match consumer.term() {
-                    Some((group, epoch)) => Some(StoredLetters::new(Arc::new(connect_sql(info).await?), &group, epoch)),
-                    None => None,
-                };
                 let sink = Exec::new(command, format.clone());
                 run_events(consumer, sink, letters, settings.clone(), limits, &lease, info, &mut stop).await
             }

@@ -132,6 +132,13 @@ fn run(step: &str, before: Before, fault: Fault) {
     let codes: &[Option<i32>] = if fault == Fault::Member { &[None] } else { &[Some(0), Some(3)] };
     assert!(codes.contains(&one.code), "{:?}: {}", one.code, one.log);
     stage.check();
+    let (stored, got) = (stage.stored().len(), stage.log().len());
+    let (lost, letters) = (stage.published.get() - stored, stage.letters().len());
+    println!(
+        "{step}: {stored} events, {letters} of them dead letters, and {lost} whose commit the crash took; {} came again; exit code {:?}",
+        got + letters - stored,
+        one.code
+    );
 }
 
 /// A cluster with the group `g` on the outbox `orders`, and the log of a sink that all members share.
