@@ -207,3 +207,24 @@ async fn a_rolled_back_drop_leaves_a_group_that_can_be_dropped_again() {
     assert_eq!(row(&client, "SELECT wal_status FROM postbox.consumer_groups").await, "missing");
     run(&client, "SELECT postbox.drop_consumer_group('g')").await;
 }
+
+#[tokio::test]
+async fn an_outbox_that_is_dropped_while_the_group_waits_for_writers_leaves_no_slot() {
+    let (cluster, client) = with_outboxes().await;
+    run(&client, "BEGIN; SELECT postbox.drop_outbox('orders')").await;
+    let maker = cluster.client("postgres").await;
+    let making =
+        tokio::spawn(async move { error(&maker, "SELECT postbox.create_consumer_group('g', '{orders}')").await });
+    let watcher = cluster.client("postgres").await;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    wait_until_async("it waits for the writer", Duration::from_secs(60), async || {
+        (row(&watcher, waits).await == "1").then_some(())
+    })
+    .await;
+    run(&client, "COMMIT").await;
+    let error = making.await.unwrap();
+    assert_eq!(error.code().code(), "42P01", "{error}");
+    assert!(error.message().contains("was dropped by another session just now"), "{error}");
+    assert_eq!(row(&client, SLOTS).await, "0");
+    assert_eq!(row(&client, GROUPS).await, "0");
+}
