@@ -197,8 +197,8 @@ impl Cli {
 }
 
 async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Result<()> {
-    // Asked again in each term.
-    let mut stop = signal::stop()?.boxed().shared();
+    // Each term waits for a clone: one that has ended may not be asked again.
+    let stop = signal::stop()?.boxed().shared();
     let format = arguments.format(info)?;
     let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
     let command = arguments.delivery.command(arguments.sink)?;
@@ -232,7 +232,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         let connected = tokio::select! {
             connected = builder.clone().connect() => connected,
             // It may stand by for long.
-            () = &mut stop => return Ok(()),
+            () = stop.clone() => return Ok(()),
         };
         let consumer = match connected {
             // A server that was there before comes back, or another one takes its place.
@@ -240,7 +240,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
                 warn!("cannot connect yet: {}", error.chain());
                 tokio::select! {
                     () = tokio::time::sleep(backoff.next()) => continue,
-                    () = &mut stop => return Err(error),
+                    () = stop.clone() => return Err(error),
                 }
             }
             connected => connected?,
@@ -262,11 +262,11 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         let (delivered, outcome) = match &command {
             None => {
                 let sink = Stdout::new(format.clone());
-                run(consumer, sink, limits, settings.max_processing, &lease, info, &mut stop).await
+                run(consumer, sink, limits, settings.max_processing, &lease, info, stop.clone()).await
             }
             Some(command) => {
                 let sink = Exec::new(command, format.clone());
-                run_events(consumer, sink, letters, settings.clone(), limits, &lease, info, &mut stop).await
+                run_events(consumer, sink, letters, settings.clone(), limits, &lease, info, stop.clone()).await
             }
         };
         limits.max_events = limits.max_events.map(|most| most.saturating_sub(delivered));
