@@ -361,11 +361,15 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
                 }
             };
             self.calls += 1;
-            let call = timeout(self.settings.max_processing, self.sink.deliver(task.event.clone(), attempt));
-            let limit = self.settings.max_processing;
+            let call = self.sink.deliver(task.event.clone(), attempt);
+            let (limit, lease) = (self.settings.max_processing, self.lease.clone());
             self.running.push(Box::pin(async move {
-                let outcome =
-                    call.await.unwrap_or_else(|_| Err(format!("took longer than {limit:?} (--max-processing)")));
+                // Looked at again where the call begins, which may be long after it got in here.
+                if !lease.is_valid() {
+                    lease.valid().await;
+                }
+                let outcome = timeout(limit, call).await;
+                let outcome = outcome.unwrap_or_else(|_| Err(format!("took longer than {limit:?} (--max-processing)")));
                 failpoint::reach("deliver.after-sink");
                 Done::Attempt { lane: id, task, outcome }
             }));
