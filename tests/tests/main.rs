@@ -14,6 +14,7 @@ mod live;
 mod maintaining;
 mod members;
 mod messages;
+mod mutations;
 mod offsets;
 mod regress;
 mod shop;

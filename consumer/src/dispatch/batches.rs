@@ -229,3 +229,52 @@ fn size(task: &Task) -> usize {
     task.event.payload.as_ref().map_or(0, |payload| payload.len())
         + task.event.headers.as_ref().map_or(0, |headers| headers.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::dispatch::events::tests::{plain, tasks};
+    use crate::lease::Moment;
+
+    /// Looks at no lease by itself.
+    struct Trusting(mpsc::Sender<usize>);
+
+    impl BatchSink for Trusting {
+        fn deliver(&mut self, batch: &[Task], _lease: &Lease) -> Result<()> {
+            self.0.send(batch.len()).expect("somebody counts");
+            Ok(())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_batch_is_handed_out_without_a_lease() {
+        let hour = Duration::from_secs(3600);
+        for leased in [false, true] {
+            let lease = Lease::new(hour, Duration::ZERO);
+            if leased {
+                lease.renewed(Moment::now());
+            }
+            let (source, mut done) = tasks(&plain(3, 0));
+            let (got, batches) = mpsc::channel();
+            let never = std::future::pending();
+            let limits = Limits::default();
+            let delivering = deliver(source, Trusting(got), limits, hour, &lease, never);
+            if leased {
+                assert_eq!(delivering.await.delivered, 3);
+                assert_eq!(batches.iter().sum::<usize>(), 3);
+                assert!(done.recv().await.is_some());
+                continue;
+            }
+            let revoke = async {
+                tokio::task::yield_now().await;
+                lease.revoke();
+            };
+            let (ended, ()) = tokio::join!(delivering, revoke);
+            assert_eq!(ended.outcome.expect_err("revoked").kind(), ErrorKind::PlaceLost);
+            // To the end of the thread.
+            assert_eq!(batches.iter().count(), 0, "handed out without a lease");
+        }
+    }
+}

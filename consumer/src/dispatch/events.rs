@@ -743,4 +743,4 @@ fn name(event: &Event) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::dispatch) mod tests;

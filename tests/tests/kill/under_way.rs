@@ -120,3 +120,23 @@ fn a_member_that_stood_still_before_a_dispatch_does_not_dispatch_late() {
     }
     stage.check();
 }
+
+#[test]
+fn a_member_that_stood_still_before_a_write_does_not_write_late() {
+    let stage = Stage::open();
+    let common = ["--group", "g", "--session-timeout", "2s", "--no-maintenance"];
+    let mut one = Run::start_with_failpoint(&stage.conninfo(), &common, "deliver.before-sink@2=stop");
+    stage.publish(1);
+    one.wait_until("the first events", PATIENCE, |lines| !lines.is_empty());
+    stage.publish(1);
+    one.wait_for_log("failpoint deliver.before-sink: stop", 1, PATIENCE);
+    let written = one.count();
+    let mut two = Run::start(&stage.conninfo(), &common);
+    let stored = stage.stored().len();
+    two.wait_until("what the other has not delivered", PATIENCE, |lines| written + lines.len() >= stored);
+    one.signal(Signal::CONT);
+    one.wait_for_log("standing by", 1, PATIENCE);
+    let (one, two) = (one.terminate(PATIENCE), two.terminate(PATIENCE));
+    assert_eq!((one.code, two.code), (Some(0), Some(0)), "{}\n{}", one.log, two.log);
+    assert_eq!(one.lines.len(), written, "written although another member was active");
+}

@@ -11,13 +11,13 @@ use crate::dispatch::Token;
 
 /// Events as the source has them: a key (0: none) and how many attempts fail first.
 #[derive(Clone, Debug)]
-struct Planned {
+pub(in crate::dispatch) struct Planned {
     key: u8,
     failures: u32,
     unreadable: bool,
 }
 
-struct Given {
+pub(in crate::dispatch) struct Given {
     tasks: VecDeque<Task>,
 }
 
@@ -213,7 +213,7 @@ fn event(number: i64, planned: &Planned) -> Event {
     }
 }
 
-fn tasks(plan: &[Planned]) -> (Given, mpsc::UnboundedReceiver<u64>) {
+pub(in crate::dispatch) fn tasks(plan: &[Planned]) -> (Given, mpsc::UnboundedReceiver<u64>) {
     let (done, receiver) = mpsc::unbounded_channel();
     let task = |(number, planned): (usize, &Planned)| Task {
         event: event(number as i64, planned),
@@ -341,7 +341,7 @@ impl Source for Waiting {
     }
 }
 
-fn plain(count: usize, key: u8) -> Vec<Planned> {
+pub(in crate::dispatch) fn plain(count: usize, key: u8) -> Vec<Planned> {
     vec![Planned { key, failures: 0, unreadable: false }; count]
 }
 
