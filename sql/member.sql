@@ -27,7 +27,7 @@ comment on function postbox._try_membership(text) is 'Private: takes the lock of
 -- Takes the group over: from the commit on, whatever a former member still wants to write is refused.
 create or replace function postbox._activate(
     group_name text, member text, session_timeout interval, max_processing interval,
-    out epoch bigint, out slot_name text, out former text, out same_timeline boolean, out outboxes oid[], out outbox_names text[]
+    out epoch bigint, out slot_name text, out former text, out system_identifier bigint, out timeline int, out outboxes oid[], out outbox_names text[]
 )
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -65,8 +65,9 @@ begin
             detail = format('Its position is one of system %s, and this server is system %s.', found_group.system_identifier, server.system_identifier),
             hint = format('If this copy is to deliver from now on, say so: postbox group recover %s. What the group had not confirmed at its last checkpoint is delivered again.', group_name);
     end if;
-    same_timeline := found_group.timeline = server.timeline;
-    if not same_timeline then
+    system_identifier := server.system_identifier;
+    timeline := server.timeline;
+    if found_group.timeline <> server.timeline then
         -- PostgreSQL itself brings the slot to the standby, never ahead of what the standby has.
         if not exists (
             select from pg_replication_slots s

@@ -21,7 +21,7 @@ use crate::event::Event;
 use crate::failpoint;
 use crate::lease::{Lease, Moment};
 use crate::member::{Lost, Membership, Place, can_recover};
-use crate::progress::Progress;
+use crate::progress::{Progress, Server};
 use crate::slot;
 use crate::transport::{ConnInfo, CopyBoth, Received, Replication, Status, SystemId, connect_sql};
 
@@ -187,7 +187,7 @@ pub(crate) struct Feed {
 /// One connection. Dropping it closes it.
 pub(crate) struct Link {
     stream: CopyBoth,
-    identity: SystemId,
+    server: Server,
     /// How often the server hears from us, whatever happens.
     heartbeat: Duration,
     /// Without a sign of life for so long, the server counts as gone.
@@ -264,20 +264,20 @@ impl Feed {
 
     async fn deliver(&mut self, mut link: Option<Link>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let mut before = None;
+        let mut again = false;
         let mut last = None;
         loop {
             let connected = link.is_some();
             let error = match link.take() {
                 Some(mut link) => {
-                    before = Some(link.identity.clone());
+                    again = true;
                     match self.stream(&mut link).await {
                         Ok(()) => return self.end(link).await,
                         // The server frees the slot once the connection is closed.
                         Err(error) => error,
                     }
                 }
-                None => match self.attach(before.as_ref()).await {
+                None => match self.attach(again).await {
                     Ok(Some(another)) => {
                         link = Some(another);
                         continue;
@@ -290,8 +290,16 @@ impl Feed {
             if shared.is_closing() {
                 return Err(error);
             }
+            let error = match &self.reader {
+                // What can be done about it is decided where the place is taken anew.
+                Reader::Group(membership, _) if can_recover(&error) => {
+                    Lost::CutOff(error.chain()).into_error(&membership.group)
+                }
+                _ => error,
+            };
             if error.kind() == ErrorKind::PlaceLost && !self.builder.one_term {
                 warn!("{}", error.chain());
+                last = None;
                 match self.stand_by().await {
                     Ok(true) => continue,
                     Ok(false) => return Ok(()),
@@ -300,13 +308,6 @@ impl Feed {
             }
             // The server may not have noticed yet that our own former connection is gone.
             if !error.is_transient() && error.kind() != ErrorKind::SlotInUse {
-                let error = match &self.reader {
-                    // What can be done about it is decided where the place is taken anew.
-                    Reader::Group(membership, _) if can_recover(&error) => {
-                        Lost::CutOff(error.chain()).into_error(&membership.group)
-                    }
-                    _ => error,
-                };
                 return self.give_up(error);
             }
             warn!("{}: {}", if connected { "lost the connection" } else { "cannot connect yet" }, error.chain());
@@ -323,7 +324,7 @@ impl Feed {
 
     /// A link after the former one, of which nothing counts any more; before the first one, what is to come from the table is
     /// delivered. None if the consumer is closed meanwhile.
-    async fn attach(&mut self, before: Option<&SystemId>) -> Result<Option<Link>> {
+    async fn attach(&mut self, again: bool) -> Result<Option<Link>> {
         let shared = Arc::clone(&self.shared);
         let lost = self.lost();
         tokio::select! {
@@ -332,18 +333,7 @@ impl Feed {
                 self.shared.progress().reconnected();
                 self.backfill().await?;
                 let link = self.wait_for_link().await?;
-                let now = &link.identity;
-                if before.is_some_and(|before| (before.system_id, before.timeline) != (now.system_id, now.timeline)) {
-                    // Whether the group's position means anything there is found out when the place is taken anew.
-                    if let Reader::Group(membership, _) = &self.reader {
-                        let why = format!("the server is another one: timeline {}", now.timeline);
-                        return Err(Lost::CutOff(why).into_error(&membership.group));
-                    }
-                    // The same positions mean other transactions there.
-                    warn!("the server is another one: system {} timeline {}", now.system_id, now.timeline);
-                    self.shared.progress().moved();
-                }
-                if before.is_some() {
+                if again {
                     info!("connected again");
                 }
                 Ok(Some(link))
@@ -433,9 +423,30 @@ impl Feed {
                     sleep(backoff.next()).await;
                 }
                 Err(error) => return Err(slot::explain(&sql, slot, error).await),
-                Ok(link) => return Ok(link),
+                Ok(link) => {
+                    self.compare(link.server)?;
+                    return Ok(link);
+                }
             }
         }
+    }
+
+    /// Looks whether a link leads to the server whose positions are known.
+    fn compare(&self, server: Server) -> Result<()> {
+        let mut progress = self.shared.progress();
+        let (system, timeline) = server;
+        match &self.reader {
+            // Whether the group's position means anything there is found out when the place is taken anew.
+            Reader::Group(membership, _) if progress.server() != Some(server) => {
+                let why = format!("the server is another one: timeline {timeline}");
+                return Err(Lost::CutOff(why).into_error(&membership.group));
+            }
+            Reader::Slot(_) if !progress.is_at(server) => {
+                warn!("the server is another one: system {system} timeline {timeline}");
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Delivers what is to come from the table.
@@ -766,12 +777,12 @@ impl Link {
         session_timeout: Option<Duration>,
     ) -> Result<Self> {
         let mut replication = Replication::connect(info, &format!("postbox {slot}"), session_timeout).await?;
-        let identity = replication.identify().await?;
+        let SystemId { system_id, timeline, .. } = replication.identify().await?;
         let server_timeout = parse_interval(&replication.show("wal_sender_timeout").await?);
         let heartbeat = server_timeout.map_or(HEARTBEAT, |timeout| (timeout / 3).min(HEARTBEAT));
         let patience = server_timeout.unwrap_or_default().max(6 * heartbeat);
         let stream = replication.start(slot, options).await?;
-        Ok(Self { stream, identity, heartbeat, patience })
+        Ok(Self { stream, server: (system_id, timeline), heartbeat, patience })
     }
 }
 

@@ -23,6 +23,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feed::Shared;
 use crate::lease::{Lease, Moment};
+use crate::progress::Server;
 use crate::transport::{ConnInfo, connect_sql};
 use crate::{failpoint, group, slot};
 
@@ -173,7 +174,11 @@ impl Membership {
             activated => activated?,
         };
         failpoint::reach("activate.after");
-        let Activated { epoch, slot_name, selectors, former } = activated;
+        let Activated { epoch, slot_name, selectors, former, server } = activated;
+        // Before the heartbeat holds checkpoints against positions of a server that is gone.
+        if !shared.progress().is_at(server) {
+            info!("group {} goes on with system {} timeline {}", self.group, server.0, server.1);
+        }
         if let Some(former) = former {
             info!("taking over from {former}, which did not leave in order");
         }
@@ -207,7 +212,7 @@ impl Membership {
         let interval = |time: Duration| format!("{} milliseconds", time.as_millis());
         let rows = group::query(
             client,
-            "SELECT epoch, slot_name, former, outboxes, outbox_names \
+            "SELECT epoch, slot_name, former, outboxes, outbox_names, system_identifier, timeline \
              FROM postbox._activate($1, $2, $3::text::interval, $4::text::interval)",
             &[&self.group, &self.member, &interval(self.session_timeout), &interval(self.max_processing)],
         )
@@ -220,7 +225,8 @@ impl Membership {
         // By OID, so that a renamed outbox is followed, and by name, so that one made anew is too.
         let by_name = names.iter().flat_map(|name| parse_selectors(name).unwrap_or_default());
         let selectors = oids.into_iter().map(OutboxSelector::Oid).chain(by_name).collect();
-        Ok(Activated { epoch: row.try_get(0)?, slot_name, selectors, former: row.try_get(2)? })
+        let server = (row.try_get::<_, i64>(5)?.cast_unsigned(), row.try_get::<_, i32>(6)?.cast_unsigned());
+        Ok(Activated { epoch: row.try_get(0)?, slot_name, selectors, former: row.try_get(2)?, server })
     }
 }
 
@@ -229,6 +235,7 @@ struct Activated {
     slot_name: String,
     selectors: Vec<OutboxSelector>,
     former: Option<String>,
+    server: Server,
 }
 
 /// A slot that is gone for good, and a server that is not the one it was.

@@ -15,6 +15,8 @@ use postbox_wire::Lsn;
 /// Positions of one consumer on one slot. While a connection lasts they only rise; `durable` and `confirmed` always do.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
+    /// The server that they are positions of; on another one, or on another timeline, they mean other transactions.
+    server: Option<Server>,
     received: Lsn,
     dispatched: Lsn,
     durable: Lsn,
@@ -25,6 +27,9 @@ pub(crate) struct Progress {
     /// acknowledgement from before a reconnect finds nothing.
     first: u64,
 }
+
+/// System identifier and timeline.
+pub(crate) type Server = (u64, u32);
 
 #[derive(Debug)]
 struct Open {
@@ -59,10 +64,18 @@ impl Progress {
         self.dispatched = self.durable;
     }
 
-    /// As [`reconnected`](Self::reconnected), to a server where the same positions mean other transactions.
-    pub(crate) fn moved(&mut self) {
-        let first = self.first + self.open.len() as u64;
-        *self = Self { first, ..Self::default() };
+    /// From here on positions are those of this server. False if they were those of another one, and are forgotten.
+    pub(crate) fn is_at(&mut self, server: Server) -> bool {
+        let same = self.server.replace(server).is_none_or(|before| before == server);
+        if !same {
+            let first = self.first + self.open.len() as u64;
+            *self = Self { server: self.server, first, ..Self::default() };
+        }
+        same
+    }
+
+    pub(crate) fn server(&self) -> Option<Server> {
+        self.server
     }
 
     /// True if the transaction that ends here was durable before the server sent it (again).
@@ -222,6 +235,20 @@ mod tests {
         assert!(progress.acknowledge(new));
         assert_eq!(progress.confirm(), Lsn(10));
         assert!(progress.is_durable(Lsn(10)) && !progress.is_durable(Lsn(11)));
+    }
+
+    #[test]
+    fn positions_of_another_server_are_forgotten_and_numbers_go_on() {
+        let mut progress = Progress::default();
+        assert!(progress.is_at((1, 1)));
+        let old = transaction(&mut progress, 10, 1);
+        assert!(progress.acknowledge(old) && progress.is_at((1, 1)));
+        let open = transaction(&mut progress, 20, 1);
+        assert!(!progress.is_at((1, 2)));
+        assert_eq!(progress.positions(), Positions::default());
+        let new = transaction(&mut progress, 5, 1);
+        assert!(!progress.acknowledge(open) && progress.acknowledge(new));
+        assert_eq!((progress.confirm(), progress.is_at((1, 2))), (Lsn(5), true));
     }
 
     proptest! {

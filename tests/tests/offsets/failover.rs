@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use postbox::{Consumer, Lsn};
 use postbox_tests::{Cluster, Run, Stop, major, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::block_in_place;
@@ -185,4 +186,73 @@ fn a_planned_switch_costs_what_came_since_the_checkpoint() {
     let after = super::run(&standby, &["--exit-when-idle", "200ms"]).end(PATIENCE);
     assert_eq!(after.code, Some(0), "{}", after.log);
     assert_came(&[before, after.lines].concat(), &stored(&standby));
+}
+
+/// A consumer of the library goes on in the same process, on a server whose log is behind the one that it knew.
+async fn library(recover: bool) {
+    let office = primary();
+    let standby = office.cluster.standby_with(&[
+        ("primary_slot_name", "to_standby"),
+        if recover { ("wal_receiver_status_interval", "1s") } else { ("sync_replication_slots", "on") },
+    ]);
+    let failover = !recover;
+    office.psql(&format!("SELECT postbox.create_consumer_group('g', '{{orders}}', failover => {failover})"));
+    let builder = Consumer::builder(both(&office, &standby)).group("g").recover(recover);
+    let mut events = builder.session_timeout(Duration::from_secs(2)).connect().await.expect("a member");
+    let mut next = async || {
+        let next = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event in time");
+        let event = next.expect("an event").expect("no error").ack();
+        (event.event_type.to_string(), event.commit_lsn, events.positions())
+    };
+    office.publish("a", 1, 10);
+    while next().await.0 != "a:10" {}
+    block_in_place(|| {
+        caught_up(&office, &standby);
+        if failover {
+            let synced = "SELECT 1 FROM pg_replication_slots WHERE synced AND NOT temporary";
+            wait_until("the slot is on the standby", Duration::from_secs(120), || {
+                (standby.psql("postgres", synced) == "1").then_some(())
+            });
+        }
+        standby.stop(Stop::Fast);
+        office
+            .psql("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1000000)) FROM generate_series(1, 20)");
+        office.publish("ahead", 1, 5);
+    });
+    let (mut name, mut ahead, mut positions) = next().await;
+    while name != "ahead:5" {
+        (name, ahead, positions) = next().await;
+    }
+    assert!(positions.durable > Lsn(0), "{positions:?}");
+    block_in_place(|| {
+        kill(&office);
+        standby.start_again();
+        promote(&standby);
+        for n in 1..=3 {
+            standby.psql("postgres", &format!("INSERT INTO orders (type, key, payload) VALUES ('b:{n}', 'b', '{{}}')"));
+        }
+    });
+    let mut came = Vec::new();
+    while came.last().is_none_or(|name| name != "b:3") {
+        let (name, lsn, positions) = next().await;
+        assert!(lsn < ahead && positions.durable < ahead, "a position of the old server: {positions:?}");
+        came.push(name);
+    }
+    let stored = stored(&standby);
+    assert!(came.iter().all(|name| stored.contains(name)), "{came:?}");
+    let new: Vec<_> = came.iter().filter(|name| name.starts_with('b')).collect();
+    assert_eq!(new, ["b:1", "b:2", "b:3"], "{came:?}");
+    events.close().await.expect("in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_consumer_of_the_library_that_may_recover_goes_on_after_a_promotion() {
+    library(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_consumer_of_the_library_goes_on_with_its_failover_slot() {
+    if major() >= 17 {
+        library(false).await;
+    }
 }
