@@ -26,7 +26,6 @@ begin
             message = format('consumer group "%s" cannot start at %s', name, coalesce('"' || start || '"', 'NULL')),
             hint = 'It starts at latest (events that commit from now on) or at earliest (what the outboxes hold, too).';
     end if;
-    perform postbox._check_wal_budget(name, wal_budget, over_budget);
     if coalesce(cardinality(outboxes), 0) = 0 then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('consumer group "%s" needs at least one outbox', name),
@@ -51,6 +50,7 @@ begin
             message = format('"%s" is not an outbox', outboxes[position_of_bad]),
             hint = 'postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.';
     end if;
+    perform postbox._check_wal_budget(name, wal_budget, over_budget, relations);
     if start = 'earliest' then
         perform postbox._require_replayable(r, 'starting at earliest') from unnest(relations) as r;
     end if;
@@ -85,6 +85,7 @@ begin
         if start = 'earliest' then
             perform postbox._wait_for_writers(deadline);
         end if;
+        perform postbox._durable();
         insert into postbox.consumer_group (name, slot_name, failover, wal_budget, over_budget, system_identifier, timeline)
             select _create_consumer_group.name, slot, coalesce(_create_consumer_group.failover, false), _create_consumer_group.wal_budget,
                 _create_consumer_group.over_budget, s.system_identifier, s.timeline

@@ -32,6 +32,7 @@ begin
             message = format('consumer group "%s" has %s dead %s, which were never delivered', name, letters, case letters when 1 then 'letter' else 'letters' end),
             hint = 'Redrive or discard them; or drop them with the group: force => true, postbox group drop --force.';
     end if;
+    perform postbox._durable();
     delete from postbox.consumer_group g where g.name = drop_consumer_group.name;
     if not found then
         raise exception using errcode = 'undefined_object',

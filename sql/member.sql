@@ -167,6 +167,7 @@ create or replace function postbox._set_paused(group_name text, paused boolean) 
     set search_path = pg_catalog, pg_temp
 as $function$
 begin
+    perform postbox._durable();
     update postbox.consumer_group g
         set paused_at = case when paused then clock_timestamp() end
         where g.name = group_name and (g.paused_at is not null) <> paused;

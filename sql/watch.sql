@@ -116,7 +116,7 @@ declare
     excess record;
 begin
     for excess in
-        select r.*
+        select r.*, postbox._unrepeatable(array(select o.outbox from postbox.consumer_group_outbox o where o.group_name = r.group_name)) as unrepeatable
         from postbox._slot_risk r
         join postbox.consumer_group g on g.name = r.group_name
         join postbox._server server on server.system_identifier = g.system_identifier
@@ -124,7 +124,15 @@ begin
         order by r.group_name
     loop
         subject := excess.group_name;
+        if excess.unrepeatable is not null then
+            outcome := 'skipped';
+            detail := format('slot %s holds back %s bytes of WAL, budget %s, and is not dropped: %s cannot be delivered again',
+                excess.slot_name, excess.held_bytes, excess.wal_budget, excess.unrepeatable);
+            return next;
+            continue;
+        end if;
         begin
+            perform postbox._durable();
             insert into postbox.audit (action, subject, detail)
                 values ('slot_dropped', excess.group_name, jsonb_build_object('slot', excess.slot_name, 'held_bytes', excess.held_bytes, 'wal_budget', excess.wal_budget));
             perform postbox._drop_slot_of(excess.slot_name, excess.active_pid);

@@ -337,6 +337,26 @@ impl Cluster {
         if ready { Ok(server) } else { Err(self.log().split_off(before)) }
     }
 
+    /// SIGKILL for the postmaster, as when memory runs out: nothing is written or told any more. Starts again once its processes,
+    /// which see that they are alone, are gone.
+    ///
+    /// # Panics
+    /// When it does not start, with its log.
+    pub fn crash(&self) {
+        let pidfile = fs::read_to_string(self.data_dir().join("postmaster.pid")).expect("a running server");
+        let memory = pidfile.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)).expect("its shared memory");
+        let mut server = self.server().take().expect("the server is stopped");
+        server.kill().expect("a process to kill");
+        server.wait().expect("the end of the server");
+        wait_until("its processes are gone", PATIENCE, || {
+            let segments = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+            let attached = |line: &str| line.split_whitespace().nth(6).is_some_and(|number| number != "0");
+            let ours = |line: &&str| line.split_whitespace().nth(1) == Some(memory);
+            (!segments.lines().find(ours).is_some_and(attached)).then_some(())
+        });
+        self.start_again();
+    }
+
     fn server(&self) -> MutexGuard<'_, Option<Child>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }

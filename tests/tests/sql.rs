@@ -2,6 +2,7 @@
 
 mod adopt;
 mod decode;
+mod durable;
 mod frame;
 mod group;
 mod lifecycle;

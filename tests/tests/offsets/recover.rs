@@ -179,3 +179,23 @@ async fn a_recovery_that_is_recovered_gives_what_the_first_one_owed() {
     let rest = office.deliver();
     assert_came(&[first, rest].concat(), &office.stored());
 }
+
+/// A slot that held back too much is dropped on purpose, with all that waits in it.
+#[test]
+fn a_slot_that_was_over_its_budget_is_recovered_with_all_that_waited_in_it() {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 20);
+    let before = office.deliver();
+    office.psql("SELECT postbox.set_wal_budget('g', 100000, 'drop')");
+    office.publish("waiting", 1, 20);
+    office.psql("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 200000))");
+    let done = office.psql("SELECT step, subject, outcome FROM postbox.maintain(true) WHERE step = 'slots'");
+    assert_eq!(done, "slots|g|dropped");
+    office.publish("later", 1, 20);
+    office.refuses(&["does not exist", "postbox group recover g"]);
+    assert_eq!(office.group(&["recover", "g"]).0, 0);
+    let after = office.deliver();
+    assert!(names(&after).is_superset(&(&numbered("waiting", 1, 20) | &numbered("later", 1, 20))));
+    assert_came(&[before, after].concat(), &office.stored());
+}

@@ -243,6 +243,40 @@ async fn a_group_over_its_budget_loses_its_slot_if_told_so() {
     assert!(!reader.wait().unwrap().success());
 }
 
+/// What waits in the slot would be lost for good.
+#[tokio::test]
+async fn a_slot_is_never_dropped_for_its_budget_if_the_table_cannot_give_what_waits_in_it() {
+    let (_cluster, client) = with_ring().await;
+    run(
+        &client,
+        "CREATE TABLE plain (id text, type text, payload text); CREATE TABLE noise (t text);
+         SELECT postbox.adopt_outbox('plain', event_id => 'id', key => '', headers => '')",
+    )
+    .await;
+    let create =
+        "SELECT postbox.create_consumer_group('p', '{orders,plain}', wal_budget => 100000, over_budget => 'drop')";
+    refused(&client, create, "55000", "public.plain cannot be delivered again", "over_budget at alert").await;
+    run(&client, "SELECT postbox.create_consumer_group('p', '{orders,plain}', wal_budget => 100000)").await;
+    let set = "SELECT postbox.set_wal_budget('p', 100000, 'drop')";
+    refused(&client, set, "55000", "public.plain cannot be delivered again", "seq => and xid =>").await;
+    refused(&client, "SELECT postbox.set_wal_budget('q', 1, 'drop')", "42704", "does not exist", "").await;
+
+    // These became so afterwards.
+    run(&client, "SELECT postbox.create_outbox('other')").await;
+    let create =
+        "SELECT postbox.create_consumer_group('g', '{orders,other}', wal_budget => 100000, over_budget => 'drop')";
+    let slot = row(&client, create).await;
+    run(&client, "SELECT postbox.publish('other', 't', '{}'); SELECT postbox.drop_outbox('other', force => true)")
+        .await;
+    run(&client, "INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await;
+    let done = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'slots'";
+    let done = rows(&client, done).await;
+    assert_eq!(done.len(), 1, "{done:?}");
+    assert!(done[0].starts_with(&format!("g|skipped|slot {slot} holds back ")), "{done:?}");
+    assert!(done[0].ends_with("is not dropped: public.other cannot be delivered again"), "{done:?}");
+    assert_eq!(row(&client, "SELECT count(*) FROM pg_replication_slots").await, "2");
+}
+
 #[tokio::test]
 async fn slots_that_no_group_has_are_dropped_a_minute_later() {
     let (cluster, client) = with_ring().await;
