@@ -196,6 +196,10 @@ impl Consumer {
                         _ => Some(current.connection),
                     };
                     let Current { connection, transaction, .. } = *current;
+                    // Where there is one term, whoever takes the events looks after the sink.
+                    if !self.one_term {
+                        self.shared.progress().hold(transaction);
+                    }
                     let receipt = Receipt { shared: Arc::clone(&self.shared), connection, transaction };
                     return Poll::Ready(Some(Ok(Delivery { event, receipt })));
                 }
@@ -405,6 +409,15 @@ impl Builder {
     #[must_use]
     pub fn session_timeout(mut self, timeout: Duration) -> Self {
         self.session_timeout = timeout.max(Duration::from_secs(1));
+        self
+    }
+
+    /// How long the oldest delivery may stay without acknowledgement (5 min). Then the application counts as hung: the place in the
+    /// group, or the slot, is given up, [`Consumer::next`] says so ([`ErrorKind::Stuck`]), and the event comes to whoever is next.
+    /// Part of a large transaction that is acknowledged counts as a sign of life.
+    #[must_use]
+    pub fn max_processing(mut self, time: Duration) -> Self {
+        self.max_processing = time.max(Duration::from_millis(1));
         self
     }
 

@@ -326,7 +326,7 @@ impl Feed {
     /// delivered. None if the consumer is closed meanwhile.
     async fn attach(&mut self, again: bool) -> Result<Option<Link>> {
         let shared = Arc::clone(&self.shared);
-        let lost = self.lost();
+        let (lost, stuck) = (self.lost(), self.stuck());
         tokio::select! {
             link = async {
                 self.shared.connection.fetch_add(1, Ordering::Relaxed);
@@ -339,6 +339,7 @@ impl Feed {
                 Ok(Some(link))
             } => link,
             error = lost => Err(error),
+            error = stuck => Err(error),
             () = shared.closed() => Ok(None),
         }
     }
@@ -511,7 +512,7 @@ impl Feed {
     }
 
     fn give_up(&mut self, error: Error) -> Result<()> {
-        if error.kind() == ErrorKind::PlaceLost {
+        if matches!(error.kind(), ErrorKind::PlaceLost | ErrorKind::Stuck) {
             // What waits may not be delivered any more.
             self.shared.connection.fetch_add(1, Ordering::Relaxed);
             self.shared.wake_leased();
@@ -532,6 +533,7 @@ impl Feed {
         let mut last_status = Instant::now();
         let mut last_heard = Instant::now();
         let mut lost = pin!(self.lost());
+        let mut stuck = pin!(self.stuck());
         let mut shutdown = pin!(shutdown(self.info.clone(), Arc::clone(&self.shared), link.heartbeat));
         loop {
             if self.shared.is_closing() {
@@ -597,6 +599,10 @@ impl Feed {
                     let _ = self.report(link, false).await;
                     return Err(error);
                 }
+                error = &mut stuck => {
+                    let _ = self.report(link, false).await;
+                    return Err(error);
+                }
                 error = &mut shutdown => return Err(error),
             }
             if report {
@@ -628,6 +634,28 @@ impl Feed {
                 let _ = timeout(UNDER_WAY, shared.all_acknowledged()).await;
             }
             lost.into_error(&group)
+        }
+    }
+
+    /// Ends when the application holds on to an event for longer than it may.
+    fn stuck(&self) -> impl Future<Output = Error> + use<> {
+        let shared = Arc::clone(&self.shared);
+        let most = (!self.builder.one_term).then_some(self.builder.max_processing);
+        async move {
+            let Some(most) = most else { return std::future::pending().await };
+            let (mut before, mut since) = (None, Instant::now());
+            loop {
+                let held = shared.progress().held();
+                if held.is_none() || held != before {
+                    (before, since) = (held, Instant::now());
+                } else if since.elapsed() >= most {
+                    let message = format!("an event has not been acknowledged for {most:?} (max_processing)");
+                    return Error::new(ErrorKind::Stuck, message).with_hint(
+                        "Acknowledge each delivery once it is dealt with, or raise max_processing. The event comes again.",
+                    );
+                }
+                sleep((most / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
+            }
         }
     }
 

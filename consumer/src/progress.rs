@@ -37,6 +37,8 @@ struct Open {
     end: Lsn,
     /// Events not yet acknowledged.
     events: usize,
+    /// Of these, so many are in the hands of the application, if that is counted.
+    held: usize,
     /// The last frame has come.
     complete: bool,
 }
@@ -86,7 +88,7 @@ impl Progress {
     /// A transaction begins; the result is its number.
     pub(crate) fn begin(&mut self, end: Lsn) -> u64 {
         debug_assert!(self.open.back().is_none_or(|open| open.complete), "one transaction at a time");
-        self.open.push_back(Open { end, events: 0, complete: false });
+        self.open.push_back(Open { end, events: 0, held: 0, complete: false });
         self.first + self.open.len() as u64 - 1
     }
 
@@ -120,11 +122,28 @@ impl Progress {
         self.received = self.received.max(end);
     }
 
+    /// The application gets an event of the transaction with this number.
+    pub(crate) fn hold(&mut self, number: u64) {
+        if let Some(open) = self.open(number) {
+            open.held += 1;
+        }
+    }
+
+    /// The first transaction that is not durable and how many of its events are left, if the application holds one of them: as long
+    /// as that stays the same, the application stands still.
+    pub(crate) fn held(&self) -> Option<(u64, usize)> {
+        self.open.front().filter(|open| open.held > 0).map(|open| (self.first, open.events))
+    }
+
+    fn open(&mut self, number: u64) -> Option<&mut Open> {
+        number.checked_sub(self.first).and_then(|index| self.open.get_mut(usize::try_from(index).ok()?))
+    }
+
     /// An event of the transaction with this number is acknowledged. True if `durable` rose.
     pub(crate) fn acknowledge(&mut self, number: u64) -> bool {
-        let open = number.checked_sub(self.first).and_then(|index| self.open.get_mut(usize::try_from(index).ok()?));
-        let Some(open) = open else { return false };
+        let Some(open) = self.open(number) else { return false };
         open.events = open.events.saturating_sub(1);
+        open.held = open.held.saturating_sub(1);
         self.settle()
     }
 
@@ -235,6 +254,24 @@ mod tests {
         assert!(progress.acknowledge(new));
         assert_eq!(progress.confirm(), Lsn(10));
         assert!(progress.is_durable(Lsn(10)) && !progress.is_durable(Lsn(11)));
+    }
+
+    #[test]
+    fn what_is_held_is_known_until_it_is_acknowledged() {
+        let mut progress = Progress::default();
+        let (a, b) = (transaction(&mut progress, 10, 2), transaction(&mut progress, 20, 1));
+        assert_eq!(progress.held(), None, "it waits to be taken");
+        progress.hold(a);
+        progress.hold(b);
+        assert_eq!(progress.held(), Some((a, 2)));
+        progress.acknowledge(b);
+        assert_eq!(progress.held(), Some((a, 2)), "the first one stands still");
+        progress.acknowledge(a);
+        assert_eq!(progress.held(), None, "the rest waits to be taken");
+        progress.hold(a);
+        assert_eq!(progress.held(), Some((a, 1)));
+        progress.reconnected();
+        assert_eq!(progress.held(), None);
     }
 
     #[test]

@@ -135,6 +135,12 @@ impl Run {
         self.shared.output().lines.clone()
     }
 
+    /// Tells what it has printed so far, also when it has ended.
+    pub fn reader(&self) -> impl Fn() -> Vec<Line> + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.output().lines.clone()
+    }
+
     /// How many lines it has printed so far.
     pub fn count(&self) -> usize {
         self.shared.output().lines.len()
@@ -258,8 +264,8 @@ impl Run {
                 std::panic::resume_unwind(panic);
             }
         }
-        let Output { lines, torn, log, .. } = std::mem::take(&mut *self.shared.output());
-        Ended { code, lines, torn, log }
+        let output = self.shared.output();
+        Ended { code, lines: output.lines.clone(), torn: output.torn.clone(), log: output.log.clone() }
     }
 }
 

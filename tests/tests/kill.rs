@@ -3,11 +3,12 @@
 
 mod under_way;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::path::Path;
 
-use postbox_tests::{Cluster, Proxy, Run, Stop, wait_until};
+use postbox_tests::{Cluster, Line, Proxy, Run, Stop, wait_until};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -15,20 +16,26 @@ use crate::shop::PATIENCE;
 
 /// Makes a test of each step and each fault.
 macro_rules! matrix {
-    ($($name:ident: $step:literal after $before:ident;)*) => {
-        mod member_killed {
-            $(#[test] fn $name() { super::run($step, super::Before::$before, super::Fault::Member); })*
-        }
-        mod server_crashed {
-            $(#[test] fn $name() { super::run($step, super::Before::$before, super::Fault::Server); })*
-        }
-        mod link_cut {
-            $(#[test] fn $name() { super::run($step, super::Before::$before, super::Fault::Link); })*
+    ($module:ident: $sink:ident; $($name:ident: $step:literal after $before:ident;)*) => {
+        mod $module {
+            use super::{Before, Fault, Sink, run};
+
+            pub(super) const STEPS: &[&str] = &[$($step),*];
+
+            mod member_killed {
+                $(#[test] fn $name() { super::run($step, super::Before::$before, super::Fault::Member, super::Sink::$sink); })*
+            }
+            mod server_crashed {
+                $(#[test] fn $name() { super::run($step, super::Before::$before, super::Fault::Server, super::Sink::$sink); })*
+            }
+            mod link_cut {
+                $(#[test] fn $name() { super::run($step, super::Before::$before, super::Fault::Link, super::Sink::$sink); })*
+            }
         }
     };
 }
 
-matrix! {
+matrix! { exec: Exec;
     deliver_before_sink: "deliver.before-sink@8" after Nothing;
     deliver_after_sink: "deliver.after-sink@8" after Nothing;
     confirm_before: "confirm.before@2" after Nothing;
@@ -42,6 +49,51 @@ matrix! {
     recover_before: "recover.before@1" after Loss;
     recover_after: "recover.after@1" after Loss;
     activate_after: "activate.after@1" after Nothing;
+}
+
+matrix! { stdout: Stdout;
+    deliver_before_sink: "deliver.before-sink@4" after Nothing;
+    deliver_after_sink: "deliver.after-sink@4" after Nothing;
+    confirm_before: "confirm.before@2" after Nothing;
+    confirm_after: "confirm.after@2" after Nothing;
+    checkpoint_before_write: "checkpoint.before-write@1" after Nothing;
+    checkpoint_after_write: "checkpoint.after-write@1" after Nothing;
+    backfill_before_position: "backfill.before-position@1" after Recovery;
+    backfill_after_position: "backfill.after-position@1" after Recovery;
+}
+
+/// The steps that the code names are those that there are rows for.
+#[test]
+fn every_failpoint_has_a_row() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../consumer/src");
+    let mut reached = BTreeSet::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a file");
+            let steps = text.split("failpoint::reach(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            reached.extend(steps.map(str::to_owned));
+        }
+    }
+    let text = fs::read_to_string(root.join("failpoint.rs")).expect("a file");
+    let listed = text.split_once("STEPS: &[&str] = &[").and_then(|(_, rest)| rest.split_once("];")).expect("a list").0;
+    let listed: BTreeSet<_> = listed.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    let name = |row: &&str| row.split('@').next().unwrap_or_default().to_owned();
+    let rows: BTreeSet<_> = exec::STEPS.iter().chain(stdout::STEPS).map(name).collect();
+    assert!(!rows.is_empty());
+    assert_eq!(reached, listed, "consumer/src/failpoint.rs lists others than the code reaches");
+    assert_eq!(rows, listed, "the matrix has rows for others");
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sink {
+    Exec,
+    Stdout,
 }
 
 /// What must have happened for the step to be reached.
@@ -64,8 +116,8 @@ enum Fault {
     Link,
 }
 
-fn run(step: &str, before: Before, fault: Fault) {
-    let stage = Stage::open();
+fn run(step: &str, before: Before, fault: Fault, sink: Sink) {
+    let stage = Stage::open_with(sink);
     // Events have flowed before.
     stage.publish(3);
     let zero = stage.member("zero", &[]);
@@ -88,6 +140,16 @@ fn run(step: &str, before: Before, fault: Fault) {
     let conninfo = if fault == Fault::Link { through_proxy } else { stage.conninfo() };
     let action = if fault == Fault::Member { "kill" } else { "stop" };
     let mut one = stage.member_with_failpoint("one", &conninfo, arguments, &format!("{step}={action}"));
+    // The other is there before anything happens; it may be its turn already.
+    let holder = "SELECT count(*) FROM postbox._active_member";
+    wait_until("it holds the lock, or has ended", PATIENCE, || {
+        (stage.psql(holder) == "1" || one.log().contains("failpoint ")).then_some(())
+    });
+    let mut two = stage.member("two", arguments);
+    wait_until("the other stands by", PATIENCE, || {
+        let log = two.log();
+        (log.contains("standing by") || log.contains("active member")).then_some(())
+    });
     let name = step.split('@').next().unwrap_or_default();
     let fired = format!("failpoint {name}: {action}");
     if before == Before::Poison {
@@ -101,30 +163,26 @@ fn run(step: &str, before: Before, fault: Fault) {
         one.log().contains(&fired).then_some(())
     });
 
-    let mut two;
     match fault {
-        Fault::Member => {
-            one.wait_until_gone(PATIENCE);
-            two = stage.member("two", arguments);
-        }
+        Fault::Member => one.wait_until_gone(PATIENCE),
         Fault::Server => {
-            two = stage.member("two", arguments);
-            two.wait_for_log("standing by", 1, PATIENCE);
             // The crash loses some of these, or none: they were not committed for good.
             stage.publish(3);
             stage.cluster.restart(Stop::Immediate);
-            one.signal(Signal::CONT);
         }
-        Fault::Link => {
-            two = stage.member("two", arguments);
-            two.wait_for_log("standing by", 1, PATIENCE);
-            proxy.cut();
-            two.wait_for_log("active member", 1, PATIENCE);
-            one.signal(Signal::CONT);
-        }
+        Fault::Link => proxy.cut(),
+    }
+    two.wait_for_log("active member", 1, PATIENCE);
+    if fault != Fault::Member {
+        one.signal(Signal::CONT);
     }
     stage.publish(3);
     stage.wait_until_dealt_with();
+    assert!(
+        stage.log().iter().any(|(member, _)| member == "two"),
+        "the other has delivered nothing: {:?}",
+        stage.log()
+    );
     let two = two.terminate(PATIENCE);
     assert_eq!(two.code, Some(0), "{}", two.log);
     let one = if fault == Fault::Member { one.end(PATIENCE) } else { one.terminate(PATIENCE) };
@@ -146,15 +204,23 @@ struct Stage {
     cluster: Cluster,
     dir: TempDir,
     published: Cell<usize>,
+    sink: Sink,
+    /// What members with the standard output as their sink have printed, in the order of their start.
+    printed: RefCell<Vec<(String, Box<dyn Fn() -> Vec<Line>>)>>,
 }
 
 impl Stage {
     fn open() -> Self {
+        Self::open_with(Sink::Exec)
+    }
+
+    fn open_with(sink: Sink) -> Self {
         let cluster = Cluster::start();
         cluster.psql("postgres", "ALTER DATABASE postgres SET synchronous_commit = off");
         cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
         cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
-        Self { cluster, dir: TempDir::new().expect("a directory"), published: Cell::new(0) }
+        let dir = TempDir::new().expect("a directory");
+        Self { cluster, dir, published: Cell::new(0), sink, printed: RefCell::default() }
     }
 
     fn psql(&self, sql: &str) -> String {
@@ -175,25 +241,39 @@ impl Stage {
             exec >/dev/null 2>&1
             case $POSTBOX_TYPE in
                 *.poison) exit 1 ;;
+                *.busy) sleep 0.05 ;;
                 *.slow) while [ ! -e {dir}/go ]; do [ -e {dir}/{member}-is-dead ] && exit 1; sleep 0.01; done ;;
             esac
             echo "{member} $POSTBOX_TYPE" >> {dir}/log"#;
         let command =
             command.replace("{dir}", self.dir.path().to_str().expect("a plain path")).replace("{member}", member);
         let common = ["--group", "g", "--member", member, "--session-timeout", "3s", "--no-maintenance"];
+        if self.sink == Sink::Stdout {
+            return [&common[..], more].concat().into_iter().map(str::to_owned).collect();
+        }
         let sink = ["--sink", "exec", "--exec", &command, "--concurrency", "3"];
         let failures = ["--max-attempts", "1", "--on-failure", "park"];
         [&common[..], &sink, &failures, more].concat().into_iter().map(str::to_owned).collect()
     }
 
     fn member(&self, name: &str, more: &[&str]) -> Run {
+        self.member_at(name, &self.conninfo(), more)
+    }
+
+    fn member_at(&self, name: &str, conninfo: &str, more: &[&str]) -> Run {
         let arguments = self.arguments(name, more);
-        Run::start(&self.conninfo(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        self.read(name, Run::start(conninfo, &arguments.iter().map(String::as_str).collect::<Vec<_>>()))
+    }
+
+    fn read(&self, name: &str, run: Run) -> Run {
+        self.printed.borrow_mut().push((name.to_owned(), Box::new(run.reader())));
+        run
     }
 
     fn member_with_failpoint(&self, name: &str, conninfo: &str, more: &[&str], failpoint: &str) -> Run {
         let arguments = self.arguments(name, more);
-        Run::start_with_failpoint(conninfo, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), failpoint)
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        self.read(name, Run::start_with_failpoint(conninfo, &arguments, failpoint))
     }
 
     /// So many rounds of events of three keys: one by one, with one that is rolled back, and all three at once. An event's type is its
@@ -227,6 +307,13 @@ impl Stage {
 
     /// What the sink has got: by which member, and which event.
     fn log(&self) -> Vec<(String, String)> {
+        if self.sink == Sink::Stdout {
+            let printed = self.printed.borrow();
+            let lines = printed
+                .iter()
+                .flat_map(|(member, lines)| lines().into_iter().map(move |line| (member.clone(), line.event_type)));
+            return lines.collect();
+        }
         let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
         let line = |line: &str| line.split_once(' ').map(|(member, event)| (member.to_owned(), event.to_owned()));
         log.lines().filter_map(line).collect()

@@ -58,6 +58,54 @@ impl Team {
     }
 }
 
+/// Kills a member with events on the way, and publishes another one: how long it takes until the other delivers that.
+fn take_over(team: &Team, one: Run, two: &mut Run) -> (Duration, Vec<Line>) {
+    team.publish(1);
+    let killed = one.kill();
+    let begin = Instant::now();
+    let newest = team.psql("SELECT postbox.publish('orders', 't', '{}')");
+    two.wait_until("the last event", PATIENCE, |lines| lines.iter().any(|line| line.event_id.to_string() == newest));
+    (begin.elapsed(), killed.lines)
+}
+
+/// A transaction that stays open holds the position back from which the next member has to decode.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_takeover_costs_the_decoding_from_where_an_open_writer_holds_the_slot() {
+    let team = Team::open();
+    team.psql("CREATE TABLE noise (t text)");
+    let writer = team.cluster.client("postgres").await;
+    writer
+        .batch_execute(
+            "SET application_name = 'importer'; BEGIN; INSERT INTO orders (type, payload) VALUES ('late', '{}')",
+        )
+        .await
+        .expect("a writer");
+    let (took, mut two, killed) = tokio::task::block_in_place(|| {
+        let mut one = team.active("one", &[]);
+        let mut two = team.standby("two");
+        team.publish(100);
+        one.wait_for(100, PATIENCE);
+        team.psql("CHECKPOINT; INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 30000); CHECKPOINT");
+        let lag = "SELECT restart_lag_bytes > 30000000, restart_holder FROM postbox.consumer_lag";
+        let lag = team.psql(lag);
+        assert!(lag.starts_with("t|process ") && lag.contains("(importer), open for"), "{lag}");
+        let described = team.psql("SELECT postbox.describe_consumer_group('g')");
+        assert!(described.contains("held back by process") && described.contains("(importer)"), "{described}");
+        let (took, killed) = take_over(&team, one, &mut two);
+        (took, two, killed)
+    });
+    // 30 MB are decoded in a fraction of a second where nothing else runs.
+    println!("the other delivered after {took:?}");
+    assert!(took < Duration::from_secs(6), "took {took:?}");
+    writer.batch_execute("COMMIT").await.expect("committed");
+    tokio::task::block_in_place(|| {
+        two.wait_until("what was held", PATIENCE, |lines| lines.iter().any(|line| line.event_type == "late"));
+        let ended = two.terminate(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        team.check(&[killed, ended.lines].concat());
+    });
+}
+
 #[test]
 fn a_standby_delivers_within_a_second_after_the_active_member_was_killed() {
     let team = Team::open();
@@ -65,19 +113,23 @@ fn a_standby_delivers_within_a_second_after_the_active_member_was_killed() {
     let mut two = team.standby("two");
     team.publish(100);
     one.wait_for(100, PATIENCE);
-    team.publish(1);
-    let killed = one.kill();
-    let begin = Instant::now();
-    team.publish(1);
-    two.wait_until("the last event", PATIENCE, |lines| {
-        let newest = team.psql("SELECT event_id FROM orders ORDER BY seq DESC LIMIT 1");
-        lines.iter().any(|line| line.event_id.to_string() == newest)
-    });
-    assert!(begin.elapsed() < Duration::from_secs(3), "took {:?} on a busy machine", begin.elapsed());
-    let ended = two.terminate(PATIENCE);
+    let mut lines = Vec::new();
+    let mut times = Vec::new();
+    // Other work of the machine may hold one of them up, not all.
+    for round in 0..4 {
+        let (took, killed) = take_over(&team, one, &mut two);
+        times.push(took);
+        lines.extend(killed);
+        one = two;
+        two = team.standby(&format!("three{round}"));
+    }
+    println!("the next one delivered after {times:?}");
+    assert!(times.iter().min() < Some(&Duration::from_secs(1)), "took {times:?}");
+    assert_eq!(two.terminate(PATIENCE).code, Some(0));
+    let ended = one.terminate(PATIENCE);
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    assert!(ended.log.contains("taking over from one, which did not leave in order"), "{}", ended.log);
-    team.check(&[killed.lines, ended.lines].concat());
+    assert!(ended.log.contains("taking over from three1, which did not leave in order"), "{}", ended.log);
+    team.check(&[lines, ended.lines].concat());
     let log = team.cluster.log();
     assert!(!log.contains("is active for PID"), "a standby does not try the slot: {log}");
 }
@@ -241,6 +293,57 @@ async fn a_consumer_of_the_library_stands_by_for_another_term() {
     assert_ne!(next.id, unacknowledged);
     next.ack();
     events.close().await.expect("in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_of_the_library_that_never_acknowledges_gives_up_its_place() {
+    let team = Team::open();
+    let builder = Consumer::builder(team.cluster.conninfo("postgres")).group("g");
+    let builder = builder.max_processing(Duration::from_millis(500));
+    let mut events = builder.clone().connect().await.expect("a member");
+    team.publish(3);
+    let held = events.next().await.expect("an event").expect("no error");
+    let two = tokio::task::block_in_place(|| team.standby("two"));
+    for _ in 0..2 {
+        events.next().await.expect("another").expect("no error yet").ack();
+    }
+    let error = events.next().await.expect("an error before the end").expect_err("one is held");
+    assert_eq!(error.kind(), ErrorKind::Stuck, "{error}");
+    assert!(error.to_string().contains("for 500ms (max_processing)"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("raise max_processing")), "{error:?}");
+    assert!(events.next().await.is_none());
+    // Too late: the event is another's now.
+    let id = held.ack().id.expect("an id").to_string();
+    tokio::task::block_in_place(|| {
+        let mut two = two;
+        two.wait_for(3, PATIENCE);
+        assert!(two.lines().iter().any(|line| line.event_id.to_string() == id), "{:?}", two.lines());
+        assert_eq!(two.terminate(PATIENCE).code, Some(0));
+    });
+}
+
+#[test]
+fn a_member_whose_reader_hangs_gives_up_its_place_and_writes_nothing_after() {
+    let team = Team::open();
+    let common = ["--group", "g", "--member", "one", "--max-processing", "1s", "--no-maintenance"];
+    let one = Run::start_held(&team.cluster.conninfo("postgres"), &common);
+    wait_until("it is active", PATIENCE, || one.log().contains("active member").then_some(()));
+    let mut two = team.standby("two");
+    team.psql(
+        "INSERT INTO orders (type, payload) SELECT 't', jsonb_build_object('filler', repeat('x', 1000)) FROM generate_series(1, 500)",
+    );
+    wait_until("the pipe is full", PATIENCE, || (one.unread() > 32 << 10).then_some(()));
+    two.wait_for(1, PATIENCE);
+    let written = one.unread();
+    two.wait_for(500, PATIENCE);
+    assert_eq!(one.unread(), written, "written while another member was active");
+    assert!(one.log().contains("for 1s (--max-processing)"), "{}", one.log());
+    let one = one.end(PATIENCE);
+    assert_eq!(one.code, Some(6), "{}", one.log);
+    assert!(one.lines.len() < 100, "{} lines", one.lines.len());
+    let two = two.terminate(PATIENCE);
+    assert_eq!(two.code, Some(0), "{}", two.log);
+    team.check(&two.lines);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What is under way: neither confirmed, nor part of a checkpoint, nor delivered by a member that has lost its place.
 
-use postbox_tests::{Run, wait_until};
+use postbox_tests::{Proxy, Run, wait_until};
 use rustix::process::Signal;
 
 use super::Stage;
@@ -119,6 +119,43 @@ fn a_member_that_stood_still_before_a_dispatch_does_not_dispatch_late() {
         assert_eq!(ended.code, Some(0), "{}", ended.log);
     }
     stage.check();
+}
+
+/// Its links are dead and nobody is told: it goes on until its lease has run out, and not longer.
+#[test]
+fn a_member_that_is_cut_off_while_it_delivers_stops_before_another_begins() {
+    let stage = Stage::open();
+    let proxy = Proxy::to(stage.cluster.port());
+    let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname=postgres connect_timeout=2", proxy.port());
+    let mut one = stage.member_at("one", &conninfo, &[]);
+    one.wait_for_log("active member", 1, PATIENCE);
+    let mut two = stage.member("two", &[]);
+    two.wait_for_log("standing by", 1, PATIENCE);
+    // Work for many seconds more than a session lasts.
+    let backlog: String = (0..600).map(|number| stage.insert(&format!("k{}", number % 3), ".busy")).collect();
+    stage.psql(&backlog);
+    wait_until("it delivers", PATIENCE, || (stage.log().len() > 20).then_some(()));
+    proxy.swallow();
+    let cut_off_at = stage.log().len();
+    two.wait_for_log("active member", 1, PATIENCE);
+    stage.wait_until_dealt_with();
+    let log = stage.log();
+    let first = log.iter().position(|(member, _)| member == "two").expect("the other delivers");
+    assert!(first > cut_off_at, "it went on for as long as it might: {cut_off_at}, {first}");
+    let late: Vec<_> = log[first..].iter().filter(|(member, _)| member == "one").collect();
+    assert!(late.is_empty(), "delivered while another member was active: {late:?}");
+    proxy.reopen();
+    one.wait_for_log("standing by", 1, PATIENCE);
+    for member in [one, two] {
+        let ended = member.terminate(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+    }
+    stage.check();
+    println!(
+        "{cut_off_at} events before it was cut off, {} after, {} by the other",
+        first - cut_off_at,
+        log.len() - first
+    );
 }
 
 #[test]
