@@ -10,6 +10,7 @@ declare
     known record;
     member record;
     fill record;
+    pin record;
     letters bigint;
     text text;
 begin
@@ -43,11 +44,20 @@ begin
     for fill in select * from postbox.backfill b where b.group_name = g.name and not b.finished order by b.outbox loop
         text := text || format(E'From table:    %s, because of %s, since %s\n', fill.outbox, fill.reason, date_trunc('second', fill.started_at));
     end loop;
-    for member in select * from postbox.consumer_status s where s.group_name = g.name and s.role is not null order by s.role, s.since loop
-        text := text || format(E'Member:        %s, %s, process %s, last contact %s\n', coalesce(member.member, 'unknown'), member.role, member.pid,
-            coalesce(date_trunc('milliseconds', member.last_contact)::text, 'not to be seen by this role'));
+    for pin in
+        select r.schema, r.name, r.pinned_by
+        from postbox.retention_status r
+        where format('%I.%I', r.schema, r.name) = any (g.outboxes) and cardinality(r.pinned_by) > 0
+        order by 1, 2
+    loop
+        text := text || format(E'Pinned:        %I.%I by %s\n', pin.schema, pin.name, array_to_string(pin.pinned_by, '; '));
+    end loop;
+    for member in select s.*, l.expires_at from postbox.consumer_status s left join postbox.active_leases l on l.group_name = s.group_name and l.pid = s.pid where s.group_name = g.name and s.role is not null order by s.role, s.since loop
+        text := text || format(E'Member:        %s, %s, process %s, last contact %s%s\n', coalesce(member.member, 'unknown'), member.role, member.pid,
+            coalesce(date_trunc('milliseconds', member.last_contact)::text, 'not to be seen by this role'),
+            ', lease until ' || date_trunc('milliseconds', member.expires_at));
     end loop;
     return text;
 end
 $function$;
-comment on function postbox.describe_consumer_group(text) is 'Everything about a group, for people: position, lag and what holds it up, members, dead letters';
+comment on function postbox.describe_consumer_group(text) is 'Everything about a group, for people: position, lag and what holds it up, members and their leases, what retention waits for, dead letters';

@@ -60,7 +60,9 @@ begin
             return next;
         end if;
         outcome := postbox._watch('slot_at_risk', seen.name, seen.reasons <> '{}', '0',
-            jsonb_build_object('reasons', seen.reasons, 'held_bytes', seen.held_bytes, 'wal_budget', seen.wal_budget));
+            jsonb_build_object('reasons', seen.reasons, 'held_bytes', seen.held_bytes, 'wal_budget', seen.wal_budget),
+            -- Told once more when it is too late.
+            same => case when seen.reasons && array['missing', 'lost'] then 'gone' else 'at risk' end);
         if outcome is not null then
             detail := 'slot_at_risk: ' || array_to_string(seen.reasons, ', ');
             return next;

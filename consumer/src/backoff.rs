@@ -39,6 +39,18 @@ impl Backoff {
 mod tests {
     use super::*;
 
+    /// Full jitter: anything from nothing to the ceiling, and as likely.
+    #[test]
+    fn waits_are_spread_over_the_whole_range() {
+        let most = Duration::from_secs(1);
+        let waits: Vec<f64> = (0..2000).map(|_| wait(Duration::from_millis(100), most, 20).as_secs_f64()).collect();
+        let (mean, within) =
+            (waits.iter().sum::<f64>() / 2000.0, |from, to| waits.iter().any(|&n| from <= n && n < to));
+        assert!((0.45..0.55).contains(&mean), "{mean}");
+        assert!(within(0.0, 0.02) && within(0.98, 1.0), "none at an end");
+        assert!((0..10).all(|tenth| within(f64::from(tenth) / 10.0, f64::from(tenth + 1) / 10.0)));
+    }
+
     #[test]
     fn waits_grow_to_the_ceiling_and_start_again() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));

@@ -119,7 +119,7 @@ struct Run {
     /// what the group had not confirmed
     #[arg(long, requires = "group")]
     recover: bool,
-    /// Leave maintenance to others: by default a member of a group also calls postbox.maintain() now and then
+    /// Leave maintenance to others: by default it calls postbox.maintain() now and then, as every process does; one at a time gets to work
     #[arg(long)]
     no_maintenance: bool,
     #[command(flatten)]
@@ -222,10 +222,9 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     let has_group = matches!(builder.source, Some(Source::Group(_)));
     let mut limits = limits;
     let mut was_active = false;
-    let _maintenance = (has_group && !arguments.no_maintenance).then(|| {
-        let info = info.clone();
-        AbortOnDrop(tokio::spawn(async move { maintain::beside(&info).await }))
-    });
+    // Over all terms.
+    builder.maintenance = false;
+    let _maintenance = (!arguments.no_maintenance).then(|| maintain::Beside::start(info.clone()));
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     // Each time this process is the active member.
     loop {
@@ -300,15 +299,6 @@ impl Run {
                 Ok(Format::CloudEvents(CloudEvents::new(source.clone(), info.database())))
             }
         }
-    }
-}
-
-/// A task that ends with its owner.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

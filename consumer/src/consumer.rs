@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::feed::{Batch, Feed, Part, Shared};
 use crate::lease::Lease;
+use crate::maintain::Beside;
 use crate::member::{self, Membership};
 use crate::progress::Positions;
 use crate::transport::ConnInfo;
@@ -32,6 +33,7 @@ pub struct Consumer {
     term: Option<(String, i64)>,
     /// Whoever takes the events looks at the lease, and ends with it.
     one_term: bool,
+    _maintenance: Option<Beside>,
     feed: tokio::task::JoinHandle<Result<()>>,
 }
 
@@ -84,6 +86,7 @@ pub struct Builder {
     pub(crate) session_timeout: Duration,
     pub(crate) max_processing: Duration,
     pub(crate) recover: bool,
+    pub(crate) maintenance: bool,
     /// The consumer ends when its place is lost, rather than stand by for another term.
     pub(crate) one_term: bool,
 }
@@ -311,6 +314,7 @@ impl Builder {
             session_timeout: Duration::from_secs(30),
             max_processing: Duration::from_secs(300),
             recover: false,
+            maintenance: true,
             one_term: false,
         }
     }
@@ -429,6 +433,14 @@ impl Builder {
         self
     }
 
+    /// Whether this process also calls `postbox.maintain()` every ten seconds (unless told not to): retention, alerts, WAL budgets.
+    /// One process at a time gets to work; a role that may not do it leaves it to others.
+    #[must_use]
+    pub fn maintenance(mut self, maintenance: bool) -> Self {
+        self.maintenance = maintenance;
+        self
+    }
+
     /// Asks the plugin for another version of the stream than this build speaks.
     #[doc(hidden)]
     #[must_use]
@@ -446,6 +458,7 @@ impl Builder {
     pub async fn connect(mut self) -> Result<Consumer> {
         let info = ConnInfo::resolve(self.conninfo.as_deref())?;
         let one_term = self.one_term;
+        let maintenance = self.maintenance.then(|| info.clone());
         let Some(source) = self.source.take() else {
             return Err(Error::new(ErrorKind::Usage, "neither a group nor a slot is named")
                 .with_hint("Call group() or slot() on the builder."));
@@ -459,6 +472,7 @@ impl Builder {
             unfinished: None,
             term,
             one_term,
+            _maintenance: maintenance.map(Beside::start),
             feed: tokio::spawn(feed.run(link)),
         })
     }

@@ -334,6 +334,10 @@ impl Feed {
                 self.backfill().await?;
                 let link = self.wait_for_link().await?;
                 if again {
+                    // The server that was gone may have let go of our lock as well, and another member may wait for the slot.
+                    if let Reader::Group(_, Some(place)) = &self.reader {
+                        place.still_held().await?;
+                    }
                     info!("connected again");
                 }
                 Ok(Some(link))

@@ -1,4 +1,4 @@
-//! `postbox maintain`, and what every member does beside delivering: calling `postbox.maintain()` now and then. Whoever comes
+//! `postbox maintain`, and what every process does beside delivering: calling `postbox.maintain()` now and then. Whoever comes
 //! first does the work; the server tells the others so.
 
 use std::collections::HashSet;
@@ -124,14 +124,30 @@ pub(crate) async fn run(info: &ConnInfo, stop: impl Future<Output = ()>) -> Resu
     }
 }
 
-/// Runs maintenance beside something that matters more: what is wrong is logged once, and tried again.
-pub(crate) async fn beside(info: &ConnInfo) {
+/// Maintenance beside something that matters more; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Beside(tokio::task::JoinHandle<()>);
+
+impl Beside {
+    pub(crate) fn start(info: ConnInfo) -> Self {
+        Self(tokio::spawn(async move { beside(&info).await }))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What is wrong is logged once, and tried again.
+async fn beside(info: &ConnInfo) {
     let mut told = None;
     loop {
         if let Err(error) = run(info, std::future::pending()).await {
             let text = error.chain();
             if told.as_ref() != Some(&text) {
-                info!("no maintenance by this member: {text}");
+                info!("no maintenance by this process: {text}");
                 told = Some(text);
             }
         }

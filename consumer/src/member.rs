@@ -268,6 +268,20 @@ impl Place {
         Ok(())
     }
 
+    /// Asks the session that holds the lock.
+    pub(crate) async fn still_held(&self) -> Result<()> {
+        let beat = async { group::query(&self.client, "SELECT epoch FROM postbox._beat($1)", &[&self.group]).await };
+        let lost = match timeout(BEAT * 10, beat).await {
+            Ok(Ok(rows)) => match rows.first().map(|row| row.try_get::<_, i64>(0)).transpose()? {
+                Some(epoch) if epoch == self.epoch => return Ok(()),
+                _ => Lost::Replaced,
+            },
+            Ok(Err(error)) => Lost::CutOff(error.chain()),
+            Err(_) => Lost::CutOff("the server does not answer".to_owned()),
+        };
+        Err(lost.into_error(&self.group))
+    }
+
     /// Leaves in order: the next member need not wonder what became of this one.
     pub(crate) async fn release(self) {
         self.heartbeat.abort();

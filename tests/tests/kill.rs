@@ -148,7 +148,7 @@ fn run(step: &str, before: Before, fault: Fault, sink: Sink) {
     let mut two = stage.member("two", arguments);
     wait_until("the other stands by", PATIENCE, || {
         let log = two.log();
-        (log.contains("standing by") || log.contains("active member")).then_some(())
+        (log.contains("standing by") || log.contains("active member of group")).then_some(())
     });
     let name = step.split('@').next().unwrap_or_default();
     let fired = format!("failpoint {name}: {action}");
@@ -172,7 +172,7 @@ fn run(step: &str, before: Before, fault: Fault, sink: Sink) {
         }
         Fault::Link => proxy.cut(),
     }
-    two.wait_for_log("active member", 1, PATIENCE);
+    two.wait_for_log("active member of group", 1, PATIENCE);
     if fault != Fault::Member {
         one.signal(Signal::CONT);
     }

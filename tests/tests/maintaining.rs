@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use postbox_tests::{Cluster, postbox_binary, wait_until};
+use postbox_tests::{Cluster, Run, postbox_binary, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn postbox(cluster: &Cluster, arguments: &[&str]) -> Command {
@@ -42,6 +42,37 @@ fn once_does_all_there_is_to_do_and_says_what() {
     let output = postbox(&cluster, &["maintain", "--once"]).output().unwrap();
     assert_eq!(output.status.code(), Some(5), "{output:?}");
     assert!(String::from_utf8(output.stderr).unwrap().contains("CREATE EXTENSION postbox"));
+}
+
+/// Retention has something to do, and somebody who delivers does it.
+fn maintained_by(cluster: &Cluster, application: &str) {
+    let emptied = "SELECT NOT EXISTS (SELECT FROM orders_g0), (SELECT application FROM postbox.maintenance)";
+    let expected = format!("t|{application}");
+    wait_until("the old leaf is empty", Duration::from_secs(60), || {
+        (cluster.psql("postgres", emptied) == expected).then_some(())
+    });
+}
+
+#[test]
+fn whoever_runs_maintains_with_a_group_or_a_slot() {
+    for source in ["--group", "--slot"] {
+        let cluster = with_full_leaf();
+        cluster.psql("postgres", "SELECT pg_create_logical_replication_slot('by_hand', 'postbox')");
+        cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
+        let name = if source == "--group" { "g" } else { "by_hand" };
+        let run = Run::start(&cluster.conninfo("postgres"), &[source, name]);
+        maintained_by(&cluster, "postbox");
+        assert_eq!(run.terminate(Duration::from_secs(30)).code, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_does_a_consumer_of_the_library() {
+    let cluster = with_full_leaf();
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
+    let events = postbox::Consumer::builder(cluster.conninfo("postgres")).group("g").connect().await.expect("a member");
+    tokio::task::block_in_place(|| maintained_by(&cluster, "postbox"));
+    events.close().await.expect("in order");
 }
 
 #[test]

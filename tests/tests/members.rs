@@ -33,7 +33,7 @@ impl Team {
     /// A member that delivers.
     fn active(&self, name: &str, arguments: &[&str]) -> Run {
         let mut member = self.member(name, arguments);
-        member.wait_for_log("active member", 1, PATIENCE);
+        member.wait_for_log("active member of group", 1, PATIENCE);
         member
     }
 
@@ -195,7 +195,7 @@ fn a_member_that_loses_its_control_session_stands_by_and_comes_back() {
     one.wait_for(10, PATIENCE);
     let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'postbox:g:one'";
     assert_eq!(team.psql(terminate), "t");
-    one.wait_for_log("active member", 2, PATIENCE);
+    one.wait_for_log("active member of group", 2, PATIENCE);
     team.publish(10);
     one.wait_for(20, PATIENCE);
     let ended = one.terminate(PATIENCE);
@@ -327,7 +327,7 @@ fn a_member_whose_reader_hangs_gives_up_its_place_and_writes_nothing_after() {
     let team = Team::open();
     let common = ["--group", "g", "--member", "one", "--max-processing", "1s", "--no-maintenance"];
     let one = Run::start_held(&team.cluster.conninfo("postgres"), &common);
-    wait_until("it is active", PATIENCE, || one.log().contains("active member").then_some(()));
+    wait_until("it is active", PATIENCE, || one.log().contains("active member of group").then_some(()));
     let mut two = team.standby("two");
     team.psql(
         "INSERT INTO orders (type, payload) SELECT 't', jsonb_build_object('filler', repeat('x', 1000)) FROM generate_series(1, 500)",
@@ -362,8 +362,21 @@ fn describe_says_who_does_what() {
     let team = Team::open();
     let one = team.active("one", &[]);
     let _two = team.standby("two");
-    let text = team.psql("SELECT postbox.describe_consumer_group('g')");
+    team.psql(
+        "SELECT postbox.set_retention('orders', '0'); INSERT INTO orders (type, payload) VALUES ('t', '{}');
+         SELECT setval('orders_seq_seq', (1 << 20) + 1); INSERT INTO orders (type, payload) VALUES ('t', '{}');
+         SELECT postbox.maintain(true)",
+    );
+    let mut postbox = std::process::Command::new(postbox_tests::postbox_binary());
+    let conninfo = team.cluster.conninfo("postgres");
+    let output = postbox.args(["group", "describe", "g", "--database", &conninfo]).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("text");
+    let expires = team.psql("SELECT to_char(expires_at, 'YYYY-MM-DD HH24:MI') FROM postbox.active_leases");
     for part in [
+        &format!("lease until {expires}"),
+        "Restart lag:   ",
+        "Pinned:        public.orders by consumer group g, which had dealt with everything until ",
         "Group:         g",
         "public.orders",
         "active",

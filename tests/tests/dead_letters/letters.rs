@@ -53,9 +53,22 @@ fn letters_survive_a_crash_of_the_server_whatever_the_database_says_about_synchr
     office.shop.cluster.start_again();
     assert_eq!(office.letters("key, why"), ["k1|failed", "k2|failed", "k3|failed"]);
     // The member waits until the server is back, and goes on.
-    run.wait_for_log("active member", 2, PATIENCE);
+    run.wait_for_log("active member of group", 2, PATIENCE);
     let ended = run.terminate(PATIENCE);
     assert_eq!(ended.code, Some(0), "{}", ended.log);
+}
+
+#[test]
+fn an_event_that_fails_for_too_long_is_a_letter_however_often_it_may_be_tried() {
+    let office = Office::open();
+    let begin = std::time::Instant::now();
+    let run = office.exec(SAY, &["--max-attempts", "1000000", "--max-retry-time", "700ms"]);
+    office.publish("poison", "a", "1");
+    office.publish("kept", "a", "2");
+    office.wait_for_letters("why, key, attempts > 2", &["failed|a|t"]);
+    assert!(begin.elapsed() >= std::time::Duration::from_millis(700), "after {:?}", begin.elapsed());
+    wait_until("the next of the key", PATIENCE, || (office.log() == ["2"]).then_some(()));
+    assert_eq!(run.terminate(PATIENCE).code, Some(0));
 }
 
 #[test]

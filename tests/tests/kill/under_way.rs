@@ -128,7 +128,7 @@ fn a_member_that_is_cut_off_while_it_delivers_stops_before_another_begins() {
     let proxy = Proxy::to(stage.cluster.port());
     let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname=postgres connect_timeout=2", proxy.port());
     let mut one = stage.member_at("one", &conninfo, &[]);
-    one.wait_for_log("active member", 1, PATIENCE);
+    one.wait_for_log("active member of group", 1, PATIENCE);
     let mut two = stage.member("two", &[]);
     two.wait_for_log("standing by", 1, PATIENCE);
     // Work for many seconds more than a session lasts.
@@ -137,7 +137,7 @@ fn a_member_that_is_cut_off_while_it_delivers_stops_before_another_begins() {
     wait_until("it delivers", PATIENCE, || (stage.log().len() > 20).then_some(()));
     proxy.swallow();
     let cut_off_at = stage.log().len();
-    two.wait_for_log("active member", 1, PATIENCE);
+    two.wait_for_log("active member of group", 1, PATIENCE);
     stage.wait_until_dealt_with();
     let log = stage.log();
     let first = log.iter().position(|(member, _)| member == "two").expect("the other delivers");

@@ -256,3 +256,30 @@ async fn a_consumer_of_the_library_goes_on_with_its_failover_slot() {
         library(false).await;
     }
 }
+
+/// The standby was promoted before it had the slot: as without failover slots, and the new one is kept on standbys again.
+#[test]
+fn a_failover_slot_that_had_not_come_along_is_recovered() {
+    if major() < 17 {
+        return;
+    }
+    let office = primary();
+    let standby = office.cluster.standby_with(&[("primary_slot_name", "to_standby")]);
+    office.psql("SELECT postbox.create_consumer_group('g', '{orders}', failover => true)");
+    office.publish("a", 1, 30);
+    let before = office.deliver();
+    office.publish("a", 31, 60);
+    caught_up(&office, &standby);
+    kill(&office);
+    promote(&standby);
+    standby.psql("postgres", "INSERT INTO orders (type, key, payload) VALUES ('b:1', 'b', '{}')");
+    let refused = super::run(&standby, &["--exit-when-idle", "200ms"]).end(PATIENCE);
+    assert_eq!((refused.code, refused.lines.len()), (Some(4), 0), "{}", refused.log);
+    assert!(refused.log.contains("postbox group recover g"), "{}", refused.log);
+    let (code, said) = super::group(&standby, &["recover", "g"]);
+    assert_eq!(code, 0, "{said}");
+    let after = super::run(&standby, &["--exit-when-idle", "200ms"]).end(PATIENCE);
+    assert_eq!(after.code, Some(0), "{}", after.log);
+    assert_came(&[before, after.lines].concat(), &stored(&standby));
+    assert_eq!(standby.psql("postgres", "SELECT failover FROM pg_replication_slots WHERE plugin = 'postbox'"), "t");
+}

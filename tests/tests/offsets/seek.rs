@@ -3,7 +3,7 @@
 use postbox_tests::wait_until;
 
 use super::earliest::{hold, office_without_its_standby, release};
-use super::{Office, assert_came, execute, names, numbered};
+use super::{CHECKPOINT, Office, assert_came, execute, names, numbered};
 use crate::shop::PATIENCE;
 
 /// Notes a moment, as maintenance does every ten seconds.
@@ -269,4 +269,76 @@ async fn a_seek_waits_for_retention_before_it_looks() {
     .await;
     let error = seeking.await.expect("no panic").expect_err("rows are gone");
     assert!(error.as_db_error().expect("of the server").message().contains("still holds"), "{error}");
+}
+
+#[test]
+fn forwards_to_a_time_what_was_committed_before_does_not_come() {
+    let office = delivered();
+    office.publish("a", 21, 30);
+    sample(&office);
+    let time = office.psql("SELECT clock_timestamp()");
+    office.publish("a", 31, 40);
+    let (code, said) = office.group(&["seek", "g", "--to", &time]);
+    assert!(code == 0 && said.starts_with("consumer group g moves forward"), "{said}");
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 31, 40)), 0);
+    assert_eq!(office.deliver(), []);
+}
+
+/// Retention as maintenance does it, and a group as a member moves it.
+#[test]
+fn retention_leaves_what_a_recovery_needs_and_a_seek_is_refused_below_it() {
+    let office = Office::open();
+    office.psql(
+        "SELECT postbox.drop_outbox('orders'); SELECT postbox.create_outbox('orders', generation_rows => 1024);
+         SELECT postbox.set_retention('orders', '0')",
+    );
+    office.create("latest");
+    let turn = "SELECT setval('orders_seq_seq', (((pg_sequence_last_value('orders_seq_seq') >> 10) + 1) << 10) - 1)";
+    let maintain = || office.psql("SELECT step, outcome, detail FROM postbox.maintain(true) WHERE step = 'retention'");
+    office.publish("old", 1, 20);
+    sample(&office);
+    let before = office.psql("SELECT clock_timestamp()");
+    let position = office.psql("SELECT pg_current_wal_insert_lsn()");
+    let old_id = event_id(&office, "old:5");
+    office.psql(turn);
+    office.publish("mid", 1, 20);
+    assert!(maintain().contains("pinned"), "the group has had none of it");
+    assert_eq!(office.stored().len(), 40);
+
+    let mut run = office.run(&["--no-maintenance"]);
+    run.wait_for(40, PATIENCE);
+    // A checkpoint of the member, and not that of the making.
+    let dealt_with = "SELECT bool_and(pg_visible_in_snapshot(o.xid, c.snapshot)) FROM orders o, postbox.checkpoint c";
+    wait_until("a checkpoint", CHECKPOINT, || (office.psql(dealt_with) == "t").then_some(()));
+    let emptied =
+        wait_until("the old leaf is emptied", PATIENCE, || Some(maintain()).filter(|done| done.contains("emptied")));
+    assert!(emptied.contains("retention|emptied|public.orders_g0 with 20 rows"), "{emptied}");
+    assert_eq!(office.stored(), numbered("mid", 1, 20));
+
+    // Delivered, and not part of a checkpoint: a recovery would need them.
+    office.publish("new", 1, 10);
+    run.wait_for(50, PATIENCE);
+    run.kill();
+    office.psql(turn);
+    office.publish("next", 1, 5);
+    wait_until("only what is needed is left", PATIENCE, || maintain().contains("pinned").then_some(()));
+    assert!(office.stored().is_superset(&numbered("new", 1, 10)));
+
+    for (target, text) in [
+        (before.as_str(), "is before what outbox public.orders still holds"),
+        (&position, "is before what outbox public.orders still holds"),
+        (&old_id, "holds an event with the id"),
+    ] {
+        let (code, said) = office.group(&["seek", "g", "--to", target]);
+        assert!(code == 2 && said.contains(text), "{target}: {code} {said}");
+    }
+    wait_until("the slot is dropped", PATIENCE, || {
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+        office.cluster.psql_result("postgres", drop).ok()
+    });
+    assert_eq!(office.group(&["recover", "g"]).0, 0);
+    let came = names(&office.deliver_with(&["--no-maintenance"]));
+    assert!(came.is_superset(&(&numbered("new", 1, 10) | &numbered("next", 1, 5))), "{came:?}");
+    seek(&office, "earliest");
+    assert_eq!(names(&office.deliver()), office.stored());
 }

@@ -243,6 +243,36 @@ async fn a_group_over_its_budget_loses_its_slot_if_told_so() {
     assert!(!reader.wait().unwrap().success());
 }
 
+#[tokio::test]
+async fn a_slot_that_is_about_to_be_lost_is_told_and_one_that_is_gone_once_more() {
+    let cluster = Cluster::builder()
+        .setting("max_slot_wal_keep_size", "1MB")
+        .setting("min_wal_size", "32MB")
+        .setting("checkpoint_timeout", "1h")
+        .start();
+    let client = cluster.client("postgres").await;
+    run(&client, "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')").await;
+    for group in ["g", "h"] {
+        run(&client, &format!("SELECT postbox.create_consumer_group('{group}', '{{orders}}')")).await;
+    }
+    assert!(!listen(&cluster, MAINTAIN).contains("slot_at_risk"));
+    // The slot's segment is kept until the next checkpoint.
+    for _ in 0..4 {
+        run(&client, "SELECT pg_logical_emit_message(false, 'filler', 'x'); SELECT pg_switch_wal()").await;
+    }
+    let status = "SELECT DISTINCT wal_status FROM postbox.consumer_groups";
+    assert_eq!(row(&client, status).await, "unreserved");
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"kind\": \"slot_at_risk\"") && heard.contains("\"unreserved\""), "{heard}");
+    assert!(!listen(&cluster, MAINTAIN).contains("slot_at_risk"), "once");
+
+    run(&client, "CHECKPOINT").await;
+    assert_eq!(row(&client, status).await, "lost");
+    run(&client, "SELECT pg_drop_replication_slot(slot_name) FROM postbox.consumer_group WHERE name = 'h'").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"reasons\": [\"lost\"") && heard.contains("\"reasons\": [\"missing\"]"), "{heard}");
+}
+
 /// What waits in the slot would be lost for good.
 #[tokio::test]
 async fn a_slot_is_never_dropped_for_its_budget_if_the_table_cannot_give_what_waits_in_it() {

@@ -73,7 +73,7 @@ fn takeovers(cluster: &Cluster, kills: u64) -> Vec<f64> {
     cluster.psql(DATABASE, "SELECT postbox.create_consumer_group('takeover', '{events}')");
     let member = || Run::start(&cluster.conninfo(DATABASE), &["--group", "takeover", "--no-maintenance"]);
     let mut active = member();
-    active.wait_for_log("active member", 1, PATIENCE);
+    active.wait_for_log("active member of group", 1, PATIENCE);
     let mut millis = Vec::new();
     for _ in 0..kills {
         let mut standby = member();
