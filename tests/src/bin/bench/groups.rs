@@ -44,11 +44,19 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
     cluster.psql(DATABASE, &format!("CALL with_many_events({}, 1000)", events.div_ceil(1000)));
     cluster.psql(DATABASE, "SELECT postbox.maintain(true)");
     for view in VIEWS {
-        let sql = format!("EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM postbox.{view}");
-        let times = (0..20).map(|_| execution_millis(&cluster.psql(DATABASE, &sql))).collect::<Vec<_>>();
-        let times = Samples::new(times);
-        row(&mut report, &format!("SELECT * FROM {view}"), "ms", &times);
-        report.target(format!("{view}, median ms"), times.median(), 5.0);
+        // One session, as a monitor has; the first time, it reads the catalogs.
+        let sql = format!("EXPLAIN (ANALYZE) SELECT * FROM postbox.{view};").repeat(21);
+        let explained = cluster.psql(DATABASE, &sql);
+        let (planning, execution) = (millis(&explained, "Planning"), millis(&explained, "Execution"));
+        let whole: Vec<f64> =
+            planning.iter().zip(&execution).map(|(planning, execution)| planning + execution).collect();
+        let (first, others) = whole.split_first().ok_or("no plan")?;
+        let (planning, execution) = (Samples::new(planning[1..].to_vec()), Samples::new(execution[1..].to_vec()));
+        let whole = Samples::new(others.to_vec());
+        row(&mut report, &format!("SELECT * FROM {view}, planned"), "ms", &planning);
+        row(&mut report, &format!("SELECT * FROM {view}, executed"), "ms", &execution);
+        report.target(format!("{view}, planned and executed, median ms"), whole.median(), 5.0);
+        report.note(format!("{view} for the first time in a session: {first:.1} ms"));
     }
 
     let mut seconds = Vec::new();
@@ -113,8 +121,8 @@ fn recovery(cluster: &Cluster, events: u64) -> Outcome<Duration> {
     Ok(took)
 }
 
-/// Planning and execution together.
-fn execution_millis(explained: &str) -> f64 {
-    let plan: serde_json::Value = serde_json::from_str(explained).unwrap_or_default();
-    ["Planning Time", "Execution Time"].iter().filter_map(|key| plan[0][key].as_f64()).sum()
+/// The times of this phase of each of the plans.
+fn millis(explained: &str, phase: &str) -> Vec<f64> {
+    let line = format!("{phase} Time: ");
+    explained.lines().filter_map(|text| text.strip_prefix(&line)?.strip_suffix(" ms")?.parse().ok()).collect()
 }
