@@ -16,6 +16,7 @@ mod members;
 mod messages;
 mod offsets;
 mod regress;
+mod roles;
 mod shop;
 mod sizes;
 mod sql;
