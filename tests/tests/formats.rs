@@ -141,21 +141,3 @@ fn compressed_frames_bring_the_same_events_in_fewer_bytes() {
     assert_eq!(deliver(&cluster, "postgres", &["--slot", "s", "--compression", "lz4"]), native);
     assert_eq!(deliver(&cluster, "postgres", &["--slot", "s"]), NONE);
 }
-
-#[test]
-fn events_that_came_by_replication_are_left_out_where_asked() {
-    let cluster = with_slot();
-    make_slot(&cluster, "postgres", "local");
-    cluster.psql(
-        "postgres",
-        "SELECT pg_replication_origin_create('elsewhere'); INSERT INTO fence (type) VALUES ('here');
-         SELECT pg_replication_origin_session_setup('elsewhere'); INSERT INTO fence (type) VALUES ('there');
-         SELECT pg_replication_origin_session_reset(); INSERT INTO fence (type) VALUES ('here again')",
-    );
-    let types = |arguments: &[&str]| {
-        let events = deliver(&cluster, "postgres", arguments);
-        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-    };
-    assert_eq!(types(&["--slot", "s"]), ["here", "there", "here again"]);
-    assert_eq!(types(&["--slot", "local", "--origin", "none"]), ["here", "here again"]);
-}

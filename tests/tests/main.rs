@@ -15,6 +15,7 @@ mod maintaining;
 mod members;
 mod messages;
 mod offsets;
+mod origins;
 mod regress;
 mod roles;
 mod shop;
