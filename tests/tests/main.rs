@@ -14,6 +14,7 @@ mod live;
 mod maintaining;
 mod members;
 mod messages;
+mod names;
 mod offsets;
 mod origins;
 mod regress;
