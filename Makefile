@@ -39,7 +39,8 @@ demo: build server-$(NEWEST) ## Show the main job on a private server; KEEP=1 le
 	@POSTBOX_PG=$(NEWEST) KEEP='$(KEEP)' $(CARGO) run --locked --quiet --release -p postbox-tests --bin demo
 
 test: build failpoints $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 and 18; MAJORS="16 17" chooses others
-	@failed=
+	@tests/fetch --tests
+	failed=
 	$(CARGO) test --locked --no-fail-fast $(PLAIN) || failed+=' crates'
 	for major in $(MAJORS); do
 	    echo "== PostgreSQL $$major =="
@@ -51,7 +52,7 @@ test: build failpoints $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 a
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
 test-older: build failpoints server-$(basename $(OLDER)) ## Run what depends on the minor release on an older one
-	@tests/fetch $(OLDER)
+	@tests/fetch --tests $(OLDER)
 	$(put)
 	# What was built for the newest minor release of its major, as packages are.
 	newest=target/pg/$(basename $(OLDER))

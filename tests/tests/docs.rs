@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use postbox_tests::tap::make_slot;
-use postbox_tests::{Cluster, knows_output_plugin_libraries, major, postbox_binary, wait_until};
+use postbox_tests::{Cluster, knows_output_plugin_libraries, major, postbox_binary, skip, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -196,7 +196,7 @@ fn the_statements_of_the_operations_guide_run() {
 #[test]
 fn the_plugin_is_allowed_by_the_lines_that_are_given() {
     if !knows_output_plugin_libraries() {
-        eprintln!("SKIPPED: this server takes every output plugin, so that there is no setting to change");
+        skip("this server takes every output plugin, so that there is no setting to change");
         return;
     }
     let cluster = Cluster::builder().setting("output_plugin_libraries", "pgoutput, test_decoding").start();
