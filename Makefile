@@ -2,6 +2,9 @@
 
 # The major versions of PostgreSQL to test; the last one runs the demo and the benchmarks.
 MAJORS ?= 15 18
+# A minor release from before August 2026, which does not ask what output plugins it may load, and what is tested on it.
+OLDER = 15.18
+OLDER_TESTS = harness:: messages:: transport::refusals:: docs:: decoding::
 # The server that `make install` puts Postbox into, and what to write there with, for instance SUDO=sudo.
 PG_CONFIG ?= pg_config
 SUDO ?=
@@ -27,7 +30,7 @@ SHELL = /bin/bash
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all build install lint bench failpoints fuzz mutants
+.PHONY: help demo test test-older test-all build install lint bench failpoints fuzz mutants
 
 help: ## Print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -36,7 +39,8 @@ demo: build server-$(NEWEST) ## Show the main job on a private server; KEEP=1 le
 	@POSTBOX_PG=$(NEWEST) KEEP='$(KEEP)' $(CARGO) run --locked --quiet --release -p postbox-tests --bin demo
 
 test: build failpoints $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 and 18; MAJORS="16 17" chooses others
-	@failed=
+	@tests/fetch --tests
+	failed=
 	$(CARGO) test --locked --no-fail-fast $(PLAIN) || failed+=' crates'
 	for major in $(MAJORS); do
 	    echo "== PostgreSQL $$major =="
@@ -47,8 +51,24 @@ test: build failpoints $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 a
 	done
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
+test-older: build failpoints server-$(basename $(OLDER)) ## Run what depends on the minor release on an older one
+	@tests/fetch --tests $(OLDER)
+	$(put)
+	# What was built for the newest minor release of its major, as packages are.
+	newest=target/pg/$(basename $(OLDER))
+	(cd "$$newest" && find . -name 'postbox.so' -o -name 'postbox.control' -o -name 'postbox--*.sql') | while read -r file; do
+	    put "$$newest/$$file" "target/pg/$(OLDER)/$$file"
+	done
+	echo "== PostgreSQL $(OLDER) =="
+	POSTBOX_PG=$(basename $(OLDER)) POSTBOX_SERVER='$(CURDIR)/target/pg/$(OLDER)' POSTBOX_BIN="$$CARGO_TARGET_DIR/release/postbox" \
+	    POSTBOX_FAILPOINTS_BIN="$$CARGO_TARGET_DIR/failpoints/debug/postbox" \
+	    $(CARGO) test --locked --no-fail-fast -p postbox-tests --test main -- $(OLDER_TESTS)
+
 test-all: ## Run every test on every supported major of PostgreSQL, 14 to 18
-	@$(MAKE) --no-print-directory test MAJORS='14 15 16 17 18'
+	@failed=
+	$(MAKE) --no-print-directory test MAJORS='14 15 16 17 18' || failed+=' majors'
+	$(MAKE) --no-print-directory test-older || failed+=' older'
+	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
 build: ## Build target/release/postbox
 	@$(CARGO) build --locked --release -p postbox

@@ -94,7 +94,8 @@ struct Run {
     /// Have the server compress what it sends: fewer bytes on the network, at some of its CPU
     #[arg(long, value_enum, default_value_t = CompressionName::None)]
     compression: CompressionName,
-    /// Which events to take: any, or those with no origin, which were not brought by logical replication
+    /// Which events to take: any, or those with no origin, which were not brought by logical replication (from a slot only: a
+    /// table does not tell)
     #[arg(long, value_enum, default_value_t = OriginName::Any)]
     origin: OriginName,
     /// Stop after so many events

@@ -322,11 +322,12 @@ impl Builder {
     pub(crate) fn membership(&self, info: ConnInfo, group: String) -> Membership {
         Membership {
             info,
+            member: self.member.clone().unwrap_or_else(|| member::default_name(&group)),
             group,
-            member: self.member.clone().unwrap_or_else(member::default_name),
             session_timeout: self.session_timeout,
             max_processing: self.max_processing,
             recover: self.recover,
+            local_only: self.options.origin == Origin::None,
         }
     }
 
@@ -373,6 +374,8 @@ impl Builder {
     }
 
     /// Leaves out events that were published on another server and came by logical replication ([`Origin::Any`] takes all).
+    /// What is stored in the table has no origin: such a consumer delivers nothing from there, and refuses a group that has to be
+    /// given stored events.
     #[must_use]
     pub fn origin(mut self, origin: Origin) -> Self {
         self.options.origin = origin;
@@ -463,6 +466,10 @@ impl Builder {
             return Err(Error::new(ErrorKind::Usage, "neither a group nor a slot is named")
                 .with_hint("Call group() or slot() on the builder."));
         };
+        if self.recover && self.options.origin == Origin::None {
+            let message = "recovery delivers from the table, which does not tell which events came by replication";
+            return Err(Error::new(ErrorKind::Usage, message).with_hint("Leave out --recover, or --origin none."));
+        }
         let (feed, link, shared, batches) = Feed::open(info, source, self).await?;
         let term = feed.term();
         Ok(Consumer {

@@ -37,6 +37,8 @@ pub(crate) struct Membership {
     pub(crate) max_processing: Duration,
     /// Make the slot anew by oneself when it is lost.
     pub(crate) recover: bool,
+    /// Only what was published on this server is wanted.
+    pub(crate) local_only: bool,
 }
 
 /// The place of the active member. Dropping it gives the place up.
@@ -183,6 +185,16 @@ impl Membership {
             info!("taking over from {former}, which did not leave in order");
         }
         let backfills = Backfill::list(&client, &self.group).await?;
+        if self.local_only && backfills.iter().any(|backfill| !backfill.finished) {
+            let message = format!(
+                "group {} has stored events to deliver, and a table does not tell which of them came by replication",
+                self.group
+            );
+            return Err(Error::new(ErrorKind::Usage, message).with_hint(format!(
+                "Run without --origin none until they are delivered, or skip them: postbox group seek {} --to latest.",
+                self.group
+            )));
+        }
         let client = Arc::new(client);
         let (sender, lost) = watch::channel(None);
         // The answers to what was sent since have come from a session that holds the lock.
@@ -401,10 +413,20 @@ impl Heartbeat {
 const STALE: &str = "24000";
 
 /// How a member names itself unless told: the machine and the process.
-pub(crate) fn default_name() -> String {
+/// Machine and process. The server cuts the name of a session, `postbox:GROUP:MACHINE:PROCESS`, at 63 bytes: the process has to
+/// be left of it, or two members would have one name.
+pub(crate) fn default_name(group: &str) -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    format!("{}:{}", host.as_deref().unwrap_or("localhost"), std::process::id())
+    name_in(group, host.as_deref().unwrap_or("localhost"), std::process::id())
 }
+
+fn name_in(group: &str, host: &str, process: u32) -> String {
+    let process = process.to_string();
+    let room = SESSION_NAME_BYTES.saturating_sub("postbox:::".len() + group.len() + process.len());
+    format!("{}:{process}", &host[..host.floor_char_boundary(room)])
+}
+
+const SESSION_NAME_BYTES: usize = 63;
 
 impl Lost {
     /// As the error that ends the stream.
@@ -415,5 +437,22 @@ impl Lost {
             Self::CutOff(why) => format!("lost the place in group {group}: {why}"),
         };
         Error::new(ErrorKind::PlaceLost, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_the_process_however_long_the_group_and_the_machine_are() {
+        assert_eq!(name_in("billing", "db7", 4_194_304), "db7:4194304");
+        let group = "g".repeat(40);
+        for host in ["a-machine-with-a-long-name.example", "größer-als-sonst"] {
+            let name = format!("postbox:{group}:{}", name_in(&group, host, 4_194_304));
+            assert!(name.len() <= SESSION_NAME_BYTES && name.ends_with(":4194304"), "{name}");
+        }
+        assert_eq!(name_in(&group, "größer", 4_194_304), "größ:4194304");
+        assert_eq!(name_in(&"g".repeat(99), "host", 1), ":1");
     }
 }

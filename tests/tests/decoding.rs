@@ -410,3 +410,54 @@ fn the_slot_works_with_pg_recvlogical_and_get_changes() {
         .unwrap();
     assert!(String::from_utf8_lossy(&bare.stderr).contains("needs a value"), "PostgreSQL {}: {bare:?}", major());
 }
+
+#[test]
+fn the_text_form_is_refused_and_reads_end_where_they_are_told() {
+    let cluster = with_outbox("jsonb");
+    for event_type in ["a", "b", "c", "d"] {
+        cluster.psql("postgres", &format!("INSERT INTO events (type) VALUES ('{event_type}'), ('second')"));
+    }
+    for function in ["get", "peek"] {
+        let sql = format!("SELECT * FROM pg_logical_slot_{function}_changes('s', NULL, NULL)");
+        let error = cluster.psql_result("postgres", &sql).unwrap_err();
+        assert!(error.contains("\"postbox\" produces binary output"), "{error}");
+    }
+    // Changes are counted by frames, and a position means the transaction that it lies in too.
+    let read = |upto: &str| {
+        let rows = "SELECT d.type FROM pg_logical_slot_get_binary_changes('s', UPTO) s, postbox.decode(s.data) d WHERE d.ordinal = 0";
+        cluster.psql("postgres", &rows.replace("UPTO", upto)).replace('\n', " ")
+    };
+    assert_eq!(read("NULL, 1"), "a");
+    let second = peek(&cluster, "s", "")[0].transaction;
+    assert_eq!(read(&format!("'{}', NULL", second.end_lsn)), "b");
+    assert_eq!((read("NULL, 1000"), read("NULL, NULL")), ("c d".to_owned(), String::new()));
+}
+
+#[test]
+fn rows_with_nothing_in_them_become_error_events_for_every_payload_type() {
+    for payload_type in ["jsonb", "json", "text", "bytea"] {
+        let cluster = with_outbox(payload_type);
+        cluster.psql(
+            "postgres",
+            &format!(
+                "CREATE TABLE loose (event_id uuid, type text, key text, headers jsonb, payload {payload_type});
+                 SELECT postbox.adopt_outbox('loose');
+                 ALTER TABLE events ALTER event_id DROP NOT NULL, ALTER type DROP NOT NULL, ALTER created_at DROP NOT NULL, ALTER xid DROP NOT NULL;
+                 INSERT INTO events (event_id, type, key, headers, payload, created_at, xid) VALUES (NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+                 INSERT INTO loose DEFAULT VALUES;
+                 INSERT INTO events (type, key, headers, payload, created_at, xid) VALUES ('all that may be', NULL, NULL, NULL, NULL, NULL)"
+            ),
+        );
+        let events = peek_events(&cluster, "s");
+        assert_eq!(events.len(), 3, "{payload_type}");
+        for event in &events[..2] {
+            assert_eq!(event["error"]["code"], "null", "{payload_type}: {event}");
+            let fields = ["event_id", "type", "key", "headers", "payload"];
+            assert!(fields.iter().all(|field| event[field].is_null()), "{payload_type}: {event}");
+        }
+        assert_eq!((&events[2]["type"], events[2].get("error")), (&json!("all that may be"), None));
+        let fields = ["key", "headers", "payload"];
+        assert!(fields.iter().all(|field| events[2][field].is_null()), "{payload_type}: {}", events[2]);
+        assert_eq!(deliver(&cluster, "postgres", &["--slot", "s"]), events, "{payload_type}");
+    }
+}

@@ -1,18 +1,22 @@
 //! The commands of the README and of docs/ are run as they stand there.
 
+use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use postbox_tests::tap::make_slot;
-use postbox_tests::{Cluster, knows_output_plugin_libraries, postbox_binary, wait_until};
+use postbox_tests::{Cluster, knows_output_plugin_libraries, major, postbox_binary, skip, wait_until};
 use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::shop::PATIENCE;
 
 /// The fenced blocks of a document: language and content.
 pub(crate) fn blocks(document: &str) -> Vec<(String, String)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document);
-    let text = fs::read_to_string(&path).unwrap();
+    let text = page(document);
     let mut blocks = Vec::new();
     let mut open: Option<(String, String)> = None;
     for line in text.lines() {
@@ -29,14 +33,64 @@ pub(crate) fn blocks(document: &str) -> Vec<(String, String)> {
     blocks
 }
 
+fn page(document: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document)).unwrap()
+}
+
+/// The code within the text of a document that begins with this.
+pub(crate) fn spans(document: &str, begin: &str) -> Vec<String> {
+    page(document).split('`').filter(|code| code.starts_with(begin)).map(str::to_owned).collect()
+}
+
+const PATH: &str = "/usr/bin:/bin";
+
 fn postbox(cluster: &Cluster, line: &str) -> Command {
+    let arguments = line.strip_prefix("postbox").unwrap();
     let mut command = Command::new("sh");
-    let binary = postbox_binary();
-    let path = format!("{}:/usr/bin:/bin", binary.parent().unwrap().display());
-    command.args(["-c", &format!("exec {line}")]).env_clear().env("PATH", path);
+    command.args(["-c", &format!("exec '{}'{arguments}", postbox_binary().display())]);
+    command.env_clear().env("PATH", PATH);
     command.env("PGHOST", cluster.socket_dir()).env("PGPORT", cluster.port().to_string());
     command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
     command
+}
+
+/// A `curl` that keeps what it is given to send, in place of the one that would send it.
+struct Curl(TempDir);
+
+impl Curl {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let script = format!(
+            "#!/bin/sh\necho \"$*\" > {0}/arguments\n[ ! -e {0}/broken ] || {{ echo timeout >&2; exit 28; }}\ncat >> {0}/sent\n",
+            dir.path().display()
+        );
+        fs::write(dir.path().join("curl"), script).unwrap();
+        fs::set_permissions(dir.path().join("curl"), PermissionsExt::from_mode(0o755)).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A line of `postbox`, for which this is curl.
+    fn postbox(&self, cluster: &Cluster, line: &str) -> Command {
+        let mut command = postbox(cluster, line);
+        command.current_dir(self.0.path()).env("PATH", format!("{}:{PATH}", self.0.path().display()));
+        command
+    }
+
+    fn wait_until_sent(&self, types: &[&str]) {
+        wait_until("what curl is to send", PATIENCE, || {
+            let sent = fs::read_to_string(self.path("sent")).unwrap_or_default();
+            let sent: Vec<Value> = sent.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let mut sent: Vec<&str> = sent.iter().map(|event| event["type"].as_str().unwrap()).collect();
+            sent.sort_unstable();
+            (sent == types).then_some(())
+        });
+        let arguments = fs::read_to_string(self.path("arguments")).unwrap();
+        assert!(arguments.contains("--data-binary @-"), "{arguments}");
+    }
 }
 
 struct Running(Child);
@@ -53,7 +107,7 @@ fn the_readme_does_what_it_says() {
     let cluster = Cluster::start();
     let mut running = None;
     let mut shown = None;
-    let makefile = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Makefile")).unwrap();
+    let makefile = page("Makefile");
     for (language, content) in blocks("README.md") {
         match language.as_str() {
             "sql" => {
@@ -109,7 +163,7 @@ fn the_statements_of_the_operations_guide_run() {
     assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
     cluster.psql("postgres", &statements[1].1);
     for (_, lines) in commands {
-        // The others have their own tests.
+        // The others are run below.
         for line in lines.lines().filter(|line| line.starts_with("postbox maintain")) {
             let output = postbox(&cluster, line).output().unwrap();
             assert!(output.status.success(), "{line}: {output:?}");
@@ -127,33 +181,136 @@ fn the_statements_of_the_operations_guide_run() {
     // What drops the slots of this database leaves those of another one.
     cluster.psql("postgres", "CREATE DATABASE other");
     make_slot(&cluster, "other", "of_another");
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
-    let drop_slots = page.split('`').find(|code| code.starts_with("SELECT pg_drop_replication_slot")).unwrap();
-    cluster.psql("postgres", drop_slots);
+    cluster.psql("postgres", &spans("docs/operations.md", "SELECT pg_drop_replication_slot")[0]);
     assert_eq!(cluster.psql("postgres", "SELECT slot_name FROM pg_replication_slots"), "of_another");
+
+    // What pg_cron is told to run.
+    let schedule = spans("docs/operations.md", "SELECT cron.schedule(").remove(0);
+    let scheduled = schedule.rsplit('\'').nth(1).unwrap();
+    assert!(cluster.psql("postgres", scheduled).contains("maintain"), "{scheduled}");
+    let rows = spans("plugin/wire/README.md", "SELECT postbox._frame(");
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders'); SELECT postbox.publish('orders', 't', '1')");
+    assert_eq!(cluster.psql("postgres", &rows[0]).lines().count(), 1);
 }
 
 #[test]
-fn a_group_is_moved_and_recovered_as_the_operations_guide_says() {
+fn the_plugin_is_allowed_by_the_lines_that_are_given() {
+    if !knows_output_plugin_libraries() {
+        skip("this server takes every output plugin, so that there is no setting to change");
+        return;
+    }
+    let cluster = Cluster::builder().setting("output_plugin_libraries", "pgoutput, test_decoding").start();
+    cluster.psql("postgres", "CREATE ROLE billing LOGIN REPLICATION");
+    let make = |role: &str| {
+        let login = cluster.conninfo("postgres").replace("user=postgres", &format!("user={role}"));
+        let make = format!("SELECT pg_create_logical_replication_slot('{role}', 'postbox')");
+        cluster.psql_result("postgres", &format!("\\c \"{login}\"\n{make}"))
+    };
+    assert!(make("billing").is_err() && make("postgres").is_err());
+    for (begin, role, other) in
+        [("ALTER ROLE billing", "billing", Some("postgres")), ("ALTER SYSTEM", "postgres", None)]
+    {
+        let lines = spans("docs/operations.md", begin);
+        cluster.psql("postgres", &lines[0]);
+        cluster.psql("postgres", "SELECT pg_reload_conf()");
+        wait_until(&lines[0], PATIENCE, || make(role).ok());
+        assert!(other.is_none_or(|other| make(other).is_err()));
+    }
+}
+
+#[test]
+fn events_that_fail_are_handled_as_the_operations_guide_says() {
     let cluster = Cluster::start();
-    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events')");
-    cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '1')");
+    cluster.psql(
+        "postgres",
+        "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events');
+         SELECT postbox.create_consumer_group('billing', '{order_events}');
+         ALTER TABLE postbox.dead_letter ALTER COLUMN id RESTART WITH 17",
+    );
     let commands: Vec<String> = blocks("docs/operations.md")
         .into_iter()
-        .filter(|(language, content)| language == "sh" && content.contains("shipping"))
+        .filter(|(language, _)| language == "sh")
         .flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|line| line.contains("curl") || line.contains("dead-letter"))
         .collect();
-    assert_eq!(commands.len(), 8, "{commands:?}");
-    for line in commands {
-        if line.contains("recover") {
-            cluster.psql("postgres", "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
-            cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '2')");
+    assert_eq!(commands.len(), 6, "{commands:?}");
+    let curl = Curl::new();
+    // The command of the guide would try for a minute.
+    fs::write(curl.path("broken"), "").unwrap();
+    for (event_type, key) in [("order.paid", "ada"), ("order.sent", "bob"), ("order.lost", "eve")] {
+        cluster.psql("postgres", &format!("SELECT postbox.publish('order_events', '{event_type}', '1', '{key}')"));
+    }
+    let impatient = commands[0].replace("--concurrency 8", "--max-attempts 1 --exit-when-idle 300ms");
+    assert!(curl.postbox(&cluster, &impatient).status().unwrap().success());
+    cluster.psql(
+        "postgres",
+        "UPDATE postbox.dead_letter SET stored_at = stored_at - interval '2 h', first_failed_at = first_failed_at - interval '2 h'",
+    );
+    fs::remove_file(curl.path("broken")).unwrap();
+    let _member = Running(curl.postbox(&cluster, &commands[0]).spawn().unwrap());
+    for (line, says) in commands[1..].iter().zip([
+        "17 ",
+        "\"type\":\"order.paid\"",
+        "2 dead letters of billing redriven",
+        "dead letters of billing would be redriven",
+        "1 dead letter of billing discarded",
+    ]) {
+        let output = postbox(&cluster, line).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && printed.contains(says), "{line}: {printed}");
+        if line.contains("redrive billing 17 18") {
+            curl.wait_until_sent(&["order.paid", "order.sent"]);
         }
-        let output = postbox(&cluster, &line).output().unwrap();
+    }
+}
+
+#[test]
+fn several_groups_are_served_as_the_operations_guide_says() {
+    let cluster = Cluster::start();
+    cluster.psql(
+        "postgres",
+        "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events');
+         SELECT postbox.create_consumer_group('billing', '{order_events}')",
+    );
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('archive', '{order_events}')");
+    let curl = Curl::new();
+    let files: Vec<_> = blocks("docs/operations.md").into_iter().filter(|(language, _)| language == "toml").collect();
+    assert_eq!(files.len(), 1);
+    fs::write(curl.path("FILE"), &files[0].1).unwrap();
+    let serve = spans("docs/operations.md", "postbox serve").remove(0);
+    let mut serve = Running(curl.postbox(&cluster, &serve).stdout(Stdio::piped()).spawn().unwrap());
+    cluster.psql("postgres", "SELECT postbox.publish('order_events', 'order.paid', '1')");
+    curl.wait_until_sent(&["order.paid"]);
+    let mut printed = String::new();
+    BufReader::new(serve.0.stdout.take().unwrap()).read_line(&mut printed).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&printed).unwrap()["type"], "order.paid");
+}
+
+/// Into the server of the tests, where all of it lies already: so nothing is built anew, and nothing is replaced.
+#[test]
+fn make_installs_what_is_there() {
+    let lines: Vec<String> = blocks("README.md")
+        .into_iter()
+        .flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|line| line.starts_with("make install ") || line.starts_with("make build"))
+        .collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let server = format!("{}/target/pg/{}", root.display(), major());
+    for line in &lines {
+        let mut make = Command::new("sh");
+        make.args(["-c", &line.replace("/path/to", &format!("{server}/bin"))]).current_dir(root).env_clear();
+        // What cargo tells a test about its own crate would have others built anew.
+        for name in ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_TARGET_DIR"] {
+            make.envs(env::var_os(name).map(|value| (name, value)));
+        }
+        let output = make.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{line}: {output:?}");
-        if line.starts_with("postbox run") {
-            // The first one was passed by a seek to latest.
-            assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 1);
+        if line.starts_with("make install") {
+            let place = format!("Postbox {} is in PostgreSQL {}: ", env!("CARGO_PKG_VERSION"), major());
+            assert!(said.contains(&place) && said.contains(&format!("{server}/lib/postbox.so")), "{said}");
+            assert!(said.contains("CREATE EXTENSION postbox"), "{said}");
         }
     }
 }

@@ -132,3 +132,22 @@ fn names_of_any_encoding_are_followed_and_shown() {
         .unwrap_err();
     assert!(error.contains("outbox \"n\\u{f6}where\" does not exist"), "{error}");
 }
+
+#[test]
+fn a_name_that_is_no_text_does_not_stop_the_stream() {
+    let cluster = with_database("SQL_ASCII");
+    let name = "convert_from('\\x62e464', 'SQL_ASCII')";
+    cluster.psql(
+        "other",
+        &format!(
+            "DO $do$ BEGIN EXECUTE format('CREATE TABLE %I (event_id uuid DEFAULT gen_random_uuid(), type text, %I jsonb)', {name}, {name});
+                 PERFORM postbox.adopt_outbox({name}, payload => {name}); EXECUTE format('INSERT INTO %I (type, %I) VALUES (''odd'', ''1'')', {name}, {name}); END $do$;
+             INSERT INTO of_text (type) VALUES ('after')"
+        ),
+    );
+    let events = events(&cluster);
+    let shown = |event: &Value| (event["outbox"].clone(), event["type"].clone(), event["payload"].clone());
+    assert_eq!(shown(&events[0]), (json!("public.b\u{fffd}d"), json!("odd"), json!(1)));
+    assert_eq!(shown(&events[1]), (json!("public.of_text"), json!("after"), Value::Null));
+    assert_eq!(deliver(&cluster, "other", &["--slot", "s"]), events);
+}

@@ -1,10 +1,12 @@
 //! How the binary writes events: CloudEvents, and frames that come compressed.
 
 use std::collections::HashSet;
+use std::fs;
 
 use postbox_tests::Cluster;
 use postbox_tests::tap::{deliver, make_slot, peek_events, prepare, raw};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const NONE: [Value; 0] = [];
 
@@ -143,19 +145,37 @@ fn compressed_frames_bring_the_same_events_in_fewer_bytes() {
 }
 
 #[test]
-fn events_that_came_by_replication_are_left_out_where_asked() {
+fn cloudevents_go_to_commands_and_come_from_the_table() {
     let cluster = with_slot();
-    make_slot(&cluster, "postgres", "local");
-    cluster.psql(
-        "postgres",
-        "SELECT pg_replication_origin_create('elsewhere'); INSERT INTO fence (type) VALUES ('here');
-         SELECT pg_replication_origin_session_setup('elsewhere'); INSERT INTO fence (type) VALUES ('there');
-         SELECT pg_replication_origin_session_reset(); INSERT INTO fence (type) VALUES ('here again')",
-    );
-    let types = |arguments: &[&str]| {
-        let events = deliver(&cluster, "postgres", arguments);
-        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('live', '{fence}')");
+    for n in 1..4 {
+        let headers = r#"{"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
+        let sql = format!("INSERT INTO fence (key, type, headers, payload) VALUES ('k', 't{n}', '{headers}', '{n}')");
+        cluster.psql("postgres", &sql);
+    }
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('stored', '{fence}', 'earliest')");
+    let dir = TempDir::new().unwrap();
+    let said = |group: &str| {
+        let file = dir.path().join(group);
+        let command = format!("cat >> {}", file.display());
+        let exec = ["--group", group, "--format", "cloudevents", "--sink", "exec", "--exec", &command];
+        assert!(deliver(&cluster, "postgres", &exec).is_empty());
+        let lines = fs::read_to_string(file).unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
     };
-    assert_eq!(types(&["--slot", "s"]), ["here", "there", "here again"]);
-    assert_eq!(types(&["--slot", "local", "--origin", "none"]), ["here", "here again"]);
+    let mut printed = deliver(&cluster, "postgres", &["--slot", "s", "--format", "cloudevents"]);
+    assert_eq!(said("live"), printed);
+    // A row says nothing of its commit: no place in the log, and the time is when it was made.
+    let mut stored = said("stored");
+    let made = cluster.psql("postgres", "SELECT to_json(created_at AT TIME ZONE 'UTC')::text FROM fence ORDER BY seq");
+    for (event, made) in stored.iter_mut().zip(made.lines()) {
+        check_names(event);
+        let time = event.as_object_mut().unwrap().remove("time").unwrap();
+        assert!(time.as_str().unwrap().starts_with(made.trim_matches('"').trim_end_matches('0')), "{time} {made}");
+    }
+    for event in &mut printed {
+        let event = event.as_object_mut().unwrap();
+        assert!(event.remove("time").is_some() && event.remove("sequence").is_some());
+    }
+    assert_eq!(stored, printed);
 }

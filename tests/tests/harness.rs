@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use postbox_tests::{Cluster, Stop, major, wait_until, wait_until_async};
+use postbox_tests::{Cluster, Stop, knows_output_plugin_libraries, major, wait_until, wait_until_async};
 
 #[tokio::test]
 async fn a_cluster_starts_with_logical_wal_and_answers_over_socket_and_tcp() {
@@ -22,6 +22,20 @@ async fn a_cluster_starts_with_logical_wal_and_answers_over_socket_and_tcp() {
     let port =
         cluster.psql("postgres", &format!("\\c '{}'\nSELECT inet_server_port()", cluster.tcp_conninfo("postgres")));
     assert_eq!(port, cluster.port().to_string());
+}
+
+/// The tests for servers that ask which plugins they may load, and for those that do not, run on the right ones.
+#[test]
+fn minor_releases_since_august_2026_ask_which_plugins_they_may_load() {
+    let number = Cluster::start().psql("postgres", "SHOW server_version_num").parse::<u32>().unwrap();
+    let since = match number / 10_000 {
+        14 => 24,
+        15 => 19,
+        16 => 15,
+        17 => 11,
+        _ => 6,
+    };
+    assert_eq!(knows_output_plugin_libraries(), number % 10_000 >= since, "{number}");
 }
 
 #[test]

@@ -140,6 +140,44 @@ async fn a_leaf_that_is_detached_and_attached() {
 }
 
 #[tokio::test]
+async fn leaves_and_schemas_that_change_in_mid_transaction() {
+    let steps = [
+        "SELECT postbox.create_outbox('made')",
+        "BEGIN; INSERT INTO made (type) VALUES ('a'); ALTER TABLE made DETACH PARTITION made_g0;
+         INSERT INTO made_g0 (seq, type) OVERRIDING SYSTEM VALUE VALUES (5, 'on its own');
+         ALTER TABLE made ATTACH PARTITION made_g0 FOR VALUES IN (0); INSERT INTO made (type) VALUES ('b'); COMMIT",
+        "BEGIN; INSERT INTO made (type) VALUES ('c'); CREATE SCHEMA other; ALTER TABLE made SET SCHEMA other; INSERT INTO other.made (type) VALUES ('d');
+         ALTER SCHEMA other RENAME TO another; INSERT INTO another.made (type) VALUES ('e'); COMMIT",
+        "BEGIN; ALTER TABLE another.made DETACH PARTITION made_g0; INSERT INTO made_g0 (seq, type) OVERRIDING SYSTEM VALUE VALUES (6, 'on its own');
+         CREATE TABLE another.fresh PARTITION OF another.made FOR VALUES IN (0); INSERT INTO another.made (type) VALUES ('f'); COMMIT",
+        "INSERT INTO another.made (type) VALUES ('g'); INSERT INTO another.fresh (seq, type) OVERRIDING SYSTEM VALUE VALUES (7, 'h')",
+    ];
+    let expected = [
+        ("public.made", "a"),
+        ("public.made", "b"),
+        ("public.made", "c"),
+        ("other.made", "d"),
+        ("another.made", "e"),
+        ("another.made", "f"),
+        ("another.made", "g"),
+        ("another.made", "h"),
+    ];
+    assert_eq!(watch(&steps).await, pairs(&expected));
+}
+
+#[tokio::test]
+async fn an_outbox_dropped_and_made_anew_in_one_transaction() {
+    let steps = [
+        "SELECT postbox.create_outbox('made'); INSERT INTO made (type) VALUES ('a')",
+        "BEGIN; INSERT INTO made (type) VALUES ('b'); SELECT postbox.drop_outbox('made'); SELECT postbox.create_outbox('made', payload_type => 'text');
+         INSERT INTO made (type, payload) VALUES ('c', 'text'); COMMIT",
+        "INSERT INTO made (type, payload) VALUES ('d', 'text')",
+    ];
+    let expected = ["a", "b", "c", "d"].map(|event_type| ("public.made", event_type));
+    assert_eq!(watch(&steps).await, pairs(&expected));
+}
+
+#[tokio::test]
 async fn columns_that_change_between_and_within_transactions() {
     let steps = [
         "SELECT postbox.create_outbox('made'); INSERT INTO made (type, payload) VALUES ('a', '1')",

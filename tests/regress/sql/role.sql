@@ -9,6 +9,7 @@ CREATE ROLE a_publisher;
 CREATE ROLE a_consumer REPLICATION;
 CREATE ROLE an_operator;
 CREATE ROLE a_monitor;
+CREATE ROLE a_maintainer REPLICATION;
 -- With nothing for PUBLIC each role stands by its own grants.
 BEGIN;
 REVOKE ALL ON SCHEMA postbox FROM public;
@@ -18,6 +19,7 @@ SELECT postbox.grant_role('publisher', 'a_publisher', '{open_one,adopted_one}');
 SELECT postbox.grant_role('consumer', 'a_consumer');
 SELECT postbox.grant_role('operator', 'an_operator');
 SELECT postbox.grant_role('monitor', 'a_monitor');
+SELECT postbox.grant_role('maintainer', 'a_maintainer', '{open_one,adopted_one}');
 CREATE FUNCTION pg_temp.rights(object text, who text) RETURNS text LANGUAGE sql AS $$
     SELECT coalesce(string_agg(right_name, ',' ORDER BY n), '-')
     FROM unnest('{select,insert,update,delete,truncate,references,trigger}'::text[]) WITH ORDINALITY AS r(right_name, n)
@@ -25,13 +27,15 @@ CREATE FUNCTION pg_temp.rights(object text, who text) RETURNS text LANGUAGE sql 
 $$;
 SELECT c.oid::regclass AS relation, pg_temp.rights(c.oid::regclass::text, 'a_nobody') AS nobody,
     pg_temp.rights(c.oid::regclass::text, 'a_publisher') AS publisher, pg_temp.rights(c.oid::regclass::text, 'a_consumer') AS consumer,
-    pg_temp.rights(c.oid::regclass::text, 'an_operator') AS operator, pg_temp.rights(c.oid::regclass::text, 'a_monitor') AS monitor
+    pg_temp.rights(c.oid::regclass::text, 'an_operator') AS operator, pg_temp.rights(c.oid::regclass::text, 'a_monitor') AS monitor,
+    pg_temp.rights(c.oid::regclass::text, 'a_maintainer') AS maintainer
     FROM pg_class c
     WHERE (c.relnamespace = 'postbox'::regnamespace OR c.relname IN ('open_one', 'closed_one', 'adopted_one')) AND c.relkind IN ('r', 'p', 'v')
     ORDER BY c.relnamespace, c.relname COLLATE "C";
 SELECT p.oid::regprocedure AS function, has_function_privilege('a_nobody', p.oid, 'execute') AS nobody,
     has_function_privilege('a_publisher', p.oid, 'execute') AS publisher, has_function_privilege('a_consumer', p.oid, 'execute') AS consumer,
-    has_function_privilege('an_operator', p.oid, 'execute') AS operator, has_function_privilege('a_monitor', p.oid, 'execute') AS monitor
+    has_function_privilege('an_operator', p.oid, 'execute') AS operator, has_function_privilege('a_monitor', p.oid, 'execute') AS monitor,
+    has_function_privilege('a_maintainer', p.oid, 'execute') AS maintainer
     FROM pg_proc p WHERE p.pronamespace = 'postbox'::regnamespace ORDER BY p.oid::regprocedure::text COLLATE "C";
 -- The rights are enough.
 SET LOCAL ROLE a_publisher;
@@ -53,9 +57,10 @@ SELECT postbox.revoke_role('publisher', 'a_publisher', '{open_one,adopted_one}')
 SELECT postbox.revoke_role('consumer', 'a_consumer');
 SELECT postbox.revoke_role('operator', 'an_operator');
 SELECT postbox.revoke_role('monitor', 'a_monitor');
+SELECT postbox.revoke_role('maintainer', 'a_maintainer', '{open_one,adopted_one}');
 SELECT count(*) AS left_over FROM pg_proc p, aclexplode(p.proacl) a
     WHERE p.pronamespace = 'postbox'::regnamespace AND a.grantee IN ('an_operator'::regrole, 'a_monitor'::regrole, 'a_consumer'::regrole);
-SELECT has_table_privilege('a_publisher', 'open_one', 'insert') AS still;
+SELECT has_table_privilege('a_publisher', 'open_one', 'insert') AS still, has_table_privilege('a_maintainer', 'open_one', 'truncate') AS still_truncates;
 ROLLBACK;
 
 SELECT postbox.grant_role('owner', 'a_monitor');
@@ -76,6 +81,6 @@ SET ROLE an_operator;
 SELECT postbox.drop_outbox('open_one');
 SELECT postbox.grant_role('publisher', 'an_operator', '{open_one}');
 RESET ROLE;
-DROP OWNED BY a_publisher, an_operator, a_consumer, a_monitor;
-DROP ROLE a_nobody, a_publisher, an_operator, a_consumer, a_monitor;
+DROP OWNED BY a_publisher, an_operator, a_consumer, a_monitor, a_maintainer;
+DROP ROLE a_nobody, a_publisher, an_operator, a_consumer, a_monitor, a_maintainer;
 SELECT postbox.drop_outbox('open_one'), postbox.drop_outbox('closed_one'), postbox.drop_outbox('adopted_one');

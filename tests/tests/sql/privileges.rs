@@ -1,6 +1,9 @@
 //! Who may do what, and what nobody can smuggle in.
 
+use postbox_tests::wait_until_async;
+
 use super::{error, row, rows, run, start};
+use crate::shop::PATIENCE;
 
 #[tokio::test]
 async fn a_role_with_nothing_but_insert_can_publish_and_nothing_else() {
@@ -230,6 +233,55 @@ const SHADOWS: &str = r#"
     END
     $do$"#;
 
+/// What a superuser does with outboxes and groups; each line in a transaction of its own. `=` and `||` are trapped as well,
+/// so the statements themselves use none.
+const WORK: &str = r"
+SELECT postbox.create_outbox('orders', generation_rows => 1024); SELECT postbox.adopt_outbox('old', header_columns => '{tenant=t}'); SELECT postbox.adopt_outbox('serial', seq => 'n', xid => 'x')
+SELECT postbox._require_replayable('orders', 'x'); SELECT postbox.set_retention('orders', '0', 1000000)
+SELECT postbox.create_consumer_group('g', '{orders,old}')
+SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.jsonb); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.json)
+SELECT postbox.publish('old', 't', '{}'::pg_catalog.text, headers => NULL); INSERT INTO serial (type) VALUES ('t')
+SELECT d.* FROM postbox.consumer_group g, pg_catalog.pg_logical_slot_peek_binary_changes(g.slot_name, NULL, NULL), postbox.decode(data) d
+SELECT postbox.grant_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.grant_role('maintainer', 'mallory', '{orders,old}')
+SELECT postbox.grant_role('consumer', 'mallory'); SELECT postbox.grant_role('operator', 'mallory'); SELECT postbox.grant_role('monitor', 'mallory')
+SELECT postbox.revoke_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.revoke_role('maintainer', 'mallory', '{orders,old}')
+SELECT postbox.revoke_role('consumer', 'mallory'); SELECT postbox.revoke_role('operator', 'mallory'); SELECT postbox.revoke_role('monitor', 'mallory')
+SELECT postbox.drop_consumer_group('g')
+SELECT postbox.create_consumer_group('g', '{orders,serial}', 'earliest', wal_budget => 1000000)
+SELECT postbox.set_wal_budget('g', 1, 'drop'); SELECT postbox.set_wal_budget('g', NULL)
+SELECT postbox.pause_consumer_group('g'); SELECT postbox.resume_consumer_group('g')
+SELECT postbox.maintain(true)
+SELECT postbox.seek_consumer_group('g', 'earliest', dry_run => true)
+SELECT postbox.seek_consumer_group('g', '2020-01-01T00:00:00Z', dry_run => true)
+SELECT postbox.seek_consumer_group('g', c.lsn::pg_catalog.text, dry_run => true) FROM postbox.checkpoint c
+SELECT postbox.seek_consumer_group('g', o.event_id::pg_catalog.text) FROM orders o LIMIT 1
+SELECT postbox.seek_consumer_group('g', 'latest')
+SELECT postbox.seek_consumer_group('g', 'earliest')
+SELECT pg_catalog.pg_drop_replication_slot(g.slot_name) FROM postbox.consumer_group g
+SELECT postbox.recover_consumer_group('g')
+SELECT postbox._try_membership('g'); SELECT postbox._activate('g', 'me', '10 s', '1 min')
+SELECT s.frame FROM postbox._backfills('g') b, LATERAL postbox._stored_events('g', b.outbox, NULL, 10) s
+SELECT postbox._backfilled('g', g.epoch, b.outbox, 100, true) FROM postbox.consumer_group g, postbox._backfills('g') b
+SELECT postbox._checkpoint('g', g.epoch, b.snapshot, b.lsn) FROM postbox.consumer_group g, postbox._beat('g') b
+SELECT postbox._store_dead_letters('g', g.epoch, false, '{o,o}', '{1,2}', '{1,2}', '{1,2}', '{k,k}', '{t,t}', '{1,2}', '{0/1,0/2}', '{0,0}', '{now,now}', '{f,f}', '{failed,follower}', '{1,0}', '{\xff00,NULL}', '{now,NULL}', '{NULL,NULL}') FROM postbox.consumer_group g
+SELECT postbox._store_dead_letters('g', g.epoch, true, '{o}', '{3}', '{3}', '{3}', '{k}', '{t}', '{3}', '{0/3}', '{0}', '{now}', '{f}', '{follower}', '{0}', '{NULL}', '{NULL}', '{NULL}') FROM postbox.consumer_group g
+SELECT postbox.redrive_dead_letters('g', key => 'k', type => 't', error => 'x', older_than => '0', dry_run => true); SELECT postbox.redrive_dead_letters('g', every => true)
+SELECT postbox._dead_letter_keys('g', g.epoch) FROM postbox.consumer_group g
+SELECT postbox._fail_dead_letter('g', g.epoch, d.id, 'again', 10) FROM postbox.consumer_group g, postbox._due_dead_letters('g', true, true, '{7}', 10, 1000000) d
+SELECT postbox._delivered_dead_letter('g', g.epoch, min(d.id)) FROM postbox.consumer_group g, postbox.dead_letters d GROUP BY g.epoch
+SELECT postbox.discard_dead_letters('g', every => true)
+SELECT postbox._release('g', g.epoch) FROM postbox.consumer_group g; SELECT pg_catalog.pg_advisory_unlock_all()
+SELECT * FROM postbox.consumer_groups; SELECT * FROM postbox.consumer_status; SELECT * FROM postbox.active_leases; SELECT * FROM postbox.consumer_lag
+SELECT * FROM postbox.outboxes; SELECT * FROM postbox.outbox_status('orders'); SELECT * FROM postbox.retention_status; SELECT * FROM postbox.maintenance_status
+SELECT * FROM postbox.dead_letters; SELECT * FROM postbox._slot_risk; SELECT * FROM postbox._need; SELECT * FROM postbox._leaf; SELECT postbox.describe_consumer_group('g')
+SELECT postbox.set_wal_budget('g', 1, 'drop')
+SELECT postbox.publish('orders', 't', pg_catalog.to_jsonb(pg_catalog.repeat('x', 1000)::pg_catalog.text)) FROM pg_catalog.generate_series(1, 10)
+SELECT postbox.maintain(true)
+SELECT postbox.drop_consumer_group('g')
+SELECT pg_catalog.setval('orders_seq_seq', 1024); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text)
+SELECT postbox.maintain(true)
+SELECT postbox.drop_outbox('old'); SELECT postbox.drop_outbox('serial'); SELECT postbox.drop_outbox('orders')";
+
 #[tokio::test]
 async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
     let (_cluster, client) = start().await;
@@ -237,10 +289,13 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
         &client,
         "CREATE ROLE mallory; CREATE TABLE old (event_id uuid, type text, payload jsonb, tenant text);
          CREATE TABLE serial (event_id bigserial, type text, payload jsonb, n bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
-             x xid8 NOT NULL DEFAULT pg_current_xact_id())",
+             x xid8 NOT NULL DEFAULT pg_current_xact_id()); SET track_functions = 'all'",
     )
     .await;
+    // Left behind, for maintenance to find.
+    run(&client, "SELECT pg_create_logical_replication_slot(postbox._slot_name('gone', 1), 'postbox')").await;
     run(&client, SHADOWS).await;
+    run(&client, "CREATE FUNCTION evil.last() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'").await;
     // pg_temp first too: that is where relations and types are looked up by default.
     for path in ["evil, public, pg_catalog", "pg_temp, evil, public, pg_catalog", "evil, public"] {
         run(&client, &format!("SET search_path = {path}")).await;
@@ -248,29 +303,9 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
             let sprung = error(&client, "SELECT upper('the trap works'::pg_catalog.text)").await;
             assert!(sprung.message().contains("sprung"), "{sprung:?}");
         }
-        run(
-            &client,
-            "SELECT postbox.create_outbox('orders'); SELECT postbox.adopt_outbox('old', header_columns => '{tenant=t}');
-             SELECT postbox.adopt_outbox('serial', seq => 'n', xid => 'x');
-             SELECT * FROM postbox.outbox_status('orders'); SELECT * FROM postbox.outboxes;
-             SELECT postbox._require_replayable('orders', 'x')",
-        )
-        .await;
-        run(&client, "SELECT postbox.create_consumer_group('g', '{orders,old}')").await;
-        run(
-            &client,
-            "SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.jsonb);
-             SELECT postbox.publish('orders', 't', '{}'::pg_catalog.json); SELECT postbox.publish('old', 't', '{}'::pg_catalog.text, headers => NULL);
-             SELECT * FROM postbox.consumer_groups;
-             SELECT postbox.grant_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.grant_role('consumer', 'mallory');
-             SELECT postbox.grant_role('operator', 'mallory'); SELECT postbox.grant_role('monitor', 'mallory');
-             SELECT postbox.revoke_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.revoke_role('consumer', 'mallory');
-             SELECT postbox.revoke_role('operator', 'mallory'); SELECT postbox.revoke_role('monitor', 'mallory');
-             SELECT d.* FROM postbox.consumer_group g, pg_catalog.pg_logical_slot_peek_binary_changes(g.slot_name, NULL, NULL), postbox.decode(data) d;
-             SELECT postbox.drop_consumer_group('g'); SELECT postbox.drop_outbox('old'); SELECT postbox.drop_outbox('serial');
-             SELECT postbox.drop_outbox('orders')",
-        )
-        .await;
+        for transaction in WORK.lines() {
+            run(&client, transaction).await;
+        }
     }
     // Refusals are made by the same rules.
     for sql in [
@@ -282,11 +317,32 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
         "SELECT postbox.create_consumer_group('G', '{old}')",
         "SELECT postbox.publish('none', 't', '{}'::pg_catalog.text)",
         "SELECT postbox.grant_role('owner', 'mallory')",
+        "SELECT postbox.set_retention('none', '1 day')",
+        "SELECT postbox.set_wal_budget('none', 1)",
+        "SELECT postbox.pause_consumer_group('none')",
+        "SELECT postbox.seek_consumer_group('none', 'latest')",
+        "SELECT postbox.recover_consumer_group('none')",
+        "SELECT postbox.describe_consumer_group('none')",
+        "SELECT postbox.redrive_dead_letters('none')",
+        "SELECT postbox.discard_dead_letters('none', '{1}')",
+        "SELECT postbox._activate('none', 'me', '10 s', '1 min')",
+        "SELECT postbox._require_epoch('none', 1)",
     ] {
         let refusal = error(&client, sql).await;
         assert!(refusal.hint().is_some() || refusal.detail().is_some(), "{sql}: {refusal:?}");
         assert!(!refusal.message().contains("sprung"), "{sql}: {refusal:?}");
     }
+    // Nothing was left out: every function whose body is looked up when it runs has run. Counts are told together.
+    run(&client, "SET search_path = pg_catalog, pg_temp; SELECT evil.last()").await;
+    wait_until_async("calls are counted", PATIENCE, async || {
+        let counted = "SELECT count(*) FROM pg_stat_user_functions WHERE funcname = 'last'";
+        (row(&client, counted).await == "1").then_some(())
+    })
+    .await;
+    let idle = "SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+        LEFT JOIN pg_stat_user_functions f ON f.funcid = p.oid
+        WHERE p.pronamespace = 'postbox'::regnamespace AND l.lanname = 'plpgsql' AND f.calls IS NULL";
+    assert_eq!(rows(&client, idle).await, [""; 0]);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 
 use postbox::ErrorKind;
-use postbox_tests::{Cluster, Stop};
+use postbox_tests::{Cluster, Stop, skip};
 use rcgen::PKCS_ECDSA_P256_SHA256;
 
 use super::pki::Authority;
@@ -133,7 +133,7 @@ async fn load_is_spread_over_the_hosts_on_demand() {
 #[tokio::test]
 async fn ipv6_is_spoken_however_the_address_is_written() {
     if let Err(error) = TcpListener::bind("[::1]:0") {
-        eprintln!("skipped: this machine has no IPv6 loopback: {error}");
+        skip(&format!("this machine has no IPv6 loopback: {error}"));
         return;
     }
     let issued = Authority::new(&PKCS_ECDSA_P256_SHA256).server(&["::1"], 1);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use postbox::ErrorKind;
-use postbox_tests::{Cluster, Stop, major};
+use postbox_tests::{Cluster, Stop, major, skip};
 
 use super::{ask, libpq, refused, replication};
 
@@ -144,7 +144,7 @@ async fn the_user_that_runs_the_server_can_be_required() {
     let passwd = fs::read_to_string("/etc/passwd").expect("the users");
     let name = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|user| user[2] == uid.to_string());
     let Some(name) = name.map(|user| user[0].to_owned()) else {
-        eprintln!("skipped: the user {uid}, who runs the server, is not in /etc/passwd");
+        skip(&format!("the user {uid}, who runs the server, is not in /etc/passwd"));
         return;
     };
     let string = format!("{} requirepeer={name}", cluster.conninfo("postgres"));
