@@ -2,7 +2,7 @@
 -- versions, invalidates, dumps and drops it with the table. Its arguments are role=column pairs, where a role that is
 -- not named uses the column of its own name, and `role=` says that there is no such column. `header:name=column` adds a
 -- column to the headers; no header's name has an equals sign. origin=adopted says that the table was not made by
--- create_outbox.
+-- create_outbox, emit=on that messages of postbox.emit are its events.
 
 -- tgargs holds the arguments one after the other, each ended by a zero byte.
 create or replace function postbox._marker_arguments(tgargs bytea) returns text[]

@@ -1,10 +1,10 @@
 -- What is stored can be delivered again (earliest, seek, recover, shared groups) only where rows say in which order and
 -- by which transaction they were written. Every outbox made by create_outbox does; an adopted table only if it has such
--- columns.
+-- columns. One that takes events which are in the log only has events that no row knows.
 
 create or replace function postbox._is_replayable(outbox oid, arguments text[]) returns boolean
     language sql stable strict parallel safe
-    return exists (
+    return not 'emit=on' = any (arguments) and exists (
         select
         from pg_attribute a
         left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -34,6 +34,12 @@ begin
         raise exception using errcode = 'wrong_object_type',
             message = format('%s is not an outbox', coalesce(outbox::text, 'NULL')),
             hint = 'postbox.outbox_status() lists the outboxes.';
+    end if;
+    if 'emit=on' = any (marker.arguments) then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('%s needs rows that can be delivered again, and outbox "%s.%s" takes events that are in the log only', what, marker.schema, marker.name),
+            detail = 'What postbox.emit wrote is stored nowhere.',
+            hint = format('To do without such events: SELECT postbox.set_emit(%L, false).', format('%I.%I', marker.schema, marker.name));
     end if;
     if not postbox._is_replayable(outbox, marker.arguments) then
         raise exception using errcode = 'object_not_in_prerequisite_state',

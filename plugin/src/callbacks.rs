@@ -4,12 +4,12 @@
 //! COMMIT PREPARED), and the reorder buffer spills what is larger than `logical_decoding_work_mem`.
 #![allow(unsafe_code, reason = "the signatures are PostgreSQL's")]
 
-use core::ffi::c_void;
+use core::ffi::{CStr, c_char, c_void};
 
 use pgrx::pg_guard;
 use pgrx::pg_sys::{
     LogicalDecodingContext, OutputPluginCallbacks, OutputPluginOptions, Relation, ReorderBufferChange,
-    ReorderBufferTXN, RepOriginId, XLogRecPtr,
+    ReorderBufferTXN, RepOriginId, Size, XLogRecPtr,
 };
 
 use crate::pg::context::Context;
@@ -28,6 +28,7 @@ pub unsafe extern "C-unwind" fn _PG_output_plugin_init(callbacks: *mut OutputPlu
     callbacks.startup_cb = Some(startup);
     callbacks.begin_cb = Some(begin);
     callbacks.change_cb = Some(changed);
+    callbacks.message_cb = Some(message);
     callbacks.commit_cb = Some(commit);
     callbacks.filter_by_origin_cb = Some(filter_by_origin);
 }
@@ -67,6 +68,31 @@ unsafe extern "C-unwind" fn changed(
     // SAFETY: as above.
     if let Some(session) = unsafe { ctx.session() } {
         session.change(&mut ctx, &txn, &relation, &change);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn message(
+    ctx: *mut LogicalDecodingContext,
+    txn: *mut ReorderBufferTXN,
+    _lsn: XLogRecPtr,
+    transactional: bool,
+    prefix: *const c_char,
+    size: Size,
+    message: *const c_char,
+) {
+    // One outside a transaction belongs to nobody's commit; it comes without a transaction.
+    if !transactional {
+        return;
+    }
+    // SAFETY: the pointers are valid for the call, the message has `size` bytes, and the session is borrowed by this callback alone.
+    let (mut ctx, txn, prefix, message) = unsafe {
+        let message = core::slice::from_raw_parts(message.cast::<u8>(), size);
+        (Context::new(ctx), change::Txn::new(txn), CStr::from_ptr(prefix), message)
+    };
+    // SAFETY: as above.
+    if let Some(session) = unsafe { ctx.session() } {
+        session.message(&mut ctx, &txn, prefix.to_bytes(), message);
     }
 }
 

@@ -15,6 +15,8 @@ compile_error!("a panic has to become an ERROR; with panic=abort it would restar
 
 mod callbacks;
 mod decode;
+mod emit;
+mod emitted;
 mod frame;
 mod headers;
 mod marker;

@@ -25,8 +25,8 @@ pub(crate) struct Mapping {
 }
 
 const ROLES: [&str; 6] = ["event_id", "type", "key", "headers", "payload", "seq"];
-/// Mean nothing here: whether the table was made or adopted, and its column of transaction ids.
-const OTHERS: [&[u8]; 2] = [b"origin", b"xid"];
+/// Mean nothing for a row: whether the table was made or adopted, its column of transaction ids, and whether messages are taken.
+const OTHERS: [&[u8]; 3] = [b"origin", b"xid", b"emit"];
 /// Begins the role of a column that is a header: `header:name=column`. No header's name contains `=`.
 const HEADER: &[u8] = b"header:";
 

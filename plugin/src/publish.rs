@@ -133,14 +133,14 @@ fn cast(given: Oid, column: Oid) -> Option<&'static str> {
 }
 
 /// Why nothing was published.
-struct Refusal {
-    code: PgSqlErrorCode,
-    message: String,
-    hint: String,
+pub(crate) struct Refusal {
+    pub(crate) code: PgSqlErrorCode,
+    pub(crate) message: String,
+    pub(crate) hint: String,
 }
 
 impl Refusal {
-    fn null(argument: &str) -> Self {
+    pub(crate) fn null(argument: &str) -> Self {
         Self {
             code: ERRCODE_NULL_VALUE_NOT_ALLOWED,
             message: format!("the {argument} of an event cannot be NULL"),
@@ -148,7 +148,7 @@ impl Refusal {
         }
     }
 
-    fn no_outbox(arguments: &Arguments<'_>) -> Self {
+    pub(crate) fn no_outbox(arguments: &Arguments<'_>) -> Self {
         let Some(name) = arguments.outbox() else { return Self::null("outbox") };
         Self {
             code: ERRCODE_UNDEFINED_TABLE,
@@ -159,7 +159,7 @@ impl Refusal {
         }
     }
 
-    fn not_an_outbox(arguments: &Arguments<'_>) -> Self {
+    pub(crate) fn not_an_outbox(arguments: &Arguments<'_>) -> Self {
         Self {
             code: ERRCODE_WRONG_OBJECT_TYPE,
             message: format!("\"{}\" is not an outbox", outbox(arguments)),
@@ -168,7 +168,7 @@ impl Refusal {
         }
     }
 
-    fn leaf(arguments: &Arguments<'_>, (schema, root): &(Vec<u8>, Vec<u8>)) -> Self {
+    pub(crate) fn leaf(arguments: &Arguments<'_>, (schema, root): &(Vec<u8>, Vec<u8>)) -> Self {
         Self {
             code: ERRCODE_WRONG_OBJECT_TYPE,
             message: format!("\"{}\" is a partition of an outbox", outbox(arguments)),
@@ -176,7 +176,7 @@ impl Refusal {
         }
     }
 
-    fn bad_marker(arguments: &Arguments<'_>, detail: &str) -> Self {
+    pub(crate) fn bad_marker(arguments: &Arguments<'_>, detail: &str) -> Self {
         Self {
             code: ERRCODE_WRONG_OBJECT_TYPE,
             message: format!("the columns of outbox \"{}\" cannot be told: {detail}", outbox(arguments)),
@@ -193,7 +193,7 @@ impl Refusal {
         }
     }
 
-    fn type_mismatch(arguments: &Arguments<'_>, role: &str, given: Oid, column: &Column) -> Self {
+    pub(crate) fn type_mismatch(arguments: &Arguments<'_>, role: &str, given: Oid, column: &Column) -> Self {
         let hint = match (role, given, column.type_oid) {
             ("payload", pg_sys::BYTEAOID, _) => {
                 "This outbox takes text: pass convert_from(payload, 'UTF8'), or make an outbox with payload_type bytea."
@@ -217,11 +217,11 @@ impl Refusal {
     }
 }
 
-fn raise(refusal: &Refusal) -> ! {
+pub(crate) fn raise(refusal: &Refusal) -> ! {
     report::raise(refusal.code, refusal.message.clone(), refusal.hint.clone())
 }
 
-fn outbox(arguments: &Arguments<'_>) -> String {
+pub(crate) fn outbox(arguments: &Arguments<'_>) -> String {
     shown(&arguments.outbox().unwrap_or_default())
 }
 

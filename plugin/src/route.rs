@@ -8,10 +8,11 @@ use pgrx::pg_sys::Oid;
 use postbox_wire::{NameSlot, Outbox, OutboxSelector, PayloadType};
 use rustc_hash::FxHashMap;
 
+use crate::emitted;
 use crate::marker::{Mapping, TRIGGER};
 use crate::pg::encoding::Encoding;
 use crate::pg::invalidation;
-use crate::pg::relation::{Column, Descriptor, Rel};
+use crate::pg::relation::{Column, Descriptor, Rel, open};
 
 /// What a row inserted into a table is to us.
 #[derive(Clone)]
@@ -71,6 +72,8 @@ pub(crate) fn named((schema, table): &(Vec<u8>, Vec<u8>), payload_type: PayloadT
 pub(crate) struct Routes {
     /// Looked at for every change of every table, hence the cheapest hash there is.
     routes: FxHashMap<Oid, Route>,
+    /// Of messages: the outboxes that they name.
+    messages: FxHashMap<Oid, Route>,
     /// Kept over invalidations, so that each name is sent once.
     targets: Vec<Rc<Target>>,
     selectors: Option<Vec<OutboxSelector>>,
@@ -83,7 +86,13 @@ const MOST_TARGETS: usize = 4096;
 impl Routes {
     pub(crate) fn new(selectors: Option<Vec<OutboxSelector>>) -> Self {
         invalidation::watch();
-        Self { routes: FxHashMap::default(), targets: Vec::new(), selectors, encoding: Encoding::of_database() }
+        Self {
+            routes: FxHashMap::default(),
+            messages: FxHashMap::default(),
+            targets: Vec::new(),
+            selectors,
+            encoding: Encoding::of_database(),
+        }
     }
 
     /// The route of a table's rows.
@@ -97,14 +106,43 @@ impl Routes {
         route
     }
 
+    /// The outbox of this OID, if it takes messages.
+    pub(crate) fn of_message(&mut self, root: Oid) -> Option<Rc<Table>> {
+        self.forget_invalid();
+        let route = match self.messages.get(&root) {
+            Some(route) => route.clone(),
+            None => {
+                let accepts = |relation: &Rel<'_>| {
+                    let marker = relation.trigger(TRIGGER)?;
+                    marker.iter().any(|argument| argument == emitted::ACCEPTS).then(|| self.decide(relation))
+                };
+                let route = open(root, accepts).flatten().unwrap_or(Route::Skip);
+                // A leaf's rows are those of its root, which is not what the message names.
+                let is_root = |table: &Rc<Table>| table.target.root == root;
+                let route = if matches!(&route, Route::Outbox(table) if is_root(table)) { route } else { Route::Skip };
+                if self.messages.len() >= MOST_TARGETS {
+                    self.messages.clear();
+                }
+                self.messages.insert(root, route.clone());
+                route
+            }
+        };
+        match route {
+            Route::Skip => None,
+            Route::Outbox(table) => Some(table),
+        }
+    }
+
     fn forget_invalid(&mut self) {
         let Some(invalid) = invalidation::take() else { return };
         if invalid.all {
             self.routes.clear();
+            self.messages.clear();
             return;
         }
         for changed in invalid.relations {
             self.routes.remove(&changed);
+            self.messages.remove(&changed);
             // The leaves of a renamed outbox are not told.
             if self.targets.iter().any(|target| target.root == changed) {
                 self.routes.retain(|_, route| !matches!(route, Route::Outbox(table) if table.target.root == changed));
@@ -129,6 +167,7 @@ impl Routes {
         if self.targets.len() >= MOST_TARGETS {
             self.targets.clear();
             self.routes.clear();
+            self.messages.clear();
         }
         let selected = self.selectors.as_ref().is_none_or(|selectors| {
             selectors.iter().any(|selector| match selector {

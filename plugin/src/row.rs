@@ -4,6 +4,7 @@
 use pgrx::pg_sys;
 use postbox_wire::{ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn};
 
+use crate::emitted::Emitted;
 use crate::headers::Given;
 use crate::marker::{Mapping, is_int};
 use crate::pg::change::Tuple;
@@ -81,6 +82,57 @@ impl RowReader {
         for buffer in [id, event_type, key, headers, payload, object, member] {
             if buffer.capacity() > KEEP_BYTES {
                 *buffer = Vec::new();
+            }
+        }
+    }
+
+    /// Hands the event of a message to `emit`.
+    pub(crate) fn read_message(
+        &self,
+        emitted: &Emitted<'_>,
+        message: &[u8],
+        table: &Table,
+        ordinal: u64,
+        emit: impl FnOnce(&Event<'_>),
+    ) {
+        let Self { encoding, max_event_bytes, .. } = self;
+        let mut faults = Faults::default();
+        let outbox = table.target.outbox.clone();
+        let nothing = |outbox| Event {
+            outbox,
+            ordinal,
+            id: None,
+            seq: None,
+            event_type: None,
+            key: None,
+            headers: None,
+            payload: None,
+            error: None,
+        };
+        match (&table.mapping, emitted.fields(outbox.payload_type)) {
+            (Ok(mapping), Ok(fields)) => {
+                let mut event = Event {
+                    id: Some(EventId::Uuid(fields.id)),
+                    event_type: Some(&fields.event_type),
+                    key: fields.key.as_deref(),
+                    headers: fields.headers,
+                    payload: fields.payload.as_deref(),
+                    ..nothing(outbox)
+                };
+                if event.size() > *max_event_bytes {
+                    faults.too_large(&mut event, mapping, *max_event_bytes, *encoding);
+                }
+                faults.report(event, *encoding, emit);
+            }
+            (Err(detail), _) => {
+                faults.say(ErrorCode::Mapping, detail.clone());
+                faults.raw.push(("message".to_owned(), message.to_vec()));
+                faults.report(nothing(outbox), *encoding, emit);
+            }
+            (_, Err(detail)) => {
+                faults.say(ErrorCode::Malformed, format!("the message is no event: {detail}"));
+                faults.raw.push(("message".to_owned(), message.to_vec()));
+                faults.report(nothing(outbox), *encoding, emit);
             }
         }
     }

@@ -4,6 +4,8 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{InvalidRepOriginId, RepOriginId};
 use postbox_wire::{Compression, Compressor, Encoder, Options, Origin, Transaction};
 
+use crate::emit::PREFIX;
+use crate::emitted::Emitted;
 use crate::pg::change::{Change, Txn, XidEpoch};
 use crate::pg::context::Context;
 use crate::pg::relation::Rel;
@@ -80,6 +82,29 @@ impl Session {
             write(encoder, compressor, ctx, false);
         }
         rows.read(tuple, relation.descriptor(), &table, ordinal, |event, _| {
+            if encoder.would_overflow(event.size()) && !encoder.is_empty() {
+                write(encoder, compressor, ctx, false);
+            }
+            encoder.event(transaction, event, &mut table.target.slot.borrow_mut());
+        });
+    }
+
+    /// A message of the transaction: an event, if it says so and its outbox takes such.
+    pub(crate) fn message(&mut self, ctx: &mut Context, txn: &Txn, prefix: &[u8], message: &[u8]) {
+        let emitted = (prefix == PREFIX.to_bytes()).then(|| Emitted::read(message)).flatten();
+        let routed = emitted.and_then(|emitted| Some((self.routes.of_message(emitted.outbox)?, emitted)));
+        let Some((table, emitted)) = routed else { return self.skip(ctx) };
+        let ordinal = self.ordinal;
+        self.ordinal += 1;
+        if !table.target.selected {
+            return self.skip(ctx);
+        }
+        let Self { encoder, compressor, rows, epoch, transaction, .. } = self;
+        let transaction = transaction.get_or_insert_with(|| txn.header(epoch));
+        if encoder.is_due() {
+            write(encoder, compressor, ctx, false);
+        }
+        rows.read_message(&emitted, message, &table, ordinal, |event| {
             if encoder.would_overflow(event.size()) && !encoder.is_empty() {
                 write(encoder, compressor, ctx, false);
             }

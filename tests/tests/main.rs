@@ -5,6 +5,7 @@ mod dead_letters;
 mod decoding;
 mod delivery;
 mod docs;
+mod emit;
 mod encodings;
 mod formats;
 mod harness;

@@ -9,23 +9,25 @@ use pgrx::pg_sys::panic::pgrx_extern_c_guard;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid};
 use pgrx::{PgSqlErrorCode, pg_getarg_datum};
 
+use crate::emit;
+use crate::pg::datum::Value;
 use crate::pg::encoding::Encoding;
 use crate::pg::relation::Rel;
 use crate::pg::report;
 use crate::publish;
 
-/// Defines a C function, and the record by which PostgreSQL recognises its calling convention.
-macro_rules! publish_function {
-    ($name:ident, $record:ident, $payload:path) => {
-        /// `postbox.publish` for one type of payload.
+/// Defines a C function for one type of payload, and the record by which PostgreSQL recognises its calling convention.
+macro_rules! event_function {
+    ($name:ident, $record:ident, $does:ident, $payload:path) => {
+        /// `postbox.publish` or `postbox.emit` for one type of payload.
         ///
         /// # Safety
-        /// Called by PostgreSQL for a function that `sql/publish.sql` declares.
+        /// Called by PostgreSQL for a function that `sql/publish.sql` or `sql/emit.sql` declares.
         #[unsafe(no_mangle)]
         pub(crate) unsafe extern "C-unwind" fn $name(call: FunctionCallInfo) -> Datum {
             // SAFETY: the declaration says which arguments there are and what types they have. No caller on the stack
             // is Rust.
-            unsafe { insert(call, $payload) }
+            unsafe { $does(call, $payload) }
         }
 
         /// Says that the function takes its arguments as version 1.
@@ -37,10 +39,14 @@ macro_rules! publish_function {
     };
 }
 
-publish_function!(postbox_publish_text, pg_finfo_postbox_publish_text, pg_sys::TEXTOID);
-publish_function!(postbox_publish_jsonb, pg_finfo_postbox_publish_jsonb, pg_sys::JSONBOID);
-publish_function!(postbox_publish_json, pg_finfo_postbox_publish_json, pg_sys::JSONOID);
-publish_function!(postbox_publish_bytea, pg_finfo_postbox_publish_bytea, pg_sys::BYTEAOID);
+event_function!(postbox_publish_text, pg_finfo_postbox_publish_text, insert, pg_sys::TEXTOID);
+event_function!(postbox_publish_jsonb, pg_finfo_postbox_publish_jsonb, insert, pg_sys::JSONBOID);
+event_function!(postbox_publish_json, pg_finfo_postbox_publish_json, insert, pg_sys::JSONOID);
+event_function!(postbox_publish_bytea, pg_finfo_postbox_publish_bytea, insert, pg_sys::BYTEAOID);
+event_function!(postbox_emit_text, pg_finfo_postbox_emit_text, log, pg_sys::TEXTOID);
+event_function!(postbox_emit_jsonb, pg_finfo_postbox_emit_jsonb, log, pg_sys::JSONBOID);
+event_function!(postbox_emit_json, pg_finfo_postbox_emit_json, log, pg_sys::JSONOID);
+event_function!(postbox_emit_bytea, pg_finfo_postbox_emit_bytea, log, pg_sys::BYTEAOID);
 
 /// Everything that may fail in Rust happens behind the guard; the INSERT itself comes after it, when nothing is left to
 /// be dropped.
@@ -58,6 +64,48 @@ unsafe fn insert(call: FunctionCallInfo, payload_type: Oid) -> Datum {
     // SAFETY: the call is PostgreSQL's, for as long as it lasts.
     unsafe { (*call).isnull = rows == 0 };
     if rows == 0 { Datum::null() } else { arguments.values[Field::EventId as usize] }
+}
+
+/// Writes the event to the log as a message of the transaction.
+///
+/// # Safety
+/// As for [`Arguments::new`].
+unsafe fn log(call: FunctionCallInfo, payload_type: Oid) -> Datum {
+    // SAFETY: the caller says so.
+    let mut arguments = unsafe { Arguments::new(call, payload_type) };
+    let write = || log_message(emit::PREFIX, &emit::message(&mut arguments));
+    // SAFETY: PostgreSQL called this function, so the guard's ERROR has nothing but this frame to jump over.
+    unsafe { pgrx_extern_c_guard(AssertUnwindSafe(write)) };
+    arguments.values[Field::EventId as usize]
+}
+
+/// Writes a message of the transaction to the log. Exported by the server, not bound by pgrx.
+fn log_message(prefix: &CStr, message: &[u8]) {
+    unsafe extern "C-unwind" {
+        fn LogLogicalMessage(
+            prefix: *const c_char,
+            message: *const c_char,
+            size: usize,
+            transactional: bool,
+            #[cfg(any(feature = "pg17", feature = "pg18"))] flush: bool,
+        ) -> pg_sys::XLogRecPtr;
+    }
+    let write = || {
+        // SAFETY: declared as in replication/message.h; prefix and message are read during the call. The guard turns an ERROR
+        // into a panic as for pgrx's own bindings.
+        unsafe {
+            LogLogicalMessage(
+                prefix.as_ptr(),
+                message.as_ptr().cast(),
+                message.len(),
+                true,
+                #[cfg(any(feature = "pg17", feature = "pg18"))]
+                false,
+            )
+        }
+    };
+    // SAFETY: as above.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(write) };
 }
 
 /// The columns of an event as `publish` has them, in the order of the statement's parameters.
@@ -107,6 +155,11 @@ impl Arguments<'_> {
 
     pub(crate) fn is_null(&self, field: Field) -> bool {
         self.nulls[field as usize] == b'n' as c_char
+    }
+
+    /// The value of a field, in the database's encoding where it is text; `None` if it is NULL.
+    pub(crate) fn value(&self, field: Field) -> Option<Value> {
+        (!self.is_null(field)).then(|| Value::new(self.values[field as usize]))
     }
 
     /// Gives the event a random id (a UUID of version 4, as the column's default makes).
@@ -191,6 +244,15 @@ pub(crate) fn with_table<T>(table: Oid, look: impl FnOnce(&Rel<'_>) -> T) -> T {
         let result = look(&Rel::new(relation));
         pg_sys::relation_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         result
+    }
+}
+
+/// Whether the current user may insert into a table.
+pub(crate) fn may_insert(table: Oid) -> bool {
+    // SAFETY: looks into the catalog.
+    unsafe {
+        let mode = pg_sys::AclMode::from(pg_sys::ACL_INSERT);
+        pg_sys::pg_class_aclcheck(table, pg_sys::GetUserId(), mode) == pg_sys::AclResult::ACLCHECK_OK
     }
 }
 

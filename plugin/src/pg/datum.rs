@@ -40,6 +40,11 @@ impl Values {
 }
 
 impl Value {
+    /// An argument that is not NULL.
+    pub(super) fn new(value: pg_sys::Datum) -> Self {
+        Self(value)
+    }
+
     /// The bytes of a variable-length value, decompressed, without its header. Lives in the row or in the
     /// row's memory. The error is the server's, where the stored bytes cannot be decompressed.
     pub(crate) fn bytes<'row>(self) -> Result<&'row [u8], String> {

@@ -158,6 +158,20 @@ pub(crate) fn look_at<T>(relation: pg_sys::Oid, look: impl FnOnce(&Rel<'_>) -> T
     }
 }
 
+/// Looks at a relation while the log is decoded, where nothing is locked; `None` if there is none of this OID.
+pub(crate) fn open<T>(relation: pg_sys::Oid, look: impl FnOnce(&Rel<'_>) -> T) -> Option<T> {
+    // SAFETY: the relation is open until it is closed here; after an ERROR the transaction's resource owner closes it.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(relation);
+        if relation.is_null() {
+            return None;
+        }
+        let result = look(&Rel::new(relation));
+        pg_sys::RelationClose(relation);
+        Some(result)
+    }
+}
+
 /// The type that a domain is over, through all domains; any other type itself.
 pub(crate) fn base_type(type_oid: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: looks a type up in the catalog, as the historic snapshot shows it.
