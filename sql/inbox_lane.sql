@@ -1,0 +1,296 @@
+-- Ordered inboxes: a lane for each aggregate, which hands out one message at a time, that of its next sequence number.
+--
+-- A message that arrives is noted like any other, in tier -1; sorting takes those notes and tells the lanes. Only one session sorts an
+-- inbox at a time, and it waits for nobody: arrivals of lanes that somebody holds stay noted. So a receiver never touches a lane.
+
+-- What makes a message the head of its lane: its id, type, tier and when it may be handed out.
+create or replace function postbox._lane_heads(box postbox.inbox, keys text[], nexts bigint[])
+    returns table (key text, event_id text, event_type text, tier smallint, visible_at timestamptz)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return query execute box.heads_sql using box.id, keys, nexts;
+end
+$function$;
+comment on function postbox._lane_heads(postbox.inbox, text[], bigint[]) is 'Private: the messages with these sequence numbers';
+
+create or replace function postbox._sort_arrivals(box postbox.inbox, most int) returns int
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    enough constant int := greatest(4 * most, 100);
+    places tid[];
+    sizes int[];
+    upto int := 0;
+    total int := 0;
+    ids text[];
+    keys text[];
+    seqs bigint[];
+    types text[];
+    tiers smallint[];
+    dues timestamptz[];
+    free text[];
+    wrong record;
+begin
+    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier = -1 and b.token is null and b.crashes < 2) then
+        return 0;
+    end if;
+    -- A receiver may have made its lane's row visible to nobody yet: two sessions that sort would wait for one another.
+    if not pg_try_advisory_xact_lock(postbox._sort_lock(box.id)) then
+        return 0;
+    end if;
+    select array_agg(p.place), array_agg(p.size) into places, sizes
+    from (
+        select b.ctid as place, cardinality(b.event_ids) as size
+        from postbox.inbox_batch b
+        where b.inbox = box.id and b.tier = -1 and b.token is null and b.crashes < 2 and b.ready_at <= clock_timestamp()
+        order by b.ready_at
+        limit enough
+        for update skip locked
+    ) p;
+    while total < enough and upto < cardinality(sizes) loop
+        upto := upto + 1;
+        total := total + sizes[upto];
+    end loop;
+    if upto = 0 then
+        return 0;
+    end if;
+    with taken as (
+        delete from postbox.inbox_batch b where b.ctid = any (places[1:upto]) returning b.event_ids
+    )
+    select array_agg(e.id) into ids from taken t cross join lateral unnest(t.event_ids) as e(id);
+    select array_agg(a.id), array_agg(a.key), array_agg(a.seq), array_agg(a.type), array_agg(a.tier), array_agg(a.due)
+        into ids, keys, seqs, types, tiers, dues
+        from postbox._arrivals(box, ids) a;
+    if ids is null then
+        return total;
+    end if;
+    insert into postbox.inbox_lane (inbox, key, next)
+        select box.id, a.key, coalesce(box.sequence_start, min(a.seq)) from unnest(keys, seqs) as a(key, seq) group by a.key order by a.key
+        on conflict on constraint inbox_lane_pkey do nothing;
+    -- Locked from here on; those that somebody holds are left for later.
+    free := array(select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (keys) for update skip locked);
+    insert into postbox.inbox_batch (inbox, tier, ready_at, event_ids)
+        select box.id, -1, clock_timestamp(), array_agg(a.id order by a.n)
+        from (select u.id, u.n, (row_number() over (order by u.n) - 1) / 50 as batch
+              from unnest(ids, keys) with ordinality as u(id, key, n) where u.key <> all (free)) a
+        group by a.batch;
+    -- A place in the order that is passed, or taken by another message.
+    for wrong in
+        select w.* from (
+            select a.*, l.next, l.arrived, row_number() over (partition by a.key, a.seq order by a.n) as nth
+            from unnest(ids, keys, seqs, types, tiers) with ordinality as a(id, key, seq, type, tier, n)
+            join postbox.inbox_lane l on l.inbox = box.id and l.key = a.key
+            where a.key = any (free)
+        ) w
+        where w.seq < w.next or w.arrived @> w.seq or w.nth > 1
+    loop
+        perform postbox._bury(box, wrong.id, wrong.type, wrong.tier, 'sequence',
+            case when wrong.seq < wrong.next then format('sequence number %s of aggregate %s is below the next expected one, %s', wrong.seq, wrong.key, wrong.next)
+                else format('sequence number %s of aggregate %s has arrived with another event_id', wrong.seq, wrong.key) end,
+            0, null, null, wrong.key, wrong.seq);
+    end loop;
+    update postbox.inbox_lane l
+        set arrived = l.arrived + n.arrived,
+            ready_at = case when n.is_head then greatest(clock_timestamp(), n.due) else l.ready_at end,
+            event_id = case when n.is_head then n.id else l.event_id end,
+            event_type = case when n.is_head then n.type else l.event_type end,
+            tier = case when n.is_head then n.tier else l.tier end
+        from (
+            -- A lane that has no head gets it from here, if at all.
+            select a.key, range_agg(int8range(a.seq, a.seq + 1)) as arrived,
+                   bool_or(h.next = a.seq) as is_head,
+                   min(a.id) filter (where h.next = a.seq) as id,
+                   min(a.type) filter (where h.next = a.seq) as type,
+                   min(a.tier) filter (where h.next = a.seq) as tier,
+                   min(a.due) filter (where h.next = a.seq) as due
+            from (
+                select u.*, row_number() over (partition by u.key, u.seq order by u.n) as nth
+                from unnest(ids, keys, seqs, types, tiers, dues) with ordinality as u(id, key, seq, type, tier, due, n)
+            ) a
+            join postbox.inbox_lane h on h.inbox = box.id and h.key = a.key
+            where a.key = any (free) and a.nth = 1 and a.seq >= h.next and not h.arrived @> a.seq
+            group by a.key
+        ) n
+        where l.inbox = box.id and l.key = n.key;
+    return total;
+end
+$function$;
+comment on function postbox._sort_arrivals(postbox.inbox, int) is 'Private: tells lanes what has arrived; the number of arrivals';
+
+create or replace function postbox._sort_lock(inbox int) returns bigint
+    language sql immutable strict parallel safe
+    return hashtextextended('postbox.inbox ' || inbox, 0);
+comment on function postbox._sort_lock(int) is 'Private: the key of the advisory lock of the session that sorts arrivals';
+
+create or replace function postbox._arrivals(box postbox.inbox, ids text[])
+    returns table (id text, key text, seq bigint, type text, tier smallint, due timestamptz)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return query execute box.arrivals_sql using ids;
+end
+$function$;
+comment on function postbox._arrivals(postbox.inbox, text[]) is 'Private: what the table says of these messages';
+
+-- Lets lanes, which the caller has locked, go on after their head is done with.
+create or replace function postbox._advance_lanes(box postbox.inbox, lane_keys text[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    keys text[];
+    nexts bigint[];
+begin
+    select array_agg(l.key), array_agg(l.next + 1) into keys, nexts
+        from postbox.inbox_lane l
+        where l.inbox = box.id and l.key = any (lane_keys) and l.arrived @> l.next + 1;
+    update postbox.inbox_lane l
+        set next = l.next + 1, arrived = l.arrived - int8multirange(int8range(l.next, l.next + 1)),
+            token = null, lease_until = null, leased_at = null, worker = null, alone = null, attempts = 0, crashes = 0, blocked = null,
+            error = null, first_failed_at = null, last_failed_at = null,
+            event_id = h.event_id, event_type = h.event_type, tier = coalesce(h.tier, l.tier),
+            ready_at = case when h.event_id is not null then greatest(clock_timestamp(), h.visible_at) end
+        from unnest(lane_keys) as k(key)
+        left join postbox._lane_heads(box, keys, nexts) h on h.key = k.key
+        where l.inbox = box.id and l.key = k.key;
+end
+$function$;
+comment on function postbox._advance_lanes(postbox.inbox, text[]) is 'Private: the next sequence number is due';
+
+create or replace function postbox._complete_lanes(box postbox.inbox, event_ids text[], tokens bigint[]) returns text[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    keys text[];
+    done text[];
+begin
+    -- The rows are locked first; what is then read of them, and of the messages behind, is as new as any arrival that was sorted.
+    select array_agg(h.key), array_agg(h.event_id) into keys, done
+        from (
+            select l.key, l.event_id
+            from postbox.inbox_lane l
+            join unnest(event_ids, tokens) as u(id, token) on l.token = u.token and l.event_id = u.id
+            where l.inbox = box.id
+            order by l.key
+            for update of l
+        ) h;
+    if keys is null then
+        return '{}';
+    end if;
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages, seconds, event_ids)
+        select box.id, clock_timestamp(), 'processed', l.event_type, count(*), sum(extract(epoch from clock_timestamp() - l.leased_at)), array_agg(l.event_id)
+        from postbox.inbox_lane l
+        where l.inbox = box.id and l.key = any (keys)
+        group by l.event_type;
+    perform postbox._advance_lanes(box, keys);
+    return done;
+end
+$function$;
+comment on function postbox._complete_lanes(postbox.inbox, text[], bigint[]) is 'Private: those of the messages that were handed out by lanes';
+
+-- What becomes of a lane whose head has just become a dead letter.
+create or replace function postbox._block_lane(box postbox.inbox, lane_key text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if box.failure_policy = 'skip' then
+        perform postbox._advance_lanes(box, array[lane_key]);
+    else
+        update postbox.inbox_lane l
+            set blocked = case box.failure_policy when 'pause' then 'paused' else 'parked' end, ready_at = null,
+                token = null, lease_until = null, leased_at = null, worker = null, alone = null
+            where l.inbox = box.id and l.key = lane_key;
+    end if;
+end
+$function$;
+comment on function postbox._block_lane(postbox.inbox, text) is 'Private: applies the failure policy';
+
+create or replace function postbox._fail_lane(box postbox.inbox, event_id text, token bigint, error text, retry_after interval) returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    failed postbox.inbox_lane;
+begin
+    select l.* into failed from postbox.inbox_lane l
+        where l.inbox = box.id and l.token = _fail_lane.token and l.event_id = _fail_lane.event_id
+        for update;
+    if not found then
+        return null;
+    end if;
+    if failed.attempts > box.max_retries then
+        perform postbox._bury(box, event_id, failed.event_type, failed.tier, 'failed', error, failed.attempts, failed.first_failed_at, clock_timestamp(), failed.key, failed.next);
+        perform postbox._block_lane(box, failed.key);
+        return 'dead';
+    end if;
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', failed.event_type, 1);
+    -- The whole lane waits, or a later message would overtake.
+    update postbox.inbox_lane l
+        set token = null, lease_until = null, leased_at = null, worker = null, alone = null, crashes = 0, error = _fail_lane.error,
+            first_failed_at = coalesce(l.first_failed_at, clock_timestamp()), last_failed_at = clock_timestamp(),
+            ready_at = clock_timestamp() + coalesce(retry_after, postbox._inbox_backoff(box.backoff_initial, box.backoff_max, failed.attempts))
+        where l.inbox = box.id and l.key = failed.key;
+    return 'retry';
+end
+$function$;
+comment on function postbox._fail_lane(postbox.inbox, text, bigint, text, interval) is 'Private: inbox_fail for a message that a lane handed out; NULL if none did';
+
+create or replace function postbox._release_lanes(box postbox.inbox, event_ids text[], tokens bigint[]) returns text[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    released text[];
+begin
+    with given_back as (
+        update postbox.inbox_lane l
+            set token = null, lease_until = null, leased_at = null, worker = null, alone = null, attempts = l.attempts - 1
+            from unnest(event_ids, tokens) as u(id, token)
+            where l.inbox = box.id and l.token = u.token and l.event_id = u.id
+            returning l.event_id
+    )
+    select array_agg(g.event_id) into released from given_back g;
+    return coalesce(released, '{}');
+end
+$function$;
+comment on function postbox._release_lanes(postbox.inbox, text[], bigint[]) is 'Private: inbox_release for messages that lanes handed out';
+
+create or replace function postbox._expire_lanes(box postbox.inbox, most int) returns int
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    lost postbox.inbox_lane;
+    expired int := 0;
+    reason text;
+begin
+    for lost in
+        select l.* from postbox.inbox_lane l
+        where l.inbox = box.id and l.token is not null and l.lease_until < clock_timestamp()
+        limit most
+        for update skip locked
+    loop
+        expired := expired + 1;
+        reason := format('worker %s was handed it at %s and never came back', lost.worker, lost.leased_at);
+        if lost.alone and lost.attempts > box.max_retries then
+            perform postbox._bury(box, lost.event_id, lost.event_type, lost.tier, 'crashed', reason, lost.attempts, lost.first_failed_at, clock_timestamp(), lost.key, lost.next);
+            perform postbox._block_lane(box, lost.key);
+            continue;
+        end if;
+        insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', lost.event_type, 1);
+        update postbox.inbox_lane l
+            set token = null, lease_until = null, leased_at = null, worker = null, alone = null, ready_at = clock_timestamp(),
+                crashes = case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end, error = reason,
+                first_failed_at = coalesce(l.first_failed_at, clock_timestamp()), last_failed_at = clock_timestamp()
+            where l.inbox = box.id and l.key = lost.key;
+    end loop;
+    return expired;
+end
+$function$;
+comment on function postbox._expire_lanes(postbox.inbox, int) is 'Private: takes lanes back whose workers did not come back in time';
