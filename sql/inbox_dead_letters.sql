@@ -256,7 +256,7 @@ begin
              where ($1 is null or q.event_id = any ($1)) and ($2 is null or q.event_type = $2) and ($3 is null or strpos(lower(q.error), lower($3)) > 0)
                and ($4 is null or q.received_at < clock_timestamp() - $4)
              order by q.received_at, q.event_id)',
-            (select format('%I.%I', n.nspname, 'dlq_' || box.name) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation))
+            postbox._inbox_view_name(box, 'dlq'))
             into chosen using event_ids, type, error, older_than;
     else
         chosen := array(

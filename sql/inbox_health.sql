@@ -15,8 +15,7 @@ declare
     now constant timestamptz := clock_timestamp();
 begin
     if box.style = 'update' then
-        execute format('select min(p.ready_at) from %s p where p.state = ''waiting''',
-            (select format('%I.%I', n.nspname, 'pending_' || box.name) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation))
+        execute format('select min(p.ready_at) from %s p where p.state = ''waiting''', postbox._inbox_view_name(box, 'pending'))
             into oldest;
         return oldest;
     end if;
@@ -50,7 +49,7 @@ end
 $function$;
 comment on function postbox._oldest_claimable(postbox.inbox) is 'Private: since when the message waits that has waited longest';
 
--- The last minute of the log, or the last 2000 entries if those are younger.
+-- The last minute of the log, or the last 1000 entries if those are younger.
 create or replace function postbox._inbox_recent(inbox int, out seconds float8, out processed bigint, out failed bigint, out died bigint, out duplicates bigint)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -58,11 +57,11 @@ create or replace function postbox._inbox_recent(inbox int, out seconds float8, 
     set enable_sort = off
 as $function$
 begin
-    select case when count(*) < 2000 then 60 else greatest(extract(epoch from clock_timestamp() - min(g.at)), 0.001) end,
+    select case when count(*) < 1000 then 60 else greatest(extract(epoch from clock_timestamp() - min(g.at)), 0.001) end,
            coalesce(sum(g.messages) filter (where g.what = 'processed'), 0), coalesce(sum(g.messages) filter (where g.what = 'failed'), 0),
            coalesce(sum(g.messages) filter (where g.what = 'dead'), 0), coalesce(sum(g.messages) filter (where g.what in ('duplicate', 'conflict')), 0)
         into seconds, processed, failed, died, duplicates
-        from (select l.at, l.what, l.messages from postbox.inbox_log l where l.inbox = _inbox_recent.inbox order by l.id desc limit 2000) g
+        from (select l.at, l.what, l.messages from postbox.inbox_log l where l.inbox = _inbox_recent.inbox order by l.id desc limit 1000) g
         where g.at > clock_timestamp() - interval '1 minute';
 end
 $function$;
@@ -102,7 +101,7 @@ begin
             case when age > interval '10 minutes' then format('a message has waited for %s', date_trunc('second', age)) end,
             case when recent.died >= 10 and recent.died > recent.processed then format('%s messages became dead letters lately, %s were processed', recent.died, recent.processed) end
         ], null);
-        blocked := (select count(*) from (select from postbox.inbox_lane l where l.inbox = box.id and l.blocked is not null limit 2000) b);
+        blocked := (select count(*) from (select from postbox.inbox_lane l where l.inbox = box.id and l.blocked is not null limit 1000) b);
         -- Arrivals are sorted by whoever claims; who claims and stays in that transaction keeps all others from it.
         sorter := null;
         if box.ordered_at is not null and exists (
@@ -117,7 +116,7 @@ begin
         degraded := array_remove(array[
             case when age between interval '1 minute' and interval '10 minutes' then format('a message has waited for %s', date_trunc('second', age)) end,
             case when dead > 0 then format('%s dead letters', dead) end,
-            case when blocked > 0 then format('%s aggregates wait behind a dead letter', case when blocked = 2000 then '2000 or more' else blocked::text end) end,
+            case when blocked > 0 then format('%s aggregates wait behind a dead letter', case when blocked = 1000 then '1000 or more' else blocked::text end) end,
             case when sorter is not null then format('arrivals wait for the transaction of pid %s', sorter) end,
             case when box.paused_at is not null then format('paused since %s', box.paused_at) end,
             case when overdue is not null then format('maintenance is overdue since %s', overdue) end

@@ -150,7 +150,6 @@ create or replace function postbox._sample_inbox(box postbox.inbox) returns bool
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    counted record;
     began constant timestamptz := clock_timestamp();
     newest postbox.inbox_sample;
     in_lanes bigint;
@@ -161,8 +160,7 @@ begin
     if began < newest.taken_at + greatest(newest.took * 50, interval '10 seconds') then
         return false;
     end if;
-    counted := postbox._count_inbox(box, 2000);
-    if counted.pending is not null and counted.dead is not null then
+    if (postbox._count_inbox(box, 1000)).is_all then
         delete from postbox.inbox_sample s where s.inbox = box.id;
         return false;
     end if;
@@ -171,10 +169,9 @@ begin
         execute format(
             'insert into postbox.inbox_sample (inbox, event_type, pending, leased, delayed, dead, taken_at, took)
              select $1, c.event_type, count(*) filter (where not c.is_dead), 0, count(*) filter (where c.state = ''delayed''), count(*) filter (where c.is_dead), $2, ''0''
-             from (select p.event_type, p.state, false as is_dead from %1$I.%2$I p union all select q.event_type, null, true from %1$I.%3$I q) c
+             from (select p.event_type, p.state, false as is_dead from %s p union all select q.event_type, null, true from %s q) c
              group by c.event_type',
-            (select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation),
-            'pending_' || box.name, 'dlq_' || box.name)
+            postbox._inbox_view_name(box, 'pending'), postbox._inbox_view_name(box, 'dlq'))
             using box.id, began;
     else
         in_lanes := (select coalesce(sum(upper(u) - lower(u)), 0) from postbox._pending_lane l cross join lateral unnest(l.arrived) as u where l.inbox = box.id);
@@ -187,13 +184,14 @@ begin
                      coalesce(sum(cardinality(b.event_ids)) filter (where b.token is null and b.ready_at > clock_timestamp()), 0) as delayed, 0::bigint as dead
                  from postbox._pending_batch b where b.inbox = $1 group by b.event_type
                  union all
-                 select l.event_type, ($4 * count(*) / (select count(*) from looked_up))::bigint, count(*) filter (where l.is_leased), count(*) filter (where l.is_delayed), 0
+                 select l.event_type, ($4 * count(*) filter (where not l.is_parked) / (select count(*) from looked_up))::bigint, count(*) filter (where l.is_leased),
+                     count(*) filter (where l.is_delayed), ($4 * count(*) filter (where l.is_parked) / (select count(*) from looked_up))::bigint
                  from looked_up l group by l.event_type
                  union all
                  select d.event_type, 0, 0, 0, count(*) from postbox.inbox_dead d where d.inbox = $1 group by d.event_type
              ) c
              group by c.event_type',
-            case when box.ordered_at is null then 'select null::text as event_type, false as is_leased, false as is_delayed where false'
+            case when box.ordered_at is null then 'select null::text as event_type, false as is_leased, false as is_delayed, false as is_parked where false'
                 else postbox._lane_types_sql(box) end)
             using box.id, most_looked_up, began, in_lanes;
     end if;
@@ -368,7 +366,7 @@ begin
         return;
     end if;
     execute format('select exists (select from only %s l where l.ctid < ''(1,0)'' and l.at < $1)', present)
-        into is_old using clock_timestamp() - longest / 2;
+        into is_old using clock_timestamp() - greatest(longest, interval '1 hour') / 2;
     next_is_empty := pg_relation_size(format('postbox.inbox_log_g%s', (generation + 1) & 3)::regclass) = 0;
     half_used := (last_id + 1) & ((1 << 20) - 1) > 1 << 19;
     if is_old and next_is_empty then

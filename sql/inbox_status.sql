@@ -8,7 +8,8 @@ create or replace function postbox._lane_types_sql(box postbox.inbox) returns te
     begin atomic
         select format(
             'select %1$s as event_type, l.token is not null and r.lane_place = l.next as is_leased,
-                 l.token is null and l.ready_at > clock_timestamp() and r.lane_place = l.next as is_delayed
+                 l.token is null and l.ready_at > clock_timestamp() and r.lane_place = l.next as is_delayed,
+                 l.blocked is not distinct from ''parked'' as is_parked
              from (select p.* from postbox._pending_lane p where p.inbox = $1 limit $2) l
              cross join %2$s
              where not exists (select from postbox.inbox_dead d where d.inbox = $1 and d.event_id = r.event_id_text)
@@ -17,8 +18,8 @@ create or replace function postbox._lane_types_sql(box postbox.inbox) returns te
     end;
 comment on function postbox._lane_types_sql(postbox.inbox) is 'Private: a query for what waits in lanes';
 
--- What is pending and dead, by type: counted up to `most` rows of each kind. NULL in pending or dead: there are more.
-create or replace function postbox._count_inbox(box postbox.inbox, most int, out pending jsonb, out dead jsonb)
+-- What is pending and dead, by type, if that is all in `most` rows of each kind. parked: what waits behind a dead letter and is shown with it.
+create or replace function postbox._count_inbox(box postbox.inbox, most int, out is_all boolean, out pending jsonb, out dead jsonb)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -28,49 +29,54 @@ create or replace function postbox._count_inbox(box postbox.inbox, most int, out
 as $function$
 declare
     rows bigint;
-    of_lanes jsonb := '[]';
+    dead_rows bigint;
+    in_lanes jsonb;
 begin
     if box.style = 'update' then
         execute format(
-            'select count(*), coalesce(jsonb_agg(jsonb_build_object(''type'', c.event_type, ''messages'', 1, ''delayed'', (c.state = ''delayed'')::int)), ''[]'')
-             from (select p.event_type, p.state from %s p limit $1 + 1) c',
-            (select format('%I.%I', n.nspname, 'pending_' || box.name) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation))
+            'select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c))
+             from (
+                 select p.event_type as type, count(*) as messages, count(*) filter (where p.state = ''delayed'') as delayed
+                 from (select v.event_type, v.state from %s v limit $1 + 1) p group by p.event_type
+             ) c', postbox._inbox_view_name(box, 'pending'))
             into rows, pending using most;
-        if rows > most then
-            pending := null;
-        end if;
         execute format(
-            'select count(*), coalesce(jsonb_agg(jsonb_build_object(''type'', c.event_type, ''messages'', 1)), ''[]'')
-             from (select p.event_type from %s p limit $1 + 1) c',
-            (select format('%I.%I', n.nspname, 'dlq_' || box.name) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation))
-            into rows, dead using most;
-        if rows > most then
-            dead := null;
+            'select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c))
+             from (select q.event_type as type, count(*) as messages from (select v.event_type from %s v limit $1 + 1) q group by q.event_type) c',
+            postbox._inbox_view_name(box, 'dlq'))
+            into dead_rows, dead using most;
+    else
+        select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c)) into rows, pending
+            from (
+                select b.event_type as type, count(*) as rows, sum(b.messages) as messages, sum(b.messages) filter (where b.is_leased) as leased,
+                    sum(b.messages) filter (where b.is_delayed) as delayed
+                from (
+                    select p.event_type, cardinality(p.event_ids) as messages, p.token is not null as is_leased,
+                        p.token is null and p.ready_at > clock_timestamp() as is_delayed
+                    from postbox._pending_batch p where p.inbox = box.id limit most + 1
+                ) b
+                group by b.event_type
+            ) c;
+        if box.ordered_at is not null and rows <= most then
+            execute format(
+                'select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c))
+                 from (
+                     select l.event_type as type, count(*) as rows, count(*) filter (where not l.is_parked) as messages, count(*) filter (where l.is_leased) as leased,
+                         count(*) filter (where l.is_delayed) as delayed, count(*) filter (where l.is_parked) as parked
+                     from (%s) l group by l.event_type
+                 ) c', postbox._lane_types_sql(box))
+                into rows, in_lanes using box.id, most + 1;
         end if;
-        return;
+        select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c)) into dead_rows, dead
+            from (
+                select d.event_type as type, count(*) as messages
+                from (select q.event_type from postbox.inbox_dead q where q.inbox = box.id limit most + 1) d
+                group by d.event_type
+            ) c;
     end if;
-    select count(*), coalesce(jsonb_agg(jsonb_build_object('type', b.event_type, 'messages', b.messages,
-            'leased', case when b.is_leased then b.messages end, 'delayed', case when b.is_delayed then b.messages end)), '[]')
-        into rows, pending
-        from (
-            select p.event_type, cardinality(p.event_ids) as messages, p.token is not null as is_leased,
-                p.token is null and p.ready_at > clock_timestamp() as is_delayed
-            from postbox._pending_batch p where p.inbox = box.id limit most + 1
-        ) b;
-    if rows > most then
-        pending := null;
-    elsif box.ordered_at is not null then
-        execute format(
-            'select count(*), coalesce(jsonb_agg(jsonb_build_object(''type'', c.event_type, ''messages'', 1, ''leased'', c.is_leased::int, ''delayed'', c.is_delayed::int)), ''[]'')
-             from (%s) c', postbox._lane_types_sql(box))
-            into rows, of_lanes using box.id, most + 1;
-        pending := case when rows <= most then pending || of_lanes end;
-    end if;
-    select count(*), coalesce(jsonb_agg(jsonb_build_object('type', d.event_type, 'messages', 1)), '[]') into rows, dead
-        from (select c.event_type from postbox.inbox_dead c where c.inbox = box.id limit most + 1) d;
-    if rows > most then
-        dead := null;
-    end if;
+    is_all := rows <= most and dead_rows <= most;
+    pending := coalesce(pending, '[]') || coalesce(in_lanes, '[]');
+    dead := coalesce(dead, '[]');
 end
 $function$;
 comment on function postbox._count_inbox(postbox.inbox, int) is 'Private: what is pending and dead, if that is not too much to count';
@@ -86,13 +92,13 @@ create or replace function postbox._inbox_counts(inbox int)
 as $function$
 declare
     -- Rows of the queue, of the dead and of the log each: some hundred pages.
-    most constant int := 2000;
+    most constant int := 1000;
     box postbox.inbox;
     counted record;
     kept postbox.inbox_keeping;
     tail_rows bigint;
     sampled_at timestamptz;
-    is_counted boolean;
+    now constant timestamptz := clock_timestamp();
 begin
     select * into box from postbox.inbox i where i.id = _inbox_counts.inbox;
     select * into kept from postbox.inbox_keeping k where k.inbox = box.id;
@@ -100,7 +106,6 @@ begin
     select s.taken_at into sampled_at from postbox.inbox_sample s where s.inbox = box.id limit 1;
     select count(*) into tail_rows
         from (select from postbox.inbox_log g where g.inbox = box.id and g.id > coalesce(kept.folded_id, 0) limit most + 1) t;
-    is_counted := counted.pending is not null and counted.dead is not null;
     return query
         with totals as (
             select t.event_type, t.what, t.messages, t.seconds from postbox.inbox_total t where t.inbox = box.id
@@ -111,18 +116,16 @@ begin
         parts as (
             select t.event_type, 0::bigint as pending, 0::bigint as leased, 0::bigint as delayed, 0::bigint as dead, t.what, t.messages, t.seconds from totals t
             union all
-            select p.type, p.messages, coalesce(p.leased, 0), coalesce(p.delayed, 0), 0, null, 0, 0
-            from jsonb_to_recordset(counted.pending) as p(type text, messages bigint, leased bigint, delayed bigint)
+            select p.type, p.messages, coalesce(p.leased, 0), coalesce(p.delayed, 0), coalesce(p.parked, 0), null, 0, 0
+            from jsonb_to_recordset(counted.pending) as p(type text, messages bigint, leased bigint, delayed bigint, parked bigint)
+            where counted.is_all
             union all
-            select d.type, 0, 0, 0, d.messages, null, 0, 0 from jsonb_to_recordset(counted.dead) as d(type text, messages bigint)
+            select d.type, 0, 0, 0, d.messages, null, 0, 0 from jsonb_to_recordset(counted.dead) as d(type text, messages bigint) where counted.is_all
             union all
-            select s.event_type, case when counted.pending is null then s.pending else 0 end, case when counted.pending is null then s.leased else 0 end,
-                case when counted.pending is null then s.delayed else 0 end, case when counted.dead is null then s.dead else 0 end, null, 0, 0
-            from postbox.inbox_sample s
-            where s.inbox = box.id and not is_counted
+            select s.event_type, s.pending, s.leased, s.delayed, s.dead, null, 0, 0 from postbox.inbox_sample s where s.inbox = box.id and not counted.is_all
             union all
             -- Too much to count, and maintenance has not done it yet.
-            select null, 0, 0, 0, 0, null, 0, 0 where not is_counted and sampled_at is null
+            select null, 0, 0, 0, 0, null, 0, 0 where not counted.is_all and sampled_at is null
         )
         select p.event_type, sum(p.pending)::bigint, sum(p.leased)::bigint, sum(p.delayed)::bigint, sum(p.dead)::bigint,
             coalesce(sum(p.messages) filter (where p.what = 'processed'), 0)::bigint,
@@ -130,10 +133,10 @@ begin
             coalesce(sum(p.messages) filter (where p.what in ('duplicate', 'conflict')), 0)::bigint,
             coalesce(sum(p.messages) filter (where p.what = 'discarded'), 0)::bigint,
             sum(p.seconds) filter (where p.what = 'processed') / nullif(sum(p.messages) filter (where p.what = 'processed'), 0),
-            is_counted and tail_rows <= most,
+            counted.is_all and tail_rows <= most,
             -- Of the oldest number among them; NULL: maintenance has not counted yet.
-            case when is_counted and tail_rows <= most then clock_timestamp()
-                 when is_counted then kept.folded_at
+            case when counted.is_all and tail_rows <= most then now
+                 when counted.is_all then kept.folded_at
                  when tail_rows <= most then sampled_at
                  else least(sampled_at, kept.folded_at) end
         from parts p

@@ -41,15 +41,24 @@ create or replace function postbox._lane_messages_sql(box postbox.inbox, row_col
     end;
 comment on function postbox._lane_messages_sql(postbox.inbox, text) is 'Private: SQL for the messages that wait in a lane';
 
+create or replace function postbox._inbox_view_name(box postbox.inbox, prefix text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        select format('%I.%I', n.nspname, prefix || '_' || (box).name)
+        from pg_class c
+        join pg_namespace n on n.oid = c.relnamespace
+        where c.oid = (box).relation;
+    end;
+comment on function postbox._inbox_view_name(postbox.inbox, text) is 'Private: the name of a view beside the table';
+
 -- A view that may be there already. Views on it are in the way only if its columns change.
 create or replace function postbox._replace_inbox_view(box postbox.inbox, prefix text, query text, about text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    full_name constant text := (
-        select format('%I.%I', n.nspname, prefix || '_' || box.name)
-        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation);
+    full_name constant text := postbox._inbox_view_name(box, prefix);
 begin
     if exists (select from pg_class c where c.oid = to_regclass(full_name) and c.relkind <> 'v') then
         raise exception using errcode = 'duplicate_table',
