@@ -82,6 +82,22 @@ end
 $function$;
 comment on function postbox._replay_dead(postbox.inbox, text[], float8) is 'Private: hands dead letters out again';
 
+-- Retention is told that what it finds of these messages in the log of before is void.
+create or replace function postbox._note_void(box postbox.inbox, ids text[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    entry bigint;
+begin
+    insert into postbox.inbox_log (inbox, at, what, messages, event_ids) values (box.id, clock_timestamp(), 'replayed', cardinality(ids), ids)
+        returning inbox_log.id into entry;
+    insert into postbox.inbox_replay as r (inbox, event_id, log_id) select box.id, u.id, entry from unnest(ids) as u(id)
+        on conflict on constraint inbox_replay_pkey do update set log_id = excluded.log_id;
+end
+$function$;
+comment on function postbox._note_void(postbox.inbox, text[]) is 'Private: notes that messages that were done with are handed out again';
+
 -- Style update: what is processed, or has failed too often, is so by the columns of the table.
 create or replace function postbox._reset_rows(box postbox.inbox, ids text[]) returns void
     language plpgsql volatile
@@ -94,7 +110,7 @@ begin
             case when box.columns ? 'error' then format('%I = null', box.columns ->> 'error') end),
         box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'))
         using ids;
-    insert into postbox.inbox_log (inbox, at, what, messages, event_ids) values (box.id, clock_timestamp(), 'replayed', cardinality(ids), ids);
+    perform postbox._note_void(box, ids);
 end
 $function$;
 comment on function postbox._reset_rows(postbox.inbox, text[]) is 'Private: makes messages of an inbox of style update wait again';
@@ -137,7 +153,6 @@ declare
     dead text[];
     done text[];
     wrong text;
-    entry bigint;
 begin
     if event_ids is null or array_position(event_ids, null) is not null then
         raise exception using errcode = 'null_value_not_allowed',
@@ -182,12 +197,7 @@ begin
         done := array(select u.id from unnest(ids) with ordinality as u(id, n) where u.id <> all (dead) order by u.n);
         perform postbox._replay_dead(box, dead, null);
         if done <> '{}' then
-            insert into postbox.inbox_log (inbox, at, what, messages, event_ids)
-                values (box.id, clock_timestamp(), 'replayed', cardinality(done), done)
-                returning inbox_log.id into entry;
-            -- Retention is told that what it finds in the log of before is void.
-            insert into postbox.inbox_replay as r (inbox, event_id, log_id) select box.id, u.id, entry from unnest(done) as u(id)
-                on conflict on constraint inbox_replay_pkey do update set log_id = excluded.log_id;
+            perform postbox._note_void(box, done);
             execute format(
                 'insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids)
                  select $1, m.tier, clock_timestamp(), m.event_type, array_agg(m.id order by m.n)
@@ -249,28 +259,16 @@ begin
             message = format('older_than %s is negative', older_than),
             hint = 'For instance interval ''1 day''.';
     end if;
-    if box.style = 'update' then
-        -- There is no telling when one died.
-        execute format(
-            'select array(select q.event_id from %s q
-             where ($1 is null or q.event_id = any ($1)) and ($2 is null or q.event_type = $2) and ($3 is null or strpos(lower(q.error), lower($3)) > 0)
-               and ($4 is null or q.received_at < clock_timestamp() - $4)
-             order by q.received_at, q.event_id)',
-            postbox._inbox_view_name(box, 'dlq'))
-            into chosen using event_ids, type, error, older_than;
-    else
-        chosen := array(
-            select d.event_id from postbox.inbox_dead d
-            where d.inbox = box.id
-              and (event_ids is null or d.event_id = any (event_ids))
-              and (_select_inbox_dead.type is null or d.event_type = _select_inbox_dead.type)
-              and (_select_inbox_dead.error is null or strpos(lower(d.error), lower(_select_inbox_dead.error)) > 0)
-              and (older_than is null or d.died_at < clock_timestamp() - older_than)
-            order by d.died_at, d.event_id);
-    end if;
+    chosen := array(
+        select d.event_id from postbox.inbox_dead d
+        where d.inbox = box.id
+          and (event_ids is null or d.event_id = any (event_ids))
+          and (_select_inbox_dead.type is null or d.event_type = _select_inbox_dead.type)
+          and (_select_inbox_dead.error is null or strpos(lower(d.error), lower(_select_inbox_dead.error)) > 0)
+          and (older_than is null or d.died_at < clock_timestamp() - older_than)
+        order by d.died_at, d.event_id);
     select u.id into missing from unnest(event_ids) as u(id)
-        where u.id is null or (u.id <> all (chosen)
-            and (box.style = 'update' or not exists (select from postbox.inbox_dead d where d.inbox = box.id and d.event_id = u.id)))
+        where u.id is null or not exists (select from postbox.inbox_dead d where d.inbox = box.id and d.event_id = u.id)
         limit 1;
     if found then
         raise exception using errcode = 'no_data_found',
@@ -322,11 +320,6 @@ declare
     box constant postbox.inbox := postbox._inbox_to_keep(inbox);
     chosen text[];
 begin
-    if box.style = 'update' then
-        raise exception using errcode = 'object_not_in_prerequisite_state',
-            message = format('inbox "%s" is of style "update": its dead letters are rows of its table', box.name),
-            hint = 'Set processed_at of those that are to be let go.';
-    end if;
     chosen := postbox._select_inbox_dead(box, event_ids, type, error, older_than, every);
     if not dry_run and chosen <> '{}' then
         perform postbox._discard_dead(box, chosen);

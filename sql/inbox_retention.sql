@@ -165,36 +165,32 @@ begin
         return false;
     end if;
     delete from postbox.inbox_sample s where s.inbox = box.id;
-    if box.style = 'update' then
-        execute format(
-            'insert into postbox.inbox_sample (inbox, event_type, pending, leased, delayed, dead, taken_at, took)
-             select $1, c.event_type, count(*) filter (where not c.is_dead), 0, count(*) filter (where c.state = ''delayed''), count(*) filter (where c.is_dead), $2, ''0''
-             from (select p.event_type, p.state, false as is_dead from %s p union all select q.event_type, null, true from %s q) c
-             group by c.event_type',
-            postbox._inbox_view_name(box, 'pending'), postbox._inbox_view_name(box, 'dlq'))
-            using box.id, began;
-    else
-        in_lanes := (select coalesce(sum(upper(u) - lower(u)), 0) from postbox._pending_lane l cross join lateral unnest(l.arrived) as u where l.inbox = box.id);
-        execute format(
-            'with looked_up as materialized (%s)
-             insert into postbox.inbox_sample (inbox, event_type, pending, leased, delayed, dead, taken_at, took)
-             select $1, c.event_type, sum(c.pending), sum(c.leased), sum(c.delayed), sum(c.dead), $3, ''0''
-             from (
-                 select b.event_type, sum(cardinality(b.event_ids)) as pending, coalesce(sum(cardinality(b.event_ids)) filter (where b.token is not null), 0) as leased,
-                     coalesce(sum(cardinality(b.event_ids)) filter (where b.token is null and b.ready_at > clock_timestamp()), 0) as delayed, 0::bigint as dead
-                 from postbox._pending_batch b where b.inbox = $1 group by b.event_type
-                 union all
-                 select l.event_type, ($4 * count(*) filter (where not l.is_parked) / (select count(*) from looked_up))::bigint, count(*) filter (where l.is_leased),
-                     count(*) filter (where l.is_delayed), ($4 * count(*) filter (where l.is_parked) / (select count(*) from looked_up))::bigint
-                 from looked_up l group by l.event_type
-                 union all
-                 select d.event_type, 0, 0, 0, count(*) from postbox.inbox_dead d where d.inbox = $1 group by d.event_type
-             ) c
-             group by c.event_type',
-            case when box.ordered_at is null then 'select null::text as event_type, false as is_leased, false as is_delayed, false as is_parked where false'
-                else postbox._lane_types_sql(box) end)
-            using box.id, most_looked_up, began, in_lanes;
-    end if;
+    in_lanes := (select coalesce(sum(upper(u) - lower(u)), 0) from postbox._pending_lane l cross join lateral unnest(l.arrived) as u where l.inbox = box.id);
+    execute format(
+        'with looked_up as materialized (%s)
+         insert into postbox.inbox_sample (inbox, event_type, pending, leased, delayed, dead, taken_at, took)
+         select $1, c.event_type, sum(c.pending), sum(c.leased), sum(c.delayed), sum(c.dead), $3, ''0''
+         from (
+             %s
+             union all
+             select l.event_type, ($4 * count(*) filter (where not l.is_parked) / (select count(*) from looked_up))::bigint, count(*) filter (where l.is_leased),
+                 count(*) filter (where l.is_delayed), ($4 * count(*) filter (where l.is_parked) / (select count(*) from looked_up))::bigint
+             from looked_up l group by l.event_type
+             union all
+             select d.event_type, 0, 0, 0, count(*) from postbox.inbox_dead d where d.inbox = $1 group by d.event_type
+         ) c
+         group by c.event_type',
+        case when box.ordered_at is null then 'select null::text as event_type, false as is_leased, false as is_delayed, false as is_parked where false'
+            else postbox._lane_types_sql(box) end,
+        case when box.style = 'update' then format(
+            'select p.event_type, count(*) as pending, 0::bigint as leased, count(*) filter (where p.state = ''delayed'') as delayed, 0::bigint as dead
+             from %s p group by p.event_type', postbox._inbox_view_name(box, 'pending'))
+        else
+            'select b.event_type, sum(cardinality(b.event_ids)) as pending, coalesce(sum(cardinality(b.event_ids)) filter (where b.token is not null), 0) as leased,
+                 coalesce(sum(cardinality(b.event_ids)) filter (where b.token is null and b.ready_at > clock_timestamp()), 0) as delayed, 0::bigint as dead
+             from postbox._pending_batch b where b.inbox = $1 group by b.event_type'
+        end)
+        using box.id, most_looked_up, began, in_lanes;
     update postbox.inbox_sample s set took = clock_timestamp() - began where s.inbox = box.id;
     return true;
 end
@@ -301,7 +297,7 @@ as $function$
 declare
     ids text[];
 begin
-    if box.dead_retention is null or box.style = 'update' then
+    if box.dead_retention is null then
         return 0;
     end if;
     ids := array(

@@ -40,11 +40,6 @@ begin
                  from (select v.event_type, v.state from %s v limit $1 + 1) p group by p.event_type
              ) c', postbox._inbox_view_name(box, 'pending'))
             into rows, pending using most;
-        execute format(
-            'select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c))
-             from (select q.event_type as type, count(*) as messages from (select v.event_type from %s v limit $1 + 1) q group by q.event_type) c',
-            postbox._inbox_view_name(box, 'dlq'))
-            into dead_rows, dead using most;
     else
         select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c)) into rows, pending
             from (
@@ -67,13 +62,13 @@ begin
                  ) c', postbox._lane_types_sql(box))
                 into rows, in_lanes using box.id, most + 1;
         end if;
-        select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c)) into dead_rows, dead
-            from (
-                select d.event_type as type, count(*) as messages
-                from (select q.event_type from postbox.inbox_dead q where q.inbox = box.id limit most + 1) d
-                group by d.event_type
-            ) c;
     end if;
+    select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c)) into dead_rows, dead
+        from (
+            select d.event_type as type, count(*) as messages
+            from (select q.event_type from postbox.inbox_dead q where q.inbox = box.id limit most + 1) d
+            group by d.event_type
+        ) c;
     is_all := rows <= most and dead_rows <= most;
     pending := coalesce(pending, '[]') || coalesce(in_lanes, '[]');
     dead := coalesce(dead, '[]');

@@ -122,6 +122,13 @@ begin
         from pg_attribute a
         where a.attrelid = box.relation and a.attnum > 0 and not a.attisdropped;
 
+    dead := format(
+        'select d.event_id, d.event_type, r.source, coalesce(d.aggregate_id, r.aggregate_id) as aggregate_id, coalesce(d.sequence_num, r.sequence_num) as sequence_num,
+             r.priority, r.received_at, r.payload, r.headers, d.why, d.error, d.attempts, d.first_failed_at, d.last_failed_at, d.died_at
+         from postbox.inbox_dead d
+         left join lateral (select %s from %s r where r.%I = d.event_id::%s offset 0) r on true
+         where d.inbox = %s',
+        row_columns, box.relation, box.columns ->> 'event_id', id_type, box.id);
     if box.style = 'update' then
         waiting := format('r.%I is null', box.columns ->> 'processed_at');
         pending := format(
@@ -133,15 +140,12 @@ begin
             row_columns, box.relation, postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'),
             postbox._inbox_column(box.columns, 'error', 'r', 'text'), postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'),
             postbox._inbox_column(box.columns, 'received_at', 'r', 'timestamptz'), waiting, box.max_retries);
-        dead := format(
-            'select %s, ''failed''::text as why, %s as error, %s as attempts, null::timestamptz as first_failed_at, null::timestamptz as last_failed_at,
-                 null::timestamptz as died_at
-             from %s r where %s and %s > %s',
-            row_columns, postbox._inbox_column(box.columns, 'error', 'r', 'text'), postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'),
-            box.relation, waiting, postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'), box.max_retries);
         truth := format(
-            'select r.*, case when not (%1$s) then ''processed'' when coalesce(%2$s, 0) > %3$s then ''dead'' else ''waiting'' end as %4$I from %5$s r',
-            waiting, postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'), box.max_retries, state_name, box.relation);
+            'select r.*, case when not (%1$s) then ''processed'' when d.event_id is not null then ''dead'' when coalesce(%2$s, 0) > %3$s then ''discarded''
+                 when %4$s > clock_timestamp() then ''delayed'' else ''waiting'' end as %5$I
+             from %6$s r left join postbox.inbox_dead d on d.inbox = %7$s and d.event_id = r.%8$I::text',
+            waiting, postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'), box.max_retries,
+            postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), state_name, box.relation, box.id, box.columns ->> 'event_id');
     else
         pending := format(
             'select %1$s, t.name as tier, p.state, p.attempts, p.ready_at, p.worker, p.lease_until, p.error, p.first_failed_at, p.last_failed_at
@@ -155,13 +159,6 @@ begin
              cross join lateral (select %3$s from %4$s r where r.%5$I = p.id::%6$s offset 0) r
              left join postbox.inbox_tier t on t.inbox = %2$s and t.tier = p.tier',
             listed, box.id, row_columns, box.relation, box.columns ->> 'event_id', id_type);
-        dead := format(
-            'select d.event_id, d.event_type, r.source, coalesce(d.aggregate_id, r.aggregate_id) as aggregate_id, coalesce(d.sequence_num, r.sequence_num) as sequence_num,
-                 r.priority, r.received_at, r.payload, r.headers, d.why, d.error, d.attempts, d.first_failed_at, d.last_failed_at, d.died_at
-             from postbox.inbox_dead d
-             left join lateral (select %s from %s r where r.%I = d.event_id::%s offset 0) r on true
-             where d.inbox = %s',
-            row_columns, box.relation, box.columns ->> 'event_id', id_type, box.id);
         if box.ordered_at is not null then
             -- The head of a lane is in the state that the lane is in; the others wait behind it.
             pending := pending || format(
