@@ -93,7 +93,7 @@ async fn every_message_is_shown_once_in_the_state_it_is_in() {
     assert_eq!(rows(&client, stats).await, ["paid|4|1|1|2|t|t", "refunded|1|0|0|0||t"]);
     assert_eq!(counts(&client).await, "5|1|1|0");
     let status = "SELECT inbox_table, style, leased, delayed, failed_attempts, duplicates, max_retries FROM postbox.inbox_status() WHERE inbox_name = 'payments'";
-    assert_eq!(row(&client, status).await, "payments|claim|3|2|2|0|1");
+    assert_eq!(row(&client, status).await, "public.payments|claim|3|2|2|0|1");
 
     // Maintenance moves the sums elsewhere, and nothing changes.
     let before = rows(&client, stats).await;
@@ -142,43 +142,41 @@ async fn lanes_are_shown_with_what_waits_in_them() {
 async fn what_is_too_much_to_count_is_said_to_be_as_of_the_last_count() {
     let (_cluster, client) = start().await;
     inbox(&client, "").await;
-    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' || n % 2 FROM generate_series(1, 60000) n").await;
+    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' || n % 2 FROM generate_series(1, 80000) n").await;
     let status = "SELECT pending, is_exact, as_of IS NOT NULL FROM postbox.inbox_status()";
     assert_eq!(row(&client, status).await, "0|f|f", "nobody has counted yet");
     rows(&client, MAINTAIN).await;
-    assert_eq!(row(&client, status).await, "60000|f|t");
+    assert_eq!(row(&client, status).await, "80000|f|t");
     let stats = "SELECT event_type, pending, is_exact, as_of = (SELECT max(taken_at) FROM postbox.inbox_sample) FROM stats_payments";
-    assert_eq!(rows(&client, stats).await, ["t0|30000|f|t", "t1|30000|f|t"]);
-    run(&client, &format!("{COMPLETE}10000)")).await;
-    assert_eq!(row(&client, "SELECT pending, processed, is_exact FROM postbox.inbox_status()").await, "60000|10000|f");
+    assert_eq!(rows(&client, stats).await, ["t0|40000|f|t", "t1|40000|f|t"]);
+    run(&client, &format!("{COMPLETE}100)")).await;
+    assert_eq!(row(&client, "SELECT pending, processed, is_exact FROM postbox.inbox_status()").await, "80000|100|f");
 
-    for _ in 0..5 {
-        run(&client, &format!("{COMPLETE}10000)")).await;
-    }
-    assert_eq!(row(&client, "SELECT pending, processed, is_exact FROM postbox.inbox_status()").await, "0|60000|t");
+    run(&client, "DELETE FROM postbox.inbox_batch WHERE ctid <> (SELECT min(ctid) FROM postbox.inbox_batch)").await;
+    assert_eq!(row(&client, "SELECT pending, processed, is_exact FROM postbox.inbox_status()").await, "50|100|t");
     run(&client, "UPDATE postbox.inbox_sample SET taken_at = taken_at - interval '1 hour'").await;
     rows(&client, MAINTAIN).await;
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_sample").await, "0");
 }
 
 #[tokio::test]
-async fn many_messages_of_lanes_are_counted_by_some_of_them() {
+async fn many_messages_of_lanes_are_counted_by_maintenance() {
     let (_cluster, client) = start().await;
     inbox(&client, "").await;
     order(&client).await;
     run(
         &client,
-        "INSERT INTO payments (event_id, event_type, aggregate_id, sequence_num) SELECT 'm' || n, 't' || n % 2, 'a' || n / 100, n % 100 + 1 FROM generate_series(0, 39999) n;
-         SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 10000)",
+        "INSERT INTO payments (event_id, event_type, aggregate_id, sequence_num) SELECT 'm' || n, 't' || n % 2, 'a' || n / 100, n % 100 + 1 FROM generate_series(0, 3999) n;
+         SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 2000)",
     )
     .await;
     run(&client, "SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 1)").await;
     rows(&client, MAINTAIN).await;
     let arrived = row(&client, "SELECT coalesce(sum(upper(u) - lower(u)), 0) FROM postbox.inbox_lane, unnest(arrived) u").await;
-    assert_eq!(arrived, "40000");
-    let stats = "SELECT event_type, pending BETWEEN 18000 AND 22000, is_exact FROM stats_payments";
-    assert_eq!(rows(&client, stats).await, ["t0|t|f", "t1|t|f"]);
-    assert_eq!(row(&client, "SELECT pending FROM postbox.inbox_health()").await, "40000");
+    assert_eq!(arrived, "4000");
+    let stats = "SELECT event_type, pending, is_exact FROM stats_payments";
+    assert_eq!(rows(&client, stats).await, ["t0|2000|f", "t1|2000|f"]);
+    assert_eq!(row(&client, "SELECT pending FROM postbox.inbox_health()").await, "4000");
 }
 
 /// Pages that a query reads.
@@ -211,7 +209,8 @@ async fn statistics_of_five_million_messages_cost_what_those_of_a_thousand_do() 
     for batches in [20, 100_000] {
         run(&client, &fill(batches)).await;
         while rows(&client, MAINTAIN).await.iter().any(|row| row.contains("|more|")) {}
-        run(&client, "VACUUM ANALYZE postbox.inbox_batch; VACUUM ANALYZE postbox.inbox_log").await;
+        run(&client, "VACUUM ANALYZE postbox.inbox_batch").await;
+        run(&client, "VACUUM ANALYZE postbox.inbox_log").await;
         let stats = pages(&client, "SELECT * FROM stats_payments").await;
         let health = pages(&client, "SELECT * FROM postbox.inbox_health('payments')").await;
         let status = pages(&client, "SELECT * FROM postbox.inbox_status('payments')").await;
