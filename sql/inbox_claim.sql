@@ -14,6 +14,13 @@ begin
             message = format('inbox %s does not exist', coalesce('"' || inbox || '"', 'NULL')),
             hint = 'postbox.inbox_status() lists the inboxes; postbox.create_inbox makes one.';
     end if;
+    if box.armed_as <> box.relation::text then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('the table of inbox "%s" is not %s any more', box.name, box.armed_as),
+            hint = case when exists (select from pg_class c where c.oid = box.relation)
+                then format('It was renamed: call postbox.repair_inbox(%L).', box.name)
+                else format('It was dropped: call postbox.drop_inbox(%L).', box.name) end;
+    end if;
     return box;
 end
 $function$;

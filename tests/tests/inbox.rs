@@ -1,0 +1,5 @@
+//! The inbox: receiving, working, order, dead letters, and what it says of itself.
+
+mod receiving;
+
+use crate::sql::{error, refused, row, rows, run, start};
