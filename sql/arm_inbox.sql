@@ -68,7 +68,7 @@ begin
     arrived := format('%I.%I', namespace, box.name || '_arrived');
 
     execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
+        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $body$
         declare
             id constant text := %2$s;
             differs boolean;
@@ -161,14 +161,14 @@ begin
         leased_sql = format(
             'select l.id, $2, %1$s, %2$s, %3$s, %4$s, %5$s, l.attempts
              from (
-                 select e.id, b.attempts, b.ready_at, e.n
+                 select e.id, b.attempts, b.tier, b.ready_at, e.n
                  from postbox.inbox_batch b cross join lateral unnest(b.event_ids) with ordinality as e(id, n)
                  where b.inbox = $1 and b.token = $2
                  union all
-                 select p.event_id, p.attempts, p.ready_at, 1 from postbox.inbox_lane p where p.inbox = $1 and p.token = $2
+                 select p.event_id, p.attempts, p.tier, p.ready_at, 1 from postbox.inbox_lane p where p.inbox = $1 and p.token = $2
              ) l
              join %6$s r on r.%7$I = l.id::%8$s
-             order by l.ready_at, l.n',
+             order by l.tier, l.ready_at, l.n',
             postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'r', 'text'),
             postbox._inbox_column(box.columns, 'sequence_num', 'r', 'bigint'), postbox._inbox_json(box, 'payload'), postbox._inbox_json(box, 'headers'),
             box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')),

@@ -229,7 +229,7 @@ begin
     lease_until := clock_timestamp() + visibility_seconds * interval '1 second';
 
     if box.ordered_at is not null then
-        perform postbox._sort_arrivals(box, batch_size);
+        perform postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)]);
     end if;
     for t in 1 .. coalesce(cardinality(tiers), 0) loop
         if taken = 0 and postbox._claim_suspect(box.id, tiers[t], lease, worker, lease_until) then

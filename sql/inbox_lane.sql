@@ -45,12 +45,14 @@ create or replace function postbox._note_arrivals(box postbox.inbox, ids text[],
     end;
 comment on function postbox._note_arrivals(postbox.inbox, text[], smallint[], timestamptz) is 'Private: messages that are to be sorted into lanes';
 
-create or replace function postbox._sort_arrivals(box postbox.inbox, most int) returns int
+-- Of the tiers from the first one to `through`: who serves no other tier does not work for it either.
+create or replace function postbox._sort_arrivals(box postbox.inbox, most int, through smallint default null) returns int
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     enough constant int := least(greatest(4 * most, 100), 2000);
+    lowest constant int := coalesce(-1 - through, -32768);
     now constant timestamptz := clock_timestamp();
     slot int;
     note record;
@@ -61,12 +63,8 @@ declare
     types text[];
     tiers smallint[];
     dues timestamptz[];
-    wanted text[];
-    free text[];
-    held record;
-    wrong record;
 begin
-    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier < 0 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
+    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier between lowest and -1 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
         return 0;
     end if;
     -- Two that sort would wait for one another where both make the lane of a new aggregate.
@@ -74,7 +72,7 @@ begin
         return 0;
     end if;
     -- Whoever sorts begins with the first tier, so that a flood of others does not hold it up. Nobody else takes notes away.
-    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id union select 0 order by 1 loop
+    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id and -1 - t.tier >= lowest union select 0 order by 1 loop
         for note in
             select b.ctid as place, b.event_ids from postbox.inbox_batch b
             where b.inbox = box.id and b.tier = -1 - slot and b.token is null and b.crashes < 2 and b.ready_at <= now
@@ -104,30 +102,48 @@ begin
     if ids is null then
         return cardinality(places);
     end if;
-    wanted := array(select distinct k from unnest(keys) as k);
+    perform postbox._tell_lanes(box, ids, keys, seqs, types, tiers, dues);
+    return cardinality(places);
+end
+$function$;
+comment on function postbox._sort_arrivals(postbox.inbox, int, smallint) is 'Private: tells lanes what has arrived; 0: there was nothing, or somebody else is at it';
+
+create or replace function postbox._tell_lanes(
+    box postbox.inbox, ids text[], keys text[], seqs bigint[], types text[], tiers smallint[], dues timestamptz[]
+) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    -- Lanes are looked up by their keys and then joined with what arrived: never all of them, however few the planner takes them for.
+    set enable_nestloop = off
+    set enable_hashjoin = on
+    set enable_sort = on
+as $function$
+declare
+    wanted constant text[] := array(select distinct k from unnest(keys) as k);
+    free text[];
+    held record;
+    wrong record;
+begin
+    -- An insertion that finds a lane waits for whoever is changing it, even if it does nothing then. There is a conflict for old snapshots only.
     insert into postbox.inbox_lane (inbox, key, next)
-        select box.id, a.key, coalesce(box.sequence_start, min(a.seq)) from unnest(keys, seqs) as a(key, seq) group by a.key
+        select box.id, a.key, coalesce(box.sequence_start, a.lowest)
+        from (select u.key, min(u.seq) as lowest from unnest(keys, seqs) as u(key, seq) group by u.key) a
+        left join (select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted)) k on k.key = a.key
+        where k.key is null
         on conflict on constraint inbox_lane_pkey do nothing;
     -- Locked from here on. Arrivals of those that somebody holds are noted again, for a moment later.
     free := array(select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted) for update skip locked);
     if cardinality(free) < cardinality(wanted) then
         select array_agg(u.id order by u.n) as ids, array_agg(u.tier order by u.n) as tiers into held
             from unnest(ids, keys, tiers) with ordinality as u(id, key, tier, n) where u.key <> all (free);
-        perform postbox._note_arrivals(box, held.ids, held.tiers, now + interval '20 milliseconds');
-        select array_agg(u.id order by u.n), array_agg(u.key order by u.n), array_agg(u.seq order by u.n), array_agg(u.type order by u.n),
-                array_agg(u.tier order by u.n), array_agg(u.due order by u.n)
-            into ids, keys, seqs, types, tiers, dues
-            from unnest(ids, keys, seqs, types, tiers, dues) with ordinality as u(id, key, seq, type, tier, due, n) where u.key = any (free);
-        if ids is null then
-            return cardinality(places);
-        end if;
+        perform postbox._note_arrivals(box, held.ids, held.tiers, clock_timestamp() + interval '20 milliseconds');
     end if;
     -- A place in the order that is passed, given up, or taken by another message.
     for wrong in
         select w.* from (
             select a.*, l.next, l.arrived, l.skipped, row_number() over (partition by a.key, a.seq order by a.n) as nth
             from unnest(ids, keys, seqs, types, tiers) with ordinality as a(id, key, seq, type, tier, n)
-            join postbox.inbox_lane l on l.inbox = box.id and l.key = a.key
+            join (select f.* from postbox.inbox_lane f where f.inbox = box.id and f.key = any (free)) l on l.key = a.key
         ) w
         where w.seq < w.next or w.arrived @> w.seq or w.skipped @> w.seq or w.nth > 1
     loop
@@ -158,15 +174,15 @@ begin
                 select u.*, row_number() over (partition by u.key, u.seq order by u.n) as nth
                 from unnest(ids, keys, seqs, types, tiers, dues) with ordinality as u(id, key, seq, type, tier, due, n)
             ) a
-            join postbox.inbox_lane h on h.inbox = box.id and h.key = a.key
+            join (select f.* from postbox.inbox_lane f where f.inbox = box.id and f.key = any (free)) h on h.key = a.key
             where a.nth = 1 and a.seq >= h.next and not h.arrived @> a.seq and not h.skipped @> a.seq
             group by a.key
         ) n
-        where l.inbox = box.id and l.key = n.key;
-    return cardinality(places);
+        where l.inbox = box.id and l.key = any (free) and l.key = n.key;
 end
 $function$;
-comment on function postbox._sort_arrivals(postbox.inbox, int) is 'Private: tells lanes what has arrived; 0: there was nothing, or somebody else is at it';
+comment on function postbox._tell_lanes(postbox.inbox, text[], text[], bigint[], text[], smallint[], timestamptz[]) is
+    'Private: what has arrived, where its lane is free; the rest is noted again';
 
 create or replace function postbox._next_number(skipped int8multirange, after bigint) returns bigint
     language sql immutable parallel safe
@@ -207,7 +223,7 @@ begin
             ) p
             left join postbox._lane_heads(box, keys, nexts) h on h.key = p.key
         ) n
-        where l.inbox = box.id and l.key = n.key;
+        where l.inbox = box.id and l.key = any (lane_keys) and l.key = n.key;
 end
 $function$;
 comment on function postbox._advance_lanes(postbox.inbox, text[]) is 'Private: the next sequence number is due';
@@ -226,7 +242,7 @@ begin
             select l.key, l.event_id
             from postbox.inbox_lane l
             join unnest(event_ids, tokens) as u(id, token) on l.token = u.token and l.event_id = u.id
-            where l.inbox = box.id
+            where l.inbox = box.id and l.token = any (tokens)
             order by l.key
             for update of l
         ) h;

@@ -12,14 +12,14 @@ begin
             set paused_at = case when paused then clock_timestamp() end
             where i.id = box.id and (i.paused_at is not null) <> paused;
     else
-        if not exists (select from postbox.inbox_tier t where t.inbox = box.id and t.name = tier) then
+        if not exists (select from postbox.inbox_tier t where t.inbox = box.id and t.name = _set_inbox_paused.tier) then
             raise exception using errcode = 'undefined_object',
                 message = format('inbox "%s" has no tier "%s"', box.name, tier),
                 hint = 'postbox.enable_inbox_priority gives an inbox tiers; leave the tier out for the whole inbox.';
         end if;
         update postbox.inbox_tier t
             set paused_at = case when paused then clock_timestamp() end
-            where t.inbox = box.id and t.name = tier and (t.paused_at is not null) <> paused;
+            where t.inbox = box.id and t.name = _set_inbox_paused.tier and (t.paused_at is not null) <> paused;
     end if;
     if not found then
         return false;
