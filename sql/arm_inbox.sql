@@ -53,6 +53,11 @@ create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text)
     end;
 comment on function postbox._inbox_tier_of(postbox.inbox, text) is 'Private: SQL for the tier of a message';
 
+create or replace function postbox._inbox_is_ordered(box postbox.inbox, alias text) returns text
+    language sql immutable
+    return format('(%1$s.%2$I is not null and %1$s.%3$I is not null)', alias, (box).columns ->> 'aggregate_id', (box).columns ->> 'sequence_num');
+comment on function postbox._inbox_is_ordered(postbox.inbox, text) is 'Private: SQL for whether a message has a place in an order';
+
 create or replace function postbox._arm_inbox(inbox_name text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -71,7 +76,7 @@ begin
     arrived := format('%I.%I', namespace, box.name || '_arrived');
 
     execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
+        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $body$
         declare
             id constant text := %2$s;
             differs boolean;
@@ -105,6 +110,11 @@ begin
                 raise exception using errcode = 'check_violation',
                     message = format('the aggregate of message "%%s" for the ordered inbox %%s has %%s bytes, must have 1024 at most', id, %3$L, octet_length(%1$s)),
                     hint = 'Give a hash of it.';
+            end if;
+            if %2$s >= 9223372036854775000 then
+                raise exception using errcode = 'numeric_value_out_of_range',
+                    message = format('sequence number %%s of message "%%s" for the ordered inbox %%s is too high', %2$s, id, %3$L),
+                    hint = 'It must be below 9223372036854775000.';
             end if;$sql$,
             postbox._inbox_column(box.columns, 'aggregate_id', 'new', 'text'), postbox._inbox_column(box.columns, 'sequence_num', 'new', 'bigint'), box.name)
         else '' end,
@@ -126,7 +136,7 @@ begin
     -- An ordered inbox sorts them into lanes later. In others a tier is found by the priority.
     tier := postbox._inbox_tier_of(box, 'a');
     if box.ordered_at is not null then
-        tier := format('case when %s is null then %s else -1 end', postbox._inbox_column(box.columns, 'sequence_num', 'a', 'bigint'), tier);
+        tier := format('case when %1$s then -1 - %2$s else %2$s end', postbox._inbox_is_ordered(box, 'a'), tier);
     end if;
     execute format($sql$
         create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
@@ -151,7 +161,7 @@ begin
         tier,
         -- An ordered message is sorted into its lane at once, and waits there.
         case when box.ordered_at is null then postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz')
-            else format('case when %s is null then %s end', postbox._inbox_column(box.columns, 'sequence_num', 'a', 'bigint'),
+            else format('case when not %s then %s end', postbox._inbox_is_ordered(box, 'a'),
                 postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz')) end);
     execute format('comment on function %s() is %L', arrived, format('Trigger of inbox %s, made by Postbox', box.name));
 
@@ -159,14 +169,14 @@ begin
         leased_sql = format(
             'select l.id, $2, %1$s, %2$s, %3$s, %4$s, %5$s, l.attempts
              from (
-                 select e.id, b.attempts, b.ready_at, e.n
+                 select e.id, b.attempts, b.tier, b.ready_at, e.n
                  from postbox.inbox_batch b cross join lateral unnest(b.event_ids) with ordinality as e(id, n)
                  where b.inbox = $1 and b.token = $2
                  union all
-                 select p.event_id, p.attempts, p.ready_at, 1 from postbox.inbox_lane p where p.inbox = $1 and p.token = $2
+                 select p.event_id, p.attempts, p.tier, p.ready_at, 1 from postbox.inbox_lane p where p.inbox = $1 and p.token = $2
              ) l
              join %6$s r on r.%7$I = l.id::%8$s
-             order by l.ready_at, l.n',
+             order by l.tier, l.ready_at, l.n',
             postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'r', 'text'),
             postbox._inbox_column(box.columns, 'sequence_num', 'r', 'bigint'), postbox._inbox_json(box, 'payload'), postbox._inbox_json(box, 'headers'),
             box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')),
@@ -177,7 +187,7 @@ begin
                  select r.%1$I::text as id, %2$s as type, %3$s as tier, %4$s as visible_at
                  from %5$s r
                  where r.%6$I = k.key::%7$s and r.%8$I = k.next
-                   and not exists (select from postbox.inbox_dead d where d.inbox = $1 and d.event_id = r.%1$I::text and d.why = ''sequence'')
+                   and not exists (select from postbox.inbox_lane l where l.inbox = $1 and l.key = k.key and r.%1$I::text = any (l.displaced))
                  limit 1
              ) h',
             box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
@@ -186,7 +196,6 @@ begin
         arrivals_sql = case when box.ordered_at is not null then format(
             'select u.id, r.%1$I::text, r.%2$I::bigint, %3$s, %4$s, %5$s
              from unnest($1) with ordinality as u(id, n) join %6$s r on r.%7$I = u.id::%8$s
-             where r.%1$I is not null and r.%2$I is not null
              order by u.n',
             box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'),
             postbox._inbox_tier_of(box, 'r'), postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), box.relation,

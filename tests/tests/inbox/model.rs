@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_postgres::Client;
 
-use super::{row, run, start};
+use crate::sql::{row, run, start};
 
 /// Numbers in operations are taken modulo what there is when they come, so that a sequence of which some are left out makes sense too.
 #[derive(Clone, Debug)]

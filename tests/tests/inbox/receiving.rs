@@ -5,7 +5,7 @@ use std::time::Duration;
 use postbox_tests::wait_until_async;
 use tokio_postgres::Client;
 
-use super::{error, refused, row, rows, run, start};
+use crate::sql::{error, refused, row, rows, run, start};
 
 /// What waits to be handed out, and what the log counts of each kind.
 async fn state(client: &Client) -> (String, String) {
