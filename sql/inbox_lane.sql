@@ -52,7 +52,7 @@ create or replace function postbox._sort_arrivals(box postbox.inbox, most int, t
 as $function$
 declare
     enough constant int := least(greatest(4 * most, 100), 2000);
-    lowest constant int := coalesce(-1 - through, -32768);
+    last constant int := coalesce(-1 - through, -32768);
     now constant timestamptz := clock_timestamp();
     slot int;
     note record;
@@ -64,7 +64,7 @@ declare
     tiers smallint[];
     dues timestamptz[];
 begin
-    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier between lowest and -1 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
+    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier between last and -1 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
         return 0;
     end if;
     -- Two that sort would wait for one another where both make the lane of a new aggregate.
@@ -72,7 +72,7 @@ begin
         return 0;
     end if;
     -- Whoever sorts begins with the first tier, so that a flood of others does not hold it up. Nobody else takes notes away.
-    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id and -1 - t.tier >= lowest union select 0 order by 1 loop
+    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id and -1 - t.tier >= last union select 0 order by 1 loop
         for note in
             select b.ctid as place, b.event_ids from postbox.inbox_batch b
             where b.inbox = box.id and b.tier = -1 - slot and b.token is null and b.crashes < 2 and b.ready_at <= now

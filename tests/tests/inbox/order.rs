@@ -337,12 +337,13 @@ async fn one_worker_at_a_time_has_an_aggregate() {
     let other = cluster.client("postgres").await;
     receive(&client, "a", &[1, 2, 3]).await;
     receive(&client, "b", &[1, 2, 3]).await;
-    run(&client, "BEGIN").await;
+    run(&client, "SELECT postbox._sort_arrivals(i, 50) FROM postbox.inbox i; BEGIN").await;
+    run(&other, "SET statement_timeout = '10s'").await;
     let mine = claim(&client, "'payments', 'one', 1").await;
-    run(&client, "COMMIT; BEGIN").await;
     let theirs = claim(&other, "'payments', 'two', 50").await;
     assert_eq!(theirs.len(), 1);
     assert_ne!(mine[0].0, theirs[0].0);
+    run(&client, "COMMIT; BEGIN").await;
     complete(&client, &mine).await;
     // Not committed: the next one of that aggregate is not there yet.
     assert_eq!(claimed(&other, "'payments', 'two', 50").await, [""; 0]);
