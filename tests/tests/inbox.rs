@@ -1,5 +1,6 @@
 //! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
 
+mod killed;
 mod model;
 mod order;
 mod receiving;
