@@ -180,7 +180,8 @@ begin
             execute format(
                 'select u.id from unnest($1) as u(id) join %1$s r on r.%2$I = u.id::%3$s
                  join postbox.inbox_lane l on l.inbox = $2 and l.key = r.%4$I::text and l.arrived @> r.%5$I::bigint
-                 where not exists (select from postbox.inbox_dead d where d.inbox = $2 and d.event_id = u.id) limit 1',
+                 where not exists (select from postbox.inbox_dead d where d.inbox = $2 and d.event_id = u.id) and not coalesce(u.id = any (l.displaced), false)
+                 limit 1',
                 box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'), box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num')
                 into wrong using ids, box.id;
         end if;

@@ -15,7 +15,7 @@ declare
     now constant timestamptz := clock_timestamp();
 begin
     if box.style = 'update' then
-        execute format('select p.ready_at from %s p where p.state = ''waiting'' order by p.received_at limit 1', postbox._inbox_view_name(box, 'pending'))
+        execute format('select p.ready_at from %s p where p.state = ''waiting'' order by p.received_at limit 1', postbox._inbox_view(box, 'pending_' || box.name))
             into oldest;
         return oldest;
     end if;

@@ -184,7 +184,7 @@ begin
             else postbox._lane_types_sql(box) end,
         case when box.style = 'update' then format(
             'select p.event_type, count(*) as pending, 0::bigint as leased, count(*) filter (where p.state = ''delayed'') as delayed, 0::bigint as dead
-             from %s p group by p.event_type', postbox._inbox_view_name(box, 'pending'))
+             from %s p group by p.event_type', postbox._inbox_view(box, 'pending_' || box.name))
         else
             'select b.event_type, sum(cardinality(b.event_ids)) as pending, coalesce(sum(cardinality(b.event_ids)) filter (where b.token is not null), 0) as leased,
                  coalesce(sum(cardinality(b.event_ids)) filter (where b.token is null and b.ready_at > clock_timestamp()), 0) as delayed, 0::bigint as dead

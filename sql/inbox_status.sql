@@ -31,14 +31,18 @@ declare
     rows bigint;
     dead_rows bigint;
     in_lanes jsonb;
+    may_read constant boolean := has_table_privilege(box.relation, 'select')
+        and (box.style = 'claim' or has_table_privilege(postbox._inbox_view(box, 'pending_' || box.name), 'select'));
 begin
-    if box.style = 'update' then
+    if box.style = 'update' and not may_read then
+        rows := most + 1;
+    elsif box.style = 'update' then
         execute format(
             'select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c))
              from (
                  select p.event_type as type, count(*) as messages, count(*) filter (where p.state = ''delayed'') as delayed
                  from (select v.event_type, v.state from %s v limit $1 + 1) p group by p.event_type
-             ) c', postbox._inbox_view_name(box, 'pending'))
+             ) c', postbox._inbox_view(box, 'pending_' || box.name))
             into rows, pending using most;
     else
         select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c)) into rows, pending
@@ -52,7 +56,11 @@ begin
                 ) b
                 group by b.event_type
             ) c;
-        if box.ordered_at is not null and rows <= most then
+        if box.ordered_at is not null and rows <= most and not may_read then
+            -- Who may not read the messages is not told their types.
+            select count(*), jsonb_build_array(jsonb_build_object('messages', coalesce(sum(upper(u) - lower(u)), 0))) into rows, in_lanes
+                from (select p.arrived from postbox._pending_lane p where p.inbox = box.id limit most + 1) l cross join lateral unnest(l.arrived) as u;
+        elsif box.ordered_at is not null and rows <= most then
             execute format(
                 'select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c))
                  from (

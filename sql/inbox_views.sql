@@ -33,7 +33,7 @@ create or replace function postbox._lane_messages_sql(box postbox.inbox, row_col
                  select %1$s, r.%2$I::text as event_id_text, r.%3$I::bigint as lane_place
                  from %4$s r
                  where r.%5$I = l.key::%6$s and r.%3$I >= lower(span) and r.%3$I < upper(span)
-                   and (r.%3$I <> l.next or l.event_id is null or r.%2$I::text = l.event_id)
+                   and not coalesce(r.%2$I::text = any (l.displaced), false)
                  offset 0
              ) r',
             row_columns, (box).columns ->> 'event_id', (box).columns ->> 'sequence_num', (box).relation, (box).columns ->> 'aggregate_id',
@@ -41,24 +41,13 @@ create or replace function postbox._lane_messages_sql(box postbox.inbox, row_col
     end;
 comment on function postbox._lane_messages_sql(postbox.inbox, text) is 'Private: SQL for the messages that wait in a lane';
 
-create or replace function postbox._inbox_view_name(box postbox.inbox, prefix text) returns text
-    language sql stable
-    set search_path = pg_catalog, pg_temp
-    begin atomic
-        select format('%I.%I', n.nspname, prefix || '_' || (box).name)
-        from pg_class c
-        join pg_namespace n on n.oid = c.relnamespace
-        where c.oid = (box).relation;
-    end;
-comment on function postbox._inbox_view_name(postbox.inbox, text) is 'Private: the name of a view beside the table';
-
 -- A view that may be there already. Views on it are in the way only if its columns change.
 create or replace function postbox._replace_inbox_view(box postbox.inbox, prefix text, query text, about text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    full_name constant text := postbox._inbox_view_name(box, prefix);
+    full_name constant text := postbox._inbox_view(box, prefix || '_' || box.name);
 begin
     if exists (select from pg_class c where c.oid = to_regclass(full_name) and c.relkind <> 'v') then
         raise exception using errcode = 'duplicate_table',
@@ -222,7 +211,8 @@ begin
                      select l.token, l.ready_at, l.attempts, l.error, l.blocked, r.%2$I = l.next and l.ready_at is not null as is_head
                      from postbox.inbox_lane l
                      where l.inbox = %3$s and l.key = r.%1$I::text and l.arrived @> r.%2$I::bigint and d.event_id is null
-                 ) l on true', box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num', box.id) end,
+                       and not coalesce(r.%4$I::text = any (l.displaced), false)
+                 ) l on true', box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num', box.id, box.columns ->> 'event_id') end,
             postbox._inbox_column(box.columns, 'processed_at', 'r', 'timestamptz'),
             case when box.ordered_at is not null then 'case when l.is_head then l.attempts - (l.token is not null)::int end,' end,
             case when box.ordered_at is not null then ', case when l.is_head then l.error end' end,

@@ -3,7 +3,7 @@
 use postbox_tests::wait_until_async;
 use tokio_postgres::Client;
 
-use super::{error, refused, row, rows, run, start};
+use crate::sql::{error, refused, row, rows, run, start};
 use crate::shop::PATIENCE;
 
 async fn inbox(client: &Client, settings: &str) {
@@ -11,9 +11,7 @@ async fn inbox(client: &Client, settings: &str) {
 }
 
 async fn order(client: &Client) {
-    let sql = "CREATE INDEX ON payments (aggregate_id, sequence_num);
-        UPDATE postbox.inbox SET ordered_at = now(), sequence_start = 1;
-        SELECT postbox._arm_inbox('payments'), postbox._make_inbox_views('payments')";
+    let sql = "SELECT postbox.enable_inbox_ordering('payments')";
     run(client, sql).await;
 }
 

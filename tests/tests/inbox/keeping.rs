@@ -6,7 +6,7 @@ use std::time::Duration;
 use postbox_tests::{Cluster, wait_until_async};
 use tokio_postgres::Client;
 
-use super::{row, rows, run, start};
+use crate::sql::{row, rows, run, start};
 use crate::shop::PATIENCE;
 
 const MAINTAIN: &str = "SELECT step, subject, outcome, detail FROM postbox.maintain(true) WHERE step ~ 'inbox'";
@@ -256,9 +256,7 @@ async fn the_dead_are_let_go_in_time_but_for_those_that_others_wait_for() {
     inbox(&client, ", max_retries => 0, failure_policy => 'pause', retention => '1 hour', dedup_window => '1 hour', dead_retention => '1 day'").await;
     run(
         &client,
-        "CREATE INDEX ON payments (aggregate_id, sequence_num);
-         UPDATE postbox.inbox SET ordered_at = now(), sequence_start = 1;
-         SELECT postbox._arm_inbox('payments'), postbox._make_inbox_views('payments');
+        "SELECT postbox.enable_inbox_ordering('payments');
          INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('a1', 'a', 1), ('a2', 'a', 2), ('free', NULL, NULL);
          SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')",
     )

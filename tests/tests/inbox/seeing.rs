@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use postbox_tests::Cluster;
 use tokio_postgres::Client;
 
-use super::{refused, row, rows, run, start};
+use crate::sql::{refused, row, rows, run, start};
 
 /// Claims and completes up to so many messages of `payments`.
 const COMPLETE: &str = "SELECT postbox.inbox_complete('payments', array_agg(event_id), array_agg(token)) FROM postbox.inbox_claim('payments', 'w', ";
@@ -16,9 +16,7 @@ async fn inbox(client: &Client, settings: &str) {
 }
 
 async fn order(client: &Client) {
-    let sql = "CREATE INDEX ON payments (aggregate_id, sequence_num);
-        UPDATE postbox.inbox SET ordered_at = now(), sequence_start = 1;
-        SELECT postbox._arm_inbox('payments'), postbox._make_inbox_views('payments')";
+    let sql = "SELECT postbox.enable_inbox_ordering('payments')";
     run(client, sql).await;
 }
 
