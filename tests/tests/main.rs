@@ -9,6 +9,7 @@ mod emit;
 mod encodings;
 mod formats;
 mod harness;
+mod inbox;
 mod jsonb;
 mod kill;
 mod live;

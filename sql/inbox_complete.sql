@@ -1,0 +1,128 @@
+-- What a worker says of the messages that it was handed. Each verb needs the token; one that holds no more raises PB002, so that what
+-- the worker did in the same transaction is undone. A lease that has run out holds until the message is handed out again.
+
+create or replace function postbox._stale_token(box postbox.inbox, event_id text, token bigint) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    raise exception using errcode = 'PB002',
+        message = format('token %s of message %s of inbox "%s" is stale', coalesce(token::text, 'NULL'), coalesce('"' || event_id || '"', 'NULL'), box.name),
+        detail = 'The message was completed, released or failed already, or its time was over and it was handed out again.',
+        hint = 'Roll back what was done for it. Give handlers more time with visibility_seconds, or extend the lease in time.';
+end
+$function$;
+comment on function postbox._stale_token(postbox.inbox, text, bigint) is 'Private: raises PB002';
+
+create or replace function postbox._check_tokens(box postbox.inbox, event_ids text[], tokens bigint[]) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if event_ids is null or tokens is null or cardinality(event_ids) <> cardinality(tokens) then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('%s messages of inbox "%s" are given with %s tokens', coalesce(cardinality(event_ids)::text, 'NULL'), box.name,
+                coalesce(cardinality(tokens)::text, 'NULL')),
+            hint = 'Give the token that inbox_claim returned with each message, in the same order.';
+    end if;
+    if array_position(event_ids, null) is not null or array_position(tokens, null) is not null then
+        raise exception using errcode = 'null_value_not_allowed',
+            message = format('a message of inbox "%s", or its token, is NULL', box.name),
+            hint = 'Give event_id and token as inbox_claim returned them.';
+    end if;
+    -- Nobody has a lease in an inbox that hands out nothing.
+    if box.style <> 'claim' then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('inbox "%s" is of style "%s": its messages have no tokens', box.name, box.style),
+            hint = 'Workers of this inbox lock rows of its table and set processed_at.';
+    end if;
+end
+$function$;
+comment on function postbox._check_tokens(postbox.inbox, text[], bigint[]) is 'Private: refuses what cannot be messages with their tokens';
+
+-- Takes messages out of their batches: rows that remain as they were when they were claimed, one for each type and time of the claim. Locks the
+-- batches; raises unless all are there. Lanes are the caller's.
+create or replace function postbox._take_from_batches(box postbox.inbox, event_ids text[], tokens bigint[])
+    returns setof postbox.inbox_batch
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    lease bigint;
+    wanted text[];
+    held postbox.inbox_batch;
+    place tid;
+    hit text[];
+begin
+    for lease in select distinct t from unnest(tokens) as t order by t loop
+        wanted := array(select u.id from unnest(event_ids, tokens) as u(id, token) where u.token = lease);
+        -- Most of the time these are whole batches.
+        for held in
+            delete from postbox.inbox_batch b where b.inbox = box.id and b.token = lease and b.event_ids <@ wanted returning b.*
+        loop
+            wanted := array(select w from unnest(wanted) as w where w <> all (held.event_ids));
+            return next held;
+        end loop;
+        while wanted <> '{}' loop
+            -- Both rows are locked and checked again: a lease that ran out may just have been taken away.
+            select b.ctid into place from postbox.inbox_batch b
+                where b.inbox = box.id and b.token = lease and b.event_ids && wanted
+                limit 1
+                for update;
+            exit when not found;
+            select b.* into held from postbox.inbox_batch b where b.ctid = place;
+            hit := array(select e from unnest(held.event_ids) with ordinality as u(e, n) where e = any (wanted) order by n);
+            if cardinality(hit) = cardinality(held.event_ids) then
+                delete from postbox.inbox_batch b where b.ctid = place;
+            else
+                update postbox.inbox_batch b
+                    set event_ids = array(select e from unnest(held.event_ids) with ordinality as u(e, n) where e <> all (wanted) order by n)
+                    where b.ctid = place;
+            end if;
+            wanted := array(select w from unnest(wanted) as w where w <> all (hit));
+            held.event_ids := hit;
+            return next held;
+        end loop;
+    end loop;
+end
+$function$;
+comment on function postbox._take_from_batches(postbox.inbox, text[], bigint[]) is 'Private: takes messages out of the batches that these tokens hold';
+
+create or replace function postbox.inbox_complete(inbox text, event_ids text[], tokens bigint[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+as $function$
+declare
+    box constant postbox.inbox := postbox._inbox(inbox);
+    done text[];
+    missing record;
+begin
+    perform postbox._check_tokens(box, event_ids, tokens);
+    if box.ordered_at is not null then
+        done := postbox._complete_lanes(box, event_ids, tokens);
+    end if;
+    with taken as (
+        select t.* from postbox._take_from_batches(box, event_ids, tokens) t
+    ), logged as (
+        insert into postbox.inbox_log (inbox, at, what, event_type, messages, seconds, event_ids)
+            select box.id, clock_timestamp(), 'processed', t.event_type, count(*),
+                sum(extract(epoch from clock_timestamp() - t.leased_at)), array_agg(e.id)
+            from taken t
+            cross join lateral unnest(t.event_ids) as e(id)
+            group by t.event_type
+            returning inbox_log.event_ids
+    )
+    select coalesce(done, '{}') || coalesce(array_agg(e.id), '{}') into done from logged l cross join lateral unnest(l.event_ids) as e(id);
+    if cardinality(done) < cardinality(event_ids) then
+        for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (done) limit 1 loop
+            perform postbox._stale_token(box, missing.id, missing.token);
+        end loop;
+    end if;
+end
+$function$;
+comment on function postbox.inbox_complete(text, text[], bigint[]) is
+    'The messages are processed. As the last statement of the handler''s own transaction: its effects count exactly once. PB002 if a token is stale';

@@ -1,0 +1,191 @@
+-- Messages that were not processed: failed, given back, given more time, or whose worker never came back.
+
+-- The message will not be handed out again. What waits behind it in its lane is the policy's business.
+create or replace function postbox._bury(
+    box postbox.inbox, event_id text, event_type text, tier smallint, why text, error text, attempts int,
+    first_failed_at timestamptz, last_failed_at timestamptz, aggregate_id text default null, sequence_num bigint default null
+) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    insert into postbox.inbox_dead as d (inbox, event_id, event_type, aggregate_id, sequence_num, tier, why, error, attempts, first_failed_at, last_failed_at)
+        values (box.id, _bury.event_id, _bury.event_type, _bury.aggregate_id, _bury.sequence_num, _bury.tier, _bury.why, _bury.error, _bury.attempts,
+            coalesce(_bury.first_failed_at, clock_timestamp()), coalesce(_bury.last_failed_at, clock_timestamp()))
+        on conflict on constraint inbox_dead_pkey do update set
+            why = excluded.why, error = excluded.error, attempts = excluded.attempts, last_failed_at = excluded.last_failed_at, died_at = excluded.died_at;
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+        values (box.id, clock_timestamp(), 'dead', _bury.event_type, 1, array[_bury.event_id]);
+end
+$function$;
+comment on function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint) is 'Private: makes a message a dead letter';
+
+create or replace function postbox.inbox_fail(inbox text, event_id text, token bigint, error text, retry_after interval default null) returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+as $function$
+declare
+    box constant postbox.inbox := postbox._inbox(inbox);
+    failed postbox.inbox_batch;
+    outcome text;
+begin
+    perform postbox._check_tokens(box, array[event_id], array[token]);
+    if retry_after < interval '0' then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('retry_after is %s, must be 0 or more', retry_after),
+            hint = 'Leave it out for the inbox''s own backoff.';
+    end if;
+    if box.ordered_at is not null then
+        outcome := postbox._fail_lane(box, event_id, token, error, retry_after);
+        if outcome is not null then
+            return outcome;
+        end if;
+    end if;
+    select * into failed from postbox._take_from_batches(box, array[event_id], array[token]);
+    if not found then
+        perform postbox._stale_token(box, event_id, token);
+    end if;
+    if failed.attempts > box.max_retries then
+        perform postbox._bury(box, event_id, failed.event_type, failed.tier, 'failed', error, failed.attempts, failed.first_failed_at, clock_timestamp());
+        return 'dead';
+    end if;
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+        values (box.id, clock_timestamp(), 'failed', failed.event_type, 1, array[inbox_fail.event_id]);
+    insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, event_type, error, first_failed_at, last_failed_at, event_ids)
+        values (box.id, failed.tier,
+            clock_timestamp() + coalesce(retry_after, postbox._inbox_backoff(box.backoff_initial, box.backoff_max, failed.attempts)),
+            failed.attempts, failed.event_type, inbox_fail.error, coalesce(failed.first_failed_at, clock_timestamp()), clock_timestamp(), array[inbox_fail.event_id]);
+    return 'retry';
+end
+$function$;
+comment on function postbox.inbox_fail(text, text, bigint, text, interval) is
+    'The message was not processed: it is tried again later (retry), or was tried often enough (dead). PB002 if the token is stale';
+
+create or replace function postbox.inbox_release(inbox text, event_ids text[], tokens bigint[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+as $function$
+declare
+    box constant postbox.inbox := postbox._inbox(inbox);
+    released text[];
+    given_back text[];
+    missing record;
+begin
+    perform postbox._check_tokens(box, event_ids, tokens);
+    if box.ordered_at is not null then
+        released := postbox._release_lanes(box, event_ids, tokens);
+    end if;
+    -- Back to where they were, before what came later; this attempt does not count.
+    with taken as (
+        select t.* from postbox._take_from_batches(box, event_ids, tokens) t
+    ), put as (
+        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
+            select t.inbox, t.tier, t.ready_at, t.attempts - 1, t.crashes, t.event_type, t.error, t.first_failed_at, t.last_failed_at, t.event_ids
+            from taken t
+            returning inbox_batch.event_ids
+    )
+    select array_agg(e.id) into given_back from put p cross join lateral unnest(p.event_ids) as e(id);
+    released := coalesce(released, '{}') || coalesce(given_back, '{}');
+    for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (released) limit 1 loop
+        perform postbox._stale_token(box, missing.id, missing.token);
+    end loop;
+end
+$function$;
+comment on function postbox.inbox_release(text, text[], bigint[]) is
+    'Gives messages back that were not tried: they are handed out again at once, and the attempt does not count. PB002 if a token is stale';
+
+create or replace function postbox.inbox_extend(inbox text, event_ids text[], tokens bigint[], visibility_seconds int default 30) returns timestamptz
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+as $function$
+declare
+    box constant postbox.inbox := postbox._inbox(inbox);
+    until constant timestamptz := clock_timestamp() + visibility_seconds * interval '1 second';
+    held text[];
+    held_in_lanes text[];
+    missing record;
+begin
+    perform postbox._check_tokens(box, event_ids, tokens);
+    if visibility_seconds is null or visibility_seconds not between 1 and 43200 then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('visibility_seconds is %s, must be 1 to 43200', coalesce(visibility_seconds::text, 'NULL')),
+            hint = 'Counted from now on; extend again in time for more.';
+    end if;
+    with extended as (
+        update postbox.inbox_batch b set lease_until = until
+            from (select u.token, array_agg(u.id) as ids from unnest(event_ids, tokens) as u(id, token) group by u.token) w
+            where b.inbox = box.id and b.token = w.token and b.event_ids && w.ids
+            returning b.event_ids, b.token
+    )
+    select array_agg(u.id) into held
+        from unnest(event_ids, tokens) as u(id, token) where exists (select from extended e where e.token = u.token and u.id = any (e.event_ids));
+    with extended as (
+        update postbox.inbox_lane l set lease_until = until
+            from unnest(event_ids, tokens) as u(id, token)
+            where l.inbox = box.id and l.token = u.token and l.event_id = u.id
+            returning l.event_id
+    )
+    select array_agg(e.event_id) into held_in_lanes from extended e;
+    held := coalesce(held, '{}') || coalesce(held_in_lanes, '{}');
+    for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (held) limit 1 loop
+        perform postbox._stale_token(box, missing.id, missing.token);
+    end loop;
+    return until;
+end
+$function$;
+comment on function postbox.inbox_extend(text, text[], bigint[], int) is
+    'Gives the worker more time, counted from now, for these messages and those it was handed in the same row of the queue; returns the end. PB002 if a token is stale';
+
+-- Leases that have run out. The result is how many there were. Whoever extends or completes one at this moment holds its row, which is skipped.
+create or replace function postbox._expire_leases(box postbox.inbox, most int) returns int
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    lost postbox.inbox_batch;
+    place tid;
+    found_lanes int;
+    expired int := 0;
+    reason text;
+begin
+    for place in
+        select b.ctid from postbox.inbox_batch b
+        where b.inbox = box.id and b.token is not null and b.lease_until < clock_timestamp()
+        limit most
+        for update skip locked
+    loop
+        expired := expired + 1;
+        delete from postbox.inbox_batch b where b.ctid = place returning b.* into lost;
+        reason := format('worker %s was handed it at %s and never came back', lost.worker, lost.leased_at);
+        if lost.alone and lost.attempts > box.max_retries then
+            perform postbox._bury(box, lost.event_ids[1], lost.event_type, lost.tier, 'crashed', reason, lost.attempts, lost.first_failed_at, clock_timestamp());
+            continue;
+        end if;
+        -- One by one from now on. Who has had all attempts in company gets one alone.
+        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
+            select lost.inbox, lost.tier, clock_timestamp(), lost.attempts, case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end,
+                lost.event_type, reason, coalesce(lost.first_failed_at, clock_timestamp()), clock_timestamp(), array[e.id]
+            from unnest(lost.event_ids) as e(id);
+        insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+            values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids), lost.event_ids);
+    end loop;
+    if box.ordered_at is not null then
+        found_lanes := postbox._expire_lanes(box, most);
+        expired := expired + found_lanes;
+    end if;
+    return expired;
+end
+$function$;
+comment on function postbox._expire_leases(postbox.inbox, int) is 'Private: takes messages back whose workers did not come back in time';
