@@ -8,7 +8,7 @@
 -- The expression for a role's column of a table or transition table, NULL of the type if it has none.
 create or replace function postbox._inbox_column(columns jsonb, role text, alias text, type text) returns text
     language sql immutable
-    return coalesce(format('%s.%I', alias, columns ->> role) || '::' || type, 'null::' || type);
+    return case when columns ? role then format('%s.%I', alias, columns ->> role) else 'null' end || '::' || type;
 comment on function postbox._inbox_column(jsonb, text, text, text) is 'Private: SQL for the value of a role';
 
 -- A column as JSON: JSON as it is, text as a string, bytea as a string in base64.
@@ -28,11 +28,19 @@ create or replace function postbox._inbox_json(box postbox.inbox, role text) ret
     begin atomic
         select case postbox._inbox_type(box, role)
             when 'jsonb' then format('r.%I', (box).columns ->> role)
-            when 'json' then format('r.%I::jsonb', (box).columns ->> role)
+            when 'json' then format('postbox._as_jsonb(r.%I)', (box).columns ->> role)
             when 'bytea' then format('to_jsonb(encode(r.%I, ''base64''))', (box).columns ->> role)
-            else coalesce(format('to_jsonb(r.%I)', (box).columns ->> role), 'null::jsonb') end;
+            else case when (box).columns ? role then format('to_jsonb(r.%I)', (box).columns ->> role) else 'null::jsonb' end end;
     end;
 comment on function postbox._inbox_json(postbox.inbox, text) is 'Private: SQL for the value of a role as JSON';
+
+-- What makes two messages with the same id different.
+create or replace function postbox._inbox_comparable(box postbox.inbox, alias text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    return format(case postbox._inbox_type(box, 'payload') when 'json' then 'postbox._as_jsonb(%s.%I)' else '%s.%I' end,
+        alias, coalesce((box).columns ->> 'payload', (box).columns ->> 'event_id'));
+comment on function postbox._inbox_comparable(postbox.inbox, text) is 'Private: SQL for the payload';
 
 create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text) returns text
     language sql stable
@@ -40,7 +48,7 @@ create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text)
     begin atomic
         select case when exists (select from postbox.inbox_tier t where t.inbox = (box).id) then format(
             '(select t.tier from postbox.inbox_tier t where t.inbox = %2$s and (t.lowest is null or %1$s >= t.lowest) and (t.highest is null or %1$s <= t.highest))',
-            coalesce(format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority'), '0'), (box).id)
+            case when (box).columns ? 'priority' then format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority') else '0' end, (box).id)
         else '0::smallint' end;
     end;
 comment on function postbox._inbox_tier_of(postbox.inbox, text) is 'Private: SQL for the tier of a message';
@@ -79,7 +87,7 @@ begin
                     hint = 'The id says which messages are the same: give the one that the sender gave, or a hash of a longer one.';
             end if;
             %4$s
-            select r.%5$I is distinct from %6$s into differs from %7$s r where r.%8$I = new.%8$I;
+            select %5$s is distinct from %6$s into differs from %7$s r where r.%8$I = new.%8$I;
             if found then
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
                     values (%9$s, clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %10$s, 1, case when differs then array[id] end);
@@ -110,8 +118,8 @@ begin
             end if;$sql$,
             postbox._inbox_column(box.columns, 'aggregate_id', 'new', 'text'), postbox._inbox_column(box.columns, 'sequence_num', 'new', 'bigint'), box.name)
         else '' end,
-        coalesce(box.columns ->> 'payload', box.columns ->> 'event_id'),
-        format('new.%I', coalesce(box.columns ->> 'payload', box.columns ->> 'event_id')),
+        postbox._inbox_comparable(box, 'r'),
+        postbox._inbox_comparable(box, 'new'),
         box.relation,
         box.columns ->> 'event_id',
         box.id,
@@ -195,7 +203,11 @@ begin
         where i.id = box.id;
 
     execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row execute function %s()', box.relation, arriving);
-    execute format('create or replace trigger postbox_inbox_arrived after insert on %s referencing new table as arrivals for each statement execute function %s()', box.relation, arrived);
+    -- In style update the table itself says what is pending.
+    if box.style = 'claim' then
+        execute format('create or replace trigger postbox_inbox_arrived after insert on %s referencing new table as arrivals for each statement execute function %s()', box.relation, arrived);
+    end if;
+    perform postbox._arm_inbox_style(box);
 end
 $function$;
 comment on function postbox._arm_inbox(text) is 'Private: makes the triggers of an inbox anew, as its settings are';

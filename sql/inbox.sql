@@ -27,6 +27,11 @@ create table postbox.inbox (
     leased_sql        text,
     heads_sql         text,
     arrivals_sql      text,
+    -- Those of inbox_receive.
+    receive_sql       text,
+    differs_sql       text,
+    -- What the table was called when they were made.
+    armed_as          text,
     constraint inbox_pkey primary key (id),
     constraint inbox_name_key unique (name),
     constraint inbox_relation_key unique (relation),

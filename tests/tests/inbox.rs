@@ -1,12 +1,16 @@
-//! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
+//! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
+mod model;
 mod order;
+mod receiving;
 mod storm;
 mod tiers;
 
 use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
+
+use crate::sql::{error, refused, row, rows, run, start};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
