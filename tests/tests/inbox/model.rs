@@ -18,26 +18,13 @@ enum Op {
     Insert(Vec<Arrival>),
     /// One by `inbox_receive`.
     Receive(Arrival),
-    Claim {
-        most: usize,
-    },
-    Complete {
-        picks: Vec<Pick>,
-    },
-    Fail {
-        pick: Pick,
-        at_once: bool,
-    },
-    Extend {
-        picks: Vec<Pick>,
-    },
-    Release {
-        picks: Vec<Pick>,
-    },
+    Claim { most: usize },
+    Complete { picks: Vec<Pick> },
+    Fail { pick: Pick, at_once: bool },
+    Extend { picks: Vec<Pick> },
+    Release { picks: Vec<Pick> },
     /// The time of a worker is over.
-    Expire {
-        lease: usize,
-    },
+    Expire { lease: usize },
     /// Whatever has to be waited for is over: delays and backoffs, not leases.
     TimePasses,
 }
@@ -117,11 +104,7 @@ enum Stage {
     /// Not in its lane yet: that is done by a claim.
     Arrived,
     Waiting,
-    Leased {
-        token: i64,
-        alone: bool,
-        expiry: Expiry,
-    },
+    Leased { token: i64, alone: bool, expiry: Expiry },
     Done,
     Dead,
 }
@@ -242,8 +225,7 @@ impl Model {
     fn claim(&mut self, most: usize, claimed: &[Claimed], held: &BTreeMap<String, i64>, dead: &BTreeSet<String>) {
         self.sort(dead);
         let ready = self.claimable();
-        let lost: Vec<String> =
-            self.leases().filter(|(id, token)| held.get(*id) != Some(token)).map(|(id, _)| id.clone()).collect();
+        let lost: Vec<String> = self.leases().filter(|(id, token)| held.get(*id) != Some(token)).map(|(id, _)| id.clone()).collect();
         if ready.is_empty() {
             for (id, message) in &self.messages {
                 if matches!(message.stage, Stage::Leased { expiry: Expiry::Yes, .. }) {
@@ -308,9 +290,9 @@ impl Model {
     }
 
     fn all_held(&self, picked: &[(String, i64)]) -> bool {
-        picked
-            .iter()
-            .all(|(id, token)| matches!(self.messages[id].stage, Stage::Leased { token: held, .. } if held == *token))
+        picked.iter().all(|(id, token)| {
+            matches!(self.messages[id].stage, Stage::Leased { token: held, .. } if held == *token)
+        })
     }
 
     fn complete(&mut self, id: &str) {
@@ -371,9 +353,9 @@ struct Inbox<'a> {
 
 impl Inbox<'_> {
     fn values(arrival: &Arrival) -> String {
-        let (aggregate, number) = arrival
-            .place
-            .map_or(("NULL".to_owned(), "NULL".to_owned()), |(key, number)| (format!("'a{key}'"), number.to_string()));
+        let (aggregate, number) = arrival.place.map_or(("NULL".to_owned(), "NULL".to_owned()), |(key, number)| {
+            (format!("'a{key}'"), number.to_string())
+        });
         let visible = if arrival.delayed { "now() + interval '1 day'" } else { "NULL" };
         format!("'m{}', '{}', {aggregate}, {number}, {visible}", arrival.id, arrival.payload)
     }
@@ -390,8 +372,7 @@ impl Inbox<'_> {
     async fn several(&self, verb: &str, picked: &[(String, i64)]) -> Result<String, ()> {
         let ids: Vec<&str> = picked.iter().map(|(id, _)| id.as_str()).collect();
         let tokens: Vec<String> = picked.iter().map(|(_, token)| token.to_string()).collect();
-        self.verb(&format!("postbox.{verb}('{}', '{{{}}}', '{{{}}}')", self.name, ids.join(","), tokens.join(",")))
-            .await
+        self.verb(&format!("postbox.{verb}('{}', '{{{}}}', '{{{}}}')", self.name, ids.join(","), tokens.join(","))).await
     }
 
     async fn claim(&self, most: usize) -> Vec<Claimed> {
@@ -421,19 +402,12 @@ impl Inbox<'_> {
     }
 
     async fn dead(&self) -> BTreeSet<String> {
-        let sql = format!(
-            "SELECT event_id FROM postbox.inbox_dead d JOIN postbox.inbox i ON i.id = d.inbox WHERE i.name = '{}'",
-            self.name
-        );
+        let sql = format!("SELECT event_id FROM postbox.inbox_dead d JOIN postbox.inbox i ON i.id = d.inbox WHERE i.name = '{}'", self.name);
         self.client.query(&sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
     }
 
     async fn change(&self, sql: &str) {
-        run(
-            self.client,
-            &sql.replace("$inbox", &format!("(SELECT id FROM postbox.inbox WHERE name = '{}')", self.name)),
-        )
-        .await;
+        run(self.client, &sql.replace("$inbox", &format!("(SELECT id FROM postbox.inbox WHERE name = '{}')", self.name))).await;
     }
 
     async fn expire(&self, token: i64) {
@@ -445,12 +419,10 @@ impl Inbox<'_> {
 
     async fn let_time_pass(&self) {
         for table in ["inbox_batch", "inbox_lane"] {
-            let sql =
-                "SET ready_at = now() - interval '1 s' WHERE inbox = $inbox AND token IS NULL AND ready_at > now()";
+            let sql = "SET ready_at = now() - interval '1 s' WHERE inbox = $inbox AND token IS NULL AND ready_at > now()";
             self.change(&format!("UPDATE postbox.{table} {sql}")).await;
         }
-        self.change(&format!("UPDATE {} SET visible_at = now() - interval '1 s' WHERE visible_at > now()", self.name))
-            .await;
+        self.change(&format!("UPDATE {} SET visible_at = now() - interval '1 s' WHERE visible_at > now()", self.name)).await;
     }
 }
 
@@ -460,16 +432,13 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
             let values: Vec<String> = arrivals.iter().map(|arrival| format!("({})", Inbox::values(arrival))).collect();
             let expected = arrivals.iter().filter(|arrival| model.receive(arrival) == "received").count();
             let columns = "event_id, payload, aggregate_id, sequence_num, visible_at";
-            let sql =
-                format!("INSERT INTO {} ({columns}) VALUES {} ON CONFLICT DO NOTHING", inbox.name, values.join(", "));
+            let sql = format!("INSERT INTO {} ({columns}) VALUES {} ON CONFLICT DO NOTHING", inbox.name, values.join(", "));
             let inserted = inbox.client.execute(&sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
             assert_eq!(usize::try_from(inserted), Ok(expected), "{sql}");
         }
         Op::Receive(arrival) => {
             let values = Inbox::values(arrival);
-            let [id, payload, aggregate, number, visible] = values.splitn(5, ", ").collect::<Vec<_>>()[..] else {
-                panic!()
-            };
+            let [id, payload, aggregate, number, visible] = values.splitn(5, ", ").collect::<Vec<_>>()[..] else { panic!() };
             let call = format!(
                 "postbox.inbox_receive('{}', {id}, {payload}, aggregate_id => {aggregate}, sequence_num => {number}, visible_at => {visible})",
                 inbox.name
@@ -537,9 +506,7 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
 /// Runs the operations, then processes everything that is left. Panics where inbox and model differ.
 async fn play(client: &Client, name: String, settings: &Settings, ops: &[Op]) {
     let Settings { ordered, policy, max_retries } = settings.clone();
-    let made = format!(
-        "SELECT postbox.create_inbox('{name}', max_retries => {max_retries}, failure_policy => '{policy}', backoff_initial => '1 day', backoff_max => '1 day')"
-    );
+    let made = format!("SELECT postbox.create_inbox('{name}', max_retries => {max_retries}, failure_policy => '{policy}', backoff_initial => '1 day', backoff_max => '1 day')");
     run(client, &made).await;
     if ordered {
         run(client, &format!("SELECT postbox.enable_inbox_ordering('{name}')")).await;
