@@ -7,12 +7,19 @@ mod model;
 mod order;
 mod receiving;
 mod seeing;
+//! The inbox: receiving, working, order, dead letters, and what it says of itself.
+
+mod model;
+mod order;
+mod receiving;
 mod storm;
 mod tiers;
 
 use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
+
+use crate::sql::{error, refused, row, rows, run, start};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
