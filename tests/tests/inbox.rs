@@ -1,0 +1,3 @@
+//! Inboxes: what comes in, what is handed out, and what becomes of it.
+
+mod stream;
