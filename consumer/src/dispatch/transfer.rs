@@ -1,12 +1,13 @@
 //! Delivery into an inbox: in commit order, many events a transaction. While one batch is written the next one is gathered.
 
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::events::{POLL, lost};
-use super::{Limits, Origin, REST_PATIENCE, Source, Task};
+use super::{Limits, Origin, Source, Task};
 use crate::dead_letter::{DeadLetters, DueLetter};
 use crate::error::Result;
 use crate::lease::Lease;
@@ -15,6 +16,9 @@ use crate::sink::Inbox;
 /// Most events, and about the most bytes, that are written at once. A transaction of the source that fits is never parted.
 const BATCH_EVENTS: usize = 1000;
 const BATCH_BYTES: usize = 4 << 20;
+
+/// How long what is under way may take when the process is to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Delivers until the source ends, a limit is reached, `stop` says so, the lease is revoked, or an error. The result is the number of
 /// events delivered.
@@ -227,13 +231,12 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
     /// When something is to be done at the latest.
     fn deadline(&self, inbox: Option<&Inbox>) -> Instant {
         if let Some(stopped) = self.stopped {
-            return stopped + REST_PATIENCE;
+            return stopped + STOP_PATIENCE;
         }
-        let idle = self.limits.exit_when_idle.filter(|_| self.is_empty()).map(|idle| self.last_arrival + idle);
-        let tell = inbox.and_then(Inbox::tell_at);
         // While something is written there is nothing else to do.
-        let wait = if inbox.is_some() { self.poll_at } else { Instant::now() + REST_PATIENCE };
-        [idle.filter(|_| inbox.is_some()), tell].into_iter().flatten().fold(wait, Instant::min)
+        let Some(inbox) = inbox else { return Instant::now() + POLL };
+        let idle = self.limits.exit_when_idle.filter(|_| self.is_empty()).map(|idle| self.last_arrival + idle);
+        [idle, inbox.tell_at()].into_iter().flatten().fold(self.poll_at, Instant::min)
     }
 
     fn is_empty(&self) -> bool {
