@@ -49,7 +49,7 @@ Logs go to the standard error; RUST_LOG=debug shows more.";
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Deliver events to a sink until stopped; SIGTERM and SIGINT deliver and confirm what is under way
-    Run(Run),
+    Run(Box<Run>),
     /// Deliver for several groups in one process, as a file says
     Serve(serve::Serve),
     /// Consumer groups: each has its own position in the stream, kept by a replication slot
@@ -169,7 +169,7 @@ impl Cli {
     pub async fn execute(self) -> Result<()> {
         let info = ConnInfo::resolve(self.database.as_deref())?;
         match self.command {
-            Command::Run(arguments) => stream(arguments, self.database, &info).await,
+            Command::Run(arguments) => stream(*arguments, self.database, &info).await,
             Command::Serve(serve) => serve.execute(self.database, &info).await,
             Command::Group(command) => command.execute(&info).await,
             Command::DeadLetter(command) => command.execute(&info).await,

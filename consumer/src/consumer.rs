@@ -432,6 +432,16 @@ impl Builder {
     /// Delivers the stream of the group into an inbox of another database until `stop`: position and messages are one transaction
     /// there, so every event is taken over once. Stands by while another member is active. Returns the number of events delivered.
     ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), postbox::Error> {
+    /// let shop = postbox::Consumer::builder("postgres://postbox@shop.example/shop").group("to_office");
+    /// let orders = postbox::InboxTarget::new("postgres://postbox@office.example/office", "orders");
+    /// let stop = async { drop(tokio::signal::ctrl_c().await) };
+    /// shop.deliver_into(&orders, stop).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`connect`](Self::connect), for either database; the inbox does not exist, or takes no message at all.
     pub async fn deliver_into(

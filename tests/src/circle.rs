@@ -4,14 +4,16 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use tokio_postgres::{Client, NoTls};
 
 use crate::{Cluster, Stop, postbox_binary, tree};
@@ -131,7 +133,7 @@ impl Drop for Service {
 ///
 /// # Panics
 /// When nothing moves any more, with the end of what the processes logged.
-pub async fn play(plan: &Plan, worker: &PathBuf, say: impl Fn(&str)) -> Report {
+pub async fn play(plan: &Plan, worker: &Path, say: impl Fn(&str)) -> Report {
     let servers = [("the shop's server", Cluster::start(), SHOP), ("the office's server", Cluster::start(), OFFICE)];
     for (_, cluster, sql) in &servers {
         cluster.psql("postgres", &format!("CREATE EXTENSION postbox; {sql}"));
@@ -147,7 +149,7 @@ pub async fn play(plan: &Plan, worker: &PathBuf, say: impl Fn(&str)) -> Report {
         command
     };
     let handler = |of: &Cluster, inbox: &str| {
-        let mut command = tree::clean(worker.clone());
+        let mut command = tree::clean(worker.to_path_buf());
         command.args(["worker", &of.conninfo("postgres"), inbox]);
         command
     };
@@ -164,14 +166,18 @@ pub async fn play(plan: &Plan, worker: &PathBuf, say: impl Fn(&str)) -> Report {
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let mut kills = vec![0; services.len() + servers.len()];
     let begin = Instant::now();
-    let customers = tokio::spawn(place(shop.conninfo("postgres"), plan.orders));
+    // Orders come in waves, and in the midst of each something is killed.
+    let waves = plan.kills + 1;
+    let wave = |number: usize| plan.orders * number / waves;
+    let may_come = Arc::new(Semaphore::new(wave(1)));
+    let customers = tokio::spawn(place(shop.conninfo("postgres"), plan.orders, Arc::clone(&may_come)));
     let (mut paid, mut moved) = (0, Instant::now());
+    let mut kill_at = rng.random_range(0..wave(1));
     while paid < plan.orders {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
         services.iter_mut().for_each(Service::tend);
-        // The kills are spread over the orders, so that each meets something under way.
         let done: usize = kills.iter().sum();
-        if done < plan.kills && paid * plan.kills >= done * plan.orders {
+        if done < plan.kills && paid >= kill_at {
             let victim = rng.random_range(0..kills.len());
             kills[victim] += 1;
             match victim.checked_sub(services.len()) {
@@ -186,6 +192,8 @@ pub async fn play(plan: &Plan, worker: &PathBuf, say: impl Fn(&str)) -> Report {
                     cluster.start_again();
                 }
             }
+            may_come.add_permits(wave(done + 2) - wave(done + 1));
+            kill_at = rng.random_range(wave(done + 1)..wave(done + 2));
             moved = Instant::now();
         }
         let now = number(shop, "SELECT count(*) FROM orders WHERE payments > 0").try_into().unwrap_or(0);
@@ -228,8 +236,8 @@ pub async fn play(plan: &Plan, worker: &PathBuf, say: impl Fn(&str)) -> Report {
     }
 }
 
-/// Places all orders, each until the answer has come.
-async fn place(conninfo: String, orders: usize) {
+/// Places all orders, each when it may come and until the answer has.
+async fn place(conninfo: String, orders: usize, may_come: Arc<Semaphore>) {
     let mut next = 0;
     while next < orders {
         let Ok((client, connection)) = tokio_postgres::connect(&conninfo, NoTls).await else {
@@ -238,9 +246,13 @@ async fn place(conninfo: String, orders: usize) {
         };
         tokio::spawn(connection);
         while next < orders {
+            let may_come = may_come.acquire().await.expect("nobody closes it");
             let number = i32::try_from(next).expect("a small number");
             match client.execute("SELECT place_order($1)", &[&number]).await {
-                Ok(_) => next += 1,
+                Ok(_) => {
+                    may_come.forget();
+                    next += 1;
+                }
                 Err(error) if error.as_db_error().is_some_and(|error| !error.code().code().starts_with("57")) => {
                     panic!("an order is refused: {error}: {:?}", error.as_db_error())
                 }
@@ -289,12 +301,24 @@ async fn handle(
     transaction.commit().await
 }
 
-/// The whole process group at once, as when the machine dies.
+/// The server and all its processes at once, as when the machine dies. Each of them leads a session of its own.
 fn kill(cluster: &Cluster) {
-    let server = Pid::from_raw(cluster.pid().cast_signed()).expect("a process");
-    let _ = kill_process_group(server, Signal::KILL);
-    let _ = kill_process(server, Signal::KILL);
+    let server = cluster.pid();
+    let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children")).unwrap_or_default();
+    let processes = [server.to_string()].into_iter().chain(children.split_whitespace().map(str::to_owned));
+    let processes = processes.collect::<Vec<_>>();
+    for process in processes.iter().filter_map(|process| Pid::from_raw(process.parse().ok()?)) {
+        // It may have ended just now.
+        let _ = kill_process(process, Signal::KILL);
+    }
     cluster.stop(Stop::Immediate);
+    crate::wait_until("the server's processes are gone", PATIENCE, || {
+        let gone = |process: &String| {
+            let state = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            state.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.starts_with(" Z"))
+        };
+        processes.iter().all(gone).then_some(())
+    });
 }
 
 fn number(cluster: &Cluster, sql: &str) -> i64 {

@@ -48,7 +48,7 @@ pub(crate) async fn deliver<S: Source, D: DeadLetters>(
         stopped: None,
         outcome: Ok(()),
     };
-    let outcome = transfer.run(inbox, stop).await;
+    let outcome = transfer.run(Box::new(inbox), stop).await;
     (transfer.delivered, outcome)
 }
 
@@ -78,7 +78,7 @@ struct Transfer<'a, S, D> {
 type Writing = Pin<Box<dyn Future<Output = Written> + Send>>;
 
 struct Written {
-    inbox: Inbox,
+    inbox: Box<Inbox>,
     tasks: Vec<Task>,
     /// They are dead letters that were due.
     due: bool,
@@ -86,7 +86,7 @@ struct Written {
 }
 
 impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
-    async fn run(&mut self, inbox: Inbox, stop: impl Future<Output = ()>) -> Result<()> {
+    async fn run(&mut self, inbox: Box<Inbox>, stop: impl Future<Output = ()>) -> Result<()> {
         let mut stop = pin!(stop);
         let lease = self.lease.clone();
         let mut revoked = pin!(lease.revoked());
@@ -100,7 +100,7 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
                     Err(idle) => inbox = Some(idle),
                 }
             }
-            let deadline = self.deadline(inbox.as_ref());
+            let deadline = self.deadline(inbox.as_deref());
             let wants_more = self.wants_more();
             let written = async {
                 match &mut writing {
@@ -170,7 +170,7 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
     }
 
     /// Begins to write what is to be written, or gives the inbox back.
-    fn begin(&mut self, inbox: Inbox) -> Result<Writing, Inbox> {
+    fn begin(&mut self, inbox: Box<Inbox>) -> Result<Writing, Box<Inbox>> {
         let now = Instant::now();
         if self.stopped.is_some() {
             return Err(inbox);
@@ -190,7 +190,7 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
         if inbox.tell_at().is_some_and(|at| at <= now) { Ok(self.write(inbox, Vec::new())) } else { Err(inbox) }
     }
 
-    fn write(&self, mut inbox: Inbox, tasks: Vec<Task>) -> Writing {
+    fn write(&self, mut inbox: Box<Inbox>, tasks: Vec<Task>) -> Writing {
         let (letters, lease) = (self.letters.clone(), self.lease.clone());
         Box::pin(async move {
             let outcome = inbox.take_over(&tasks, &letters, &lease).await;
@@ -199,7 +199,7 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
     }
 
     /// Writes the dead letters that are due.
-    fn write_due(&self, mut inbox: Inbox) -> Writing {
+    fn write_due(&self, mut inbox: Box<Inbox>) -> Writing {
         let (letters, lease) = (self.letters.clone(), self.lease.clone());
         Box::pin(async move {
             let due = letters.due(false, false, Vec::new()).await;
@@ -216,7 +216,7 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
         })
     }
 
-    fn written(&mut self, written: Written) -> Result<Inbox> {
+    fn written(&mut self, written: Written) -> Result<Box<Inbox>> {
         let Written { inbox, tasks, due, outcome } = written;
         outcome?;
         if due {
