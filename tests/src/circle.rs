@@ -149,7 +149,7 @@ pub async fn play(plan: &Plan, worker: &Path, say: impl Fn(&str)) -> Report {
         command
     };
     let handler = |of: &Cluster, inbox: &str| {
-        let mut command = tree::clean(worker.to_path_buf());
+        let mut command = tree::clean(worker);
         command.args(["worker", &of.conninfo("postgres"), inbox]);
         command
     };
