@@ -30,13 +30,16 @@ SHELL = /bin/bash
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-older test-all build install lint bench failpoints fuzz mutants
+.PHONY: help demo circle test test-older test-all build install lint bench failpoints fuzz mutants
 
 help: ## Print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: build server-$(NEWEST) ## Show the main job on a private server; KEEP=1 leaves that server running
 	@POSTBOX_PG=$(NEWEST) KEEP='$(KEEP)' $(CARGO) run --locked --quiet --release -p postbox-tests --bin demo
+
+circle: build server-$(NEWEST) ## Show orders going round between two services while everything is killed at random; SEED=7 repeats
+	@POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin circle -- $(SEED)
 
 test: build failpoints $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 and 18; MAJORS="16 17" chooses others
 	@tests/fetch --tests

@@ -3,27 +3,23 @@
 mod dead_letter;
 mod delivery;
 mod group;
+mod inbox;
 mod serve;
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use futures_util::FutureExt;
 use postbox_wire::{Compression, Lsn, Origin};
-use tracing::warn;
 
-use crate::backoff::Backoff;
 use crate::consumer::{Builder, Source};
-use crate::dead_letter::StoredLetters;
 use crate::dispatch::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CloudEvents, Format};
 use crate::maintain;
-use crate::run::{run, run_events};
+use crate::run::{Sink, terms};
 use crate::signal;
-use crate::sink::{Exec, Stdout};
 use crate::transport::{ConnInfo, connect_sql};
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
@@ -53,7 +49,7 @@ Logs go to the standard error; RUST_LOG=debug shows more.";
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Deliver events to a sink until stopped; SIGTERM and SIGINT deliver and confirm what is under way
-    Run(Run),
+    Run(Box<Run>),
     /// Deliver for several groups in one process, as a file says
     Serve(serve::Serve),
     /// Consumer groups: each has its own position in the stream, kept by a replication slot
@@ -124,6 +120,8 @@ struct Run {
     #[arg(long)]
     no_maintenance: bool,
     #[command(flatten)]
+    target: inbox::Target,
+    #[command(flatten)]
     delivery: delivery::Delivery,
 }
 
@@ -133,6 +131,8 @@ enum SinkName {
     Stdout,
     /// A command for each event: see --exec
     Exec,
+    /// An inbox of another database: see --inbox
+    Inbox,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -170,7 +170,7 @@ impl Cli {
     pub async fn execute(self) -> Result<()> {
         let info = ConnInfo::resolve(self.database.as_deref())?;
         match self.command {
-            Command::Run(arguments) => stream(arguments, self.database, &info).await,
+            Command::Run(arguments) => stream(*arguments, self.database, &info).await,
             Command::Serve(serve) => serve.execute(self.database, &info).await,
             Command::Group(command) => command.execute(&info).await,
             Command::DeadLetter(command) => command.execute(&info).await,
@@ -198,18 +198,15 @@ impl Cli {
 }
 
 async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Result<()> {
-    // Each term waits for a clone: one that has ended may not be asked again.
     let stop = signal::stop()?.boxed().shared();
-    let format = arguments.format(info)?;
     let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
-    let command = arguments.delivery.command(arguments.sink)?;
     let settings = arguments.delivery.settings(arguments.sink, arguments.group.is_some())?;
+    let sink = arguments.sink(info)?;
     let mut builder = Builder::new(database)
         .slot_wait(arguments.slot_wait)
         .session_timeout(arguments.session_timeout)
         .recover(arguments.recover);
     builder.member = arguments.member;
-    builder.one_term = true;
     builder.source = arguments.group.map(Source::Group).or(arguments.slot.map(Source::Slot));
     builder.until = arguments.until_lsn;
     builder.options.compression = match arguments.compression {
@@ -220,86 +217,37 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         OriginName::Any => Origin::Any,
         OriginName::None => Origin::None,
     };
-    let has_group = matches!(builder.source, Some(Source::Group(_)));
-    let mut limits = limits;
-    let mut was_active = false;
     // Over all terms.
     builder.maintenance = false;
     let _maintenance = (!arguments.no_maintenance).then(|| maintain::Beside::start(info.clone()));
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
-    // Each time this process is the active member.
-    loop {
-        let connected = tokio::select! {
-            connected = builder.clone().connect() => connected,
-            // It may stand by for long.
-            () = stop.clone() => return Ok(()),
-        };
-        let consumer = match connected {
-            // A server that was there before comes back, or another one takes its place.
-            Err(error) if was_active && error.is_transient() => {
-                warn!("cannot connect yet: {}", error.chain());
-                tokio::select! {
-                    () = tokio::time::sleep(backoff.next()) => continue,
-                    () = stop.clone() => return Err(error),
-                }
-            }
-            connected => connected?,
-        };
-        was_active = true;
-        backoff.reset();
-        let lease = consumer.lease();
-        let letters = match (&command, consumer.term()) {
-            (Some(_), Some((group, epoch))) => match connect_sql(info).await {
-                Ok(client) => Some(StoredLetters::new(Arc::new(client), &group, epoch)),
-                Err(error) if error.is_transient() => {
-                    warn!("cannot reach the dead letters: {}", error.chain());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            },
-            _ => None,
-        };
-        let (delivered, outcome) = match &command {
-            None => {
-                let sink = Stdout::new(format.clone());
-                run(consumer, sink, limits, settings.max_processing, &lease, info, stop.clone()).await
-            }
-            Some(command) => {
-                let sink = Exec::new(command, format.clone());
-                run_events(consumer, sink, letters, settings.clone(), limits, &lease, info, stop.clone()).await
-            }
-        };
-        limits.max_events = limits.max_events.map(|most| most.saturating_sub(delivered));
-        match outcome {
-            Err(error)
-                if has_group
-                    && stop.peek().is_none()
-                    && (error.kind() == ErrorKind::PlaceLost || error.is_transient()) =>
-            {
-                warn!("{}", error.chain());
-            }
-            outcome => return outcome,
-        }
-    }
+    terms(builder, info, &sink, &settings, limits, stop).await.map(drop)
 }
 
 impl Run {
-    fn format(&self, info: &ConnInfo) -> Result<Format> {
-        match (self.format, &self.cloudevents_source) {
-            (FormatName::Native, None) => Ok(Format::Native),
-            (FormatName::Native, Some(_)) => {
-                Err(Error::new(ErrorKind::Usage, "--cloudevents-source needs --format cloudevents")
-                    .with_hint("Add the one or leave out the other."))
-            }
-            (FormatName::CloudEvents, Some(source)) if !is_uri_reference(source) => {
-                let message = format!("--cloudevents-source \"{}\" is not a URI reference", source.escape_debug());
-                Err(Error::new(ErrorKind::Usage, message)
-                    .with_hint("For instance https://shop.example/events or /shop."))
-            }
-            (FormatName::CloudEvents, source) => {
-                Ok(Format::CloudEvents(CloudEvents::new(source.clone(), info.database())))
-            }
+    fn sink(&self, info: &ConnInfo) -> Result<Sink> {
+        if let Some(source) = self.cloudevents_source.as_deref().filter(|source| !is_uri_reference(source)) {
+            let message = format!("--cloudevents-source \"{}\" is not a URI reference", source.escape_debug());
+            return Err(
+                Error::new(ErrorKind::Usage, message).with_hint("For instance https://shop.example/events or /shop.")
+            );
         }
+        let command = self.delivery.command(self.sink)?;
+        if let Some(target) = self.target.read(self)? {
+            return Ok(Sink::Inbox(target));
+        }
+        let format = match (self.format, &self.cloudevents_source) {
+            (FormatName::Native, None) => Format::Native,
+            (FormatName::Native, Some(_)) => {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    "--cloudevents-source needs --format cloudevents or --sink inbox",
+                )
+                .with_hint("Add the one or leave out the other."));
+            }
+            (FormatName::CloudEvents, source) => Format::CloudEvents(CloudEvents::new(source.clone(), info.database())),
+        };
+        Ok(command
+            .map_or_else(|| Sink::Stdout(format.clone()), |command| Sink::Exec { command, format: format.clone() }))
     }
 }
 

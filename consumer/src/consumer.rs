@@ -7,9 +7,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
+use futures_util::FutureExt;
 use postbox_wire::{Compression, Lsn, Names, Options, Origin, OutboxSelector};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::dispatch::Limits;
+use crate::dispatch::events::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::feed::{Batch, Feed, Part, Shared};
@@ -17,6 +20,8 @@ use crate::lease::Lease;
 use crate::maintain::Beside;
 use crate::member::{self, Membership};
 use crate::progress::Positions;
+use crate::run::{self, Sink};
+use crate::sink::InboxTarget;
 use crate::transport::ConnInfo;
 
 /// Reads a slot. Made by [`Consumer::builder`].
@@ -450,6 +455,31 @@ impl Builder {
     pub fn proto_version(mut self, version: u32) -> Self {
         self.options.proto_version = version;
         self
+    }
+
+    /// Delivers the stream of the group into an inbox of another database until `stop`: position and messages are one transaction
+    /// there, so every event is taken over once. Stands by while another member is active. Returns the number of events delivered.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), postbox::Error> {
+    /// let shop = postbox::Consumer::builder("postgres://postbox@shop.example/shop").group("to_office");
+    /// let orders = postbox::InboxTarget::new("postgres://postbox@office.example/office", "orders");
+    /// let stop = async { drop(tokio::signal::ctrl_c().await) };
+    /// shop.deliver_into(&orders, stop).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), for either database; the inbox does not exist, or takes no message at all.
+    pub async fn deliver_into(
+        self,
+        target: &InboxTarget,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<u64> {
+        let info = ConnInfo::resolve(self.conninfo.as_deref())?;
+        let settings = Settings { max_processing: self.max_processing, ..Settings::default() };
+        run::terms(self, &info, &Sink::Inbox(target.clone()), &settings, Limits::default(), stop.boxed().shared()).await
     }
 
     /// Connects, and starts to stream.

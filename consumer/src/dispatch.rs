@@ -9,11 +9,12 @@
 //! ```
 //!
 //! A sink that takes batches gets them one after the other, in commit order ([`batches`]). A sink that takes events one by one gets
-//! those of different keys at once ([`events`]).
+//! those of different keys at once ([`events`]). An inbox gets them in commit order and many at once ([`transfer`]).
 
 pub(crate) mod batches;
 pub(crate) mod events;
 mod lane;
+pub(crate) mod transfer;
 
 use std::time::Duration;
 

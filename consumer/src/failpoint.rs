@@ -32,6 +32,9 @@ mod active {
         "dead-letter.before-store",
         "deliver.after-sink",
         "deliver.before-sink",
+        "inbox.after-open",
+        "inbox.at-commit",
+        "inbox.before-commit",
         "recover.after",
         "recover.before",
     ];

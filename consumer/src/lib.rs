@@ -74,4 +74,5 @@ pub use event::{Event, EventError, EventId};
 pub use postbox_wire::json::Output as JsonOutput;
 pub use postbox_wire::{Compression, ErrorCode, Lsn, Origin, Outbox, OutboxSelector, PayloadType, PgMicros};
 pub use progress::Positions;
+pub use sink::InboxTarget;
 pub use slot::{SlotState, explain_in_use, inspect};

@@ -3,9 +3,12 @@
 //! An event may come more than once to any sink: its id tells.
 
 mod exec;
+mod inbox;
 mod stdout;
 
 pub(crate) use exec::Exec;
+pub use inbox::InboxTarget;
+pub(crate) use inbox::{Inbox, StreamSource, Target};
 pub(crate) use stdout::Stdout;
 
 use crate::dispatch::Task;

@@ -19,6 +19,7 @@ mod run;
 mod tree;
 mod wait;
 
+pub mod circle;
 pub mod tap;
 
 pub use cluster::{Builder, Cluster, Stop, knows_output_plugin_libraries};

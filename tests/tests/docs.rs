@@ -157,7 +157,8 @@ fn the_statements_of_the_operations_guide_run() {
     cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '1')");
     let (commands, statements): (Vec<_>, Vec<_>) = blocks("docs/operations.md")
         .into_iter()
-        .filter(|(language, _)| language != "toml")
+        // Inboxes have tests of their own.
+        .filter(|(language, content)| language != "toml" && !content.contains("inbox"))
         .partition(|(language, _)| language == "sh");
     assert_eq!(statements.len(), 4, "each is looked at below");
     assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
@@ -353,4 +354,37 @@ fn the_guide_for_beginners_runs_from_top_to_bottom() {
     }
     assert_eq!(compared, 2);
     assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM pg_replication_slots"), "0");
+}#[test]
+fn a_stream_goes_into_an_inbox_as_the_operations_guide_says() {
+    let (shop, office) = (Cluster::start(), Cluster::start());
+    shop.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events')");
+    let blocks = blocks("docs/operations.md");
+    let block = |words: &str| &blocks.iter().find(|(_, content)| content.contains(words)).expect("a block").1;
+    let mut running = None;
+    for line in block("--inbox-url").lines() {
+        // What psql does with its arguments.
+        if let Some(statements) = line.strip_prefix("psql service=office -c ") {
+            let statements = statements.trim_matches('"').replace("\" -c \"", ";");
+            office.psql("postgres", &statements);
+            continue;
+        }
+        let line = line.replace("service=office", &format!("'{}'", office.conninfo("postgres")));
+        let mut command = postbox(&shop, &line);
+        if line.starts_with("postbox run") {
+            running = Some(Running(command.spawn().unwrap()));
+        } else {
+            assert!(command.output().unwrap().status.success(), "{line}");
+        }
+    }
+    shop.psql("postgres", "SELECT postbox.publish('order_events', 'order.placed', '{}')");
+    wait_until("the message", std::time::Duration::from_secs(30), || {
+        (office.psql("postgres", "SELECT event_type, source FROM orders")
+            == "order.placed|/postbox/postgres/public/order_events")
+            .then_some(())
+    });
+    let shown = office.psql("postgres", block("postbox.inbox_stream s"));
+    assert!(shown.starts_with("orders|postgres|to_office|"), "{shown}");
+    drop(running);
 }
+
+

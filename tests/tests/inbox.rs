@@ -56,3 +56,7 @@ async fn drain(client: &Client) -> Vec<String> {
         ids.push(id.clone());
     }
 }
+//! Inboxes: what comes in, what is handed out, and what becomes of it.
+
+mod circle;
+mod stream;

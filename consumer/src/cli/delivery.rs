@@ -73,8 +73,10 @@ impl Delivery {
                 Err(Error::new(ErrorKind::Usage, "--exec is empty")
                     .with_hint("An empty command would deliver nothing."))
             }
-            (SinkName::Stdout, Some(_)) => Err(Error::new(ErrorKind::Usage, "--exec needs --sink exec")
-                .with_hint("Add the one or leave out the other.")),
+            (SinkName::Stdout | SinkName::Inbox, Some(_)) => {
+                Err(Error::new(ErrorKind::Usage, "--exec needs --sink exec")
+                    .with_hint("Add the one or leave out the other."))
+            }
             (_, command) => Ok(command.clone()),
         }
     }
@@ -83,14 +85,21 @@ impl Delivery {
         let given = [
             ("--concurrency", self.concurrency.is_some()),
             ("--keyless", self.keyless.is_some()),
-            ("--retry-initial", self.retry_initial.is_some()),
-            ("--retry-max", self.retry_max.is_some()),
             ("--max-attempts", self.max_attempts.is_some()),
             ("--max-retry-time", self.max_retry_time.is_some()),
             ("--on-failure", self.on_failure.is_some()),
         ];
-        if let Some((name, _)) = given.iter().find(|(_, given)| *given && sink == SinkName::Stdout) {
-            let message = format!("{name} means nothing to --sink stdout, which takes all events in commit order");
+        let retry = [("--retry-initial", self.retry_initial.is_some()), ("--retry-max", self.retry_max.is_some())];
+        // An inbox that cannot be reached is tried again; what it refuses, it refuses always.
+        let meaningless = match sink {
+            SinkName::Exec => None,
+            SinkName::Inbox => Some(("inbox", &given[..], &[][..])),
+            SinkName::Stdout => Some(("stdout", &given[..], &retry[..])),
+        };
+        if let Some((sink, given, retry)) = meaningless
+            && let Some((name, _)) = given.iter().chain(retry).find(|(_, given)| *given)
+        {
+            let message = format!("{name} means nothing to --sink {sink}, which takes all events in commit order");
             return Err(Error::new(ErrorKind::Usage, message).with_hint("Leave it out, or use --sink exec."));
         }
         if self.max_processing.is_zero() {

@@ -37,7 +37,7 @@ const STORE_EVENTS: usize = 256;
 const STORE_BYTES: usize = 4 << 20;
 
 /// How often the dead letters are asked for those that are due.
-const POLL: Duration = Duration::from_secs(1);
+pub(super) const POLL: Duration = Duration::from_secs(1);
 
 /// How the sink is called.
 #[derive(Clone, Debug)]
@@ -735,7 +735,7 @@ pub(crate) fn lost() -> Error {
 }
 
 /// An event, for people.
-fn name(event: &Event) -> String {
+pub(crate) fn name(event: &Event) -> String {
     match &event.id {
         Some(id) => format!("event {id} of {}", event.outbox),
         None => format!("an event of {} without an id, at {}", event.outbox, event.commit_lsn),

@@ -53,16 +53,19 @@ impl CloudEvents {
         Self { source: source.trim_end_matches('/').to_owned() }
     }
 
-    pub(crate) fn write(&self, event: &Event, out: &mut impl Output) {
-        let outbox = &event.outbox;
+    /// Where an event comes from: with its id it is like no other.
+    pub(crate) fn source_of(&self, event: &Event) -> String {
         let segment = |name| utf8_percent_encode(name, &SEGMENT);
+        format!("{}/{}/{}", self.source, segment(&event.outbox.schema), segment(&event.outbox.table))
+    }
+
+    pub(crate) fn write(&self, event: &Event, out: &mut impl Output) {
         out.put(b"{\"specversion\":\"1.0\"");
         match event.id.as_ref().map(ToString::to_string).filter(|id| !id.is_empty()) {
             Some(id) => attribute(out, "id", &id),
             None => attribute(out, "id", &place(event)),
         }
-        let source = format!("{}/{}/{}", self.source, segment(&outbox.schema), segment(&outbox.table));
-        attribute(out, "source", &source);
+        attribute(out, "source", &self.source_of(event));
         let event_type = match (&event.error, &*event.event_type) {
             (Some(_), _) => ERROR,
             (None, "") => UNTYPED,
