@@ -248,6 +248,7 @@ begin
     end if;
 
     update postbox.inbox i set
+        tiered = exists (select from postbox.inbox_tier t where t.inbox = i.id),
         claimed_sql = format('select * from %I.%I($1, $2, $3)', namespace, box.name || '_claimed'),
         heads_sql = case when box.ordered_at is not null then format(
             'select k.key, h.id, h.type, h.tier, h.visible_at

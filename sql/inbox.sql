@@ -21,6 +21,8 @@ create table postbox.inbox (
     ordered_at        timestamptz,
     sequence_start    bigint,
     gap_alert_after   interval    not null default interval '5 minutes',
+    -- Whether it has rows in inbox_tier.
+    tiered            boolean     not null default false,
     paused_at         timestamptz,
     created_at        timestamptz not null default clock_timestamp(),
     -- Queries on the table, made by _arm_inbox: the messages of a claim, the heads of lanes, what is to be sorted into lanes.
@@ -195,10 +197,10 @@ create table postbox.inbox_log (
     seconds    float8      not null default 0,
     event_ids  text[]
 ) partition by list (((id >> 20) & 3));
-create table postbox.inbox_log_g0 partition of postbox.inbox_log for values in (0);
-create table postbox.inbox_log_g1 partition of postbox.inbox_log for values in (1);
-create table postbox.inbox_log_g2 partition of postbox.inbox_log for values in (2);
-create table postbox.inbox_log_g3 partition of postbox.inbox_log for values in (3);
+create table postbox.inbox_log_g0 partition of postbox.inbox_log for values in (0) with (toast_tuple_target = 8160);
+create table postbox.inbox_log_g1 partition of postbox.inbox_log for values in (1) with (toast_tuple_target = 8160);
+create table postbox.inbox_log_g2 partition of postbox.inbox_log for values in (2) with (toast_tuple_target = 8160);
+create table postbox.inbox_log_g3 partition of postbox.inbox_log for values in (3) with (toast_tuple_target = 8160);
 create index inbox_log_inbox on postbox.inbox_log (inbox, id);
 comment on table postbox.inbox_log is 'What became of messages, in rows of several';
 comment on table postbox.inbox_log_g0 is 'A leaf of inbox_log';

@@ -12,9 +12,10 @@ create or replace function postbox._inbox(inbox text) returns postbox.inbox
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
+    -- An expression, where PERFORM would be a statement.
+    locked constant boolean := pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) is not null;
     box postbox.inbox;
 begin
-    perform pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox));
     select * into box from postbox.inbox i where i.name = _inbox.inbox;
     if not found then
         raise exception using errcode = 'undefined_object',
@@ -49,8 +50,6 @@ create or replace function postbox._claim_batches(
 as $function$
 declare
     now constant timestamptz := clock_timestamp();
-    floor timestamptz;
-    moved_at timestamptz;
     place tid;
     attempts int;
     size int;
@@ -59,20 +58,16 @@ declare
     more text[];
     more_tries int[];
 begin
-    if not everywhere then
-        select f.ready_at, f.at into floor, moved_at
-            from postbox.inbox_floor f
-            where f.inbox = _claim_batches.inbox and f.kind = 'batch' and f.tier = _claim_batches.tier
-            order by f.at desc limit 1;
-    end if;
-    floor := coalesce(floor, '-infinity');
     -- Arrivals that are as large as the claim are met at once.
     update postbox.inbox_batch b
         set token = lease, lease_until = _claim_batches.lease_until, leased_at = now, worker = _claim_batches.worker, attempts = b.attempts + 1
         where b.ctid = (
             select r.ctid from postbox.inbox_batch r
-            where r.inbox = _claim_batches.inbox and r.tier = _claim_batches.tier and r.token is null and r.crashes < 2
-              and r.ready_at >= floor and r.ready_at <= now
+            where r.inbox = _claim_batches.inbox and r.tier = _claim_batches.tier and r.token is null and r.crashes < 2 and r.ready_at <= now
+              and r.ready_at >= case when everywhere then '-infinity' else coalesce((
+                  select f.ready_at from postbox.inbox_floor f
+                  where f.inbox = _claim_batches.inbox and f.kind = 'batch' and f.tier = _claim_batches.tier
+                  order by f.at desc limit 1), '-infinity') end
             order by r.ready_at
             limit 1
             for update skip locked)
@@ -85,8 +80,8 @@ begin
         insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
             select b.inbox, b.tier, b.ready_at, b.attempts - 1, b.crashes, b.event_type, b.error, b.first_failed_at, b.last_failed_at, b.event_ids[most + 1:]
             from postbox.inbox_batch b where b.ctid = place;
-        update postbox.inbox_batch b set event_ids = ids[:most] where b.ctid = place;
         ids := ids[:most];
+        update postbox.inbox_batch b set event_ids = ids where b.ctid = place;
         size := most;
     end if;
     tries := array_fill(attempts, array[size]);
@@ -96,8 +91,11 @@ begin
         with ready as materialized (
             select r.ctid as place, r.ready_at, cardinality(r.event_ids) as size
             from postbox.inbox_batch r
-            where r.inbox = _claim_batches.inbox and r.tier = _claim_batches.tier and r.token is null and r.crashes < 2
-              and r.ready_at >= floor and r.ready_at <= now
+            where r.inbox = _claim_batches.inbox and r.tier = _claim_batches.tier and r.token is null and r.crashes < 2 and r.ready_at <= now
+              and r.ready_at >= case when everywhere then '-infinity' else coalesce((
+                  select f.ready_at from postbox.inbox_floor f
+                  where f.inbox = _claim_batches.inbox and f.kind = 'batch' and f.tier = _claim_batches.tier
+                  order by f.at desc limit 1), '-infinity') end
             order by r.ready_at
             limit wanted
             for update skip locked
@@ -108,7 +106,7 @@ begin
                 set token = lease, lease_until = _claim_batches.lease_until, leased_at = now, worker = _claim_batches.worker, attempts = b.attempts + 1
                 from summed s
                 where b.ctid = s.place and s.upto <= most - cardinality(ids)
-                returning b.event_ids, b.attempts, b.ready_at, s.upto
+                returning b.event_ids, b.attempts, s.upto
         )
         select array_agg(e.id order by t.upto, e.n), array_agg(t.attempts order by t.upto, e.n), (select count(*) from ready)
             into more, more_tries, locked
@@ -119,45 +117,44 @@ begin
         exit when locked < wanted;
         size := greatest(cardinality(more) / locked, 1);
     end loop;
-    if not everywhere and (moved_at is null or moved_at < now - interval '0.5 seconds') then
-        perform postbox._raise_floor(inbox, 'batch', tier, floor, coalesce(moved_at, '-infinity'));
-    end if;
 end
 $function$;
 comment on function postbox._claim_batches(int, smallint, bigint, text, timestamptz, int, boolean) is 'Private: leases messages that are in no lane';
 
 -- One message that leases ran out on, twice at least: alone, so that if its worker dies of it that shows.
 create or replace function postbox._claim_suspect(
-    inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz, out ids text[], out tries int[]
+    inbox int, tiers smallint[], lease bigint, worker text, lease_until timestamptz, out ids text[], out tries int[]
 )
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     now constant timestamptz := clock_timestamp();
+    slot smallint;
 begin
-    update postbox.inbox_batch b
-        set token = lease, lease_until = _claim_suspect.lease_until, leased_at = now, worker = _claim_suspect.worker, attempts = b.attempts + 1
-        where b.ctid = (
-            select s.ctid from postbox.inbox_batch s
-            where s.inbox = _claim_suspect.inbox and s.tier = _claim_suspect.tier and s.token is null and s.crashes >= 2 and s.ready_at <= now
-            order by s.ready_at limit 1
-            for update skip locked)
-        returning b.event_ids, array[b.attempts] into ids, tries;
-    if not found then
+    foreach slot in array tiers loop
+        update postbox.inbox_batch b
+            set token = lease, lease_until = _claim_suspect.lease_until, leased_at = now, worker = _claim_suspect.worker, attempts = b.attempts + 1
+            where b.ctid = (
+                select s.ctid from postbox.inbox_batch s
+                where s.inbox = _claim_suspect.inbox and s.tier = slot and s.token is null and s.crashes >= 2 and s.ready_at <= now
+                order by s.ready_at limit 1
+                for update skip locked)
+            returning b.event_ids, array[b.attempts] into ids, tries;
+        exit when found;
         update postbox.inbox_lane l
             set token = lease, lease_until = _claim_suspect.lease_until, leased_at = now, worker = _claim_suspect.worker, attempts = l.attempts + 1
             where l.ctid = (
                 select s.ctid from postbox.inbox_lane s
-                where s.inbox = _claim_suspect.inbox and s.tier = _claim_suspect.tier and s.token is null and s.ready_at is not null and s.crashes >= 2
-                  and s.ready_at <= now
+                where s.inbox = _claim_suspect.inbox and s.tier = slot and s.token is null and s.ready_at is not null and s.crashes >= 2 and s.ready_at <= now
                 order by s.ready_at limit 1
                 for update skip locked)
             returning array[l.event_id], array[l.attempts] into ids, tries;
-    end if;
+        exit when found;
+    end loop;
 end
 $function$;
-comment on function postbox._claim_suspect(int, smallint, bigint, text, timestamptz) is 'Private: leases a message that may have killed its workers';
+comment on function postbox._claim_suspect(int, smallint[], bigint, text, timestamptz) is 'Private: leases a message that may have killed its workers';
 
 create or replace function postbox._claim_lanes(
     inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz, most int, everywhere boolean, out ids text[], out tries int[]
@@ -167,31 +164,23 @@ create or replace function postbox._claim_lanes(
 as $function$
 declare
     now constant timestamptz := clock_timestamp();
-    floor timestamptz;
-    moved_at timestamptz;
 begin
-    if not everywhere then
-        select f.ready_at, f.at into floor, moved_at
-            from postbox.inbox_floor f
-            where f.inbox = _claim_lanes.inbox and f.kind = 'lane' and f.tier = _claim_lanes.tier
-            order by f.at desc limit 1;
-    end if;
-    floor := coalesce(floor, '-infinity');
     with taken as (
         update postbox.inbox_lane l
             set token = lease, lease_until = _claim_lanes.lease_until, leased_at = now, worker = _claim_lanes.worker, attempts = l.attempts + 1
             where l.ctid = any (array(
                 select r.ctid from postbox.inbox_lane r
                 where r.inbox = _claim_lanes.inbox and r.tier = _claim_lanes.tier and r.token is null and r.ready_at is not null and r.crashes < 2
-                  and r.ready_at >= floor and r.ready_at <= now
+                  and r.ready_at <= now
+                  and r.ready_at >= case when everywhere then '-infinity' else coalesce((
+                      select f.ready_at from postbox.inbox_floor f
+                      where f.inbox = _claim_lanes.inbox and f.kind = 'lane' and f.tier = _claim_lanes.tier
+                      order by f.at desc limit 1), '-infinity') end
                 order by r.ready_at limit most
                 for update skip locked))
             returning l.event_id, l.attempts, l.ready_at
     )
     select array_agg(t.event_id order by t.ready_at), array_agg(t.attempts order by t.ready_at) into ids, tries from taken t;
-    if ids is not null and not everywhere and (moved_at is null or moved_at < now - interval '0.5 seconds') then
-        perform postbox._raise_floor(inbox, 'lane', tier, floor, coalesce(moved_at, '-infinity'));
-    end if;
 end
 $function$;
 comment on function postbox._claim_lanes(int, smallint, bigint, text, timestamptz, int, boolean) is 'Private: leases the next messages of aggregates';
@@ -204,35 +193,18 @@ create or replace function postbox._claim_tiers(
 as $function$
 declare
     slot smallint;
-    more text[];
-    more_tries int[];
+    got record;
 begin
-    ids := '{}';
-    tries := '{}';
     foreach slot in array tiers loop
-        if ids = '{}' and (
-            exists (select from postbox.inbox_batch s
-                where s.inbox = _claim_tiers.inbox and s.tier = slot and s.token is null and s.crashes >= 2 and s.ready_at <= clock_timestamp())
-            or ordered and exists (select from postbox.inbox_lane s
-                where s.inbox = _claim_tiers.inbox and s.tier = slot and s.token is null and s.ready_at is not null and s.crashes >= 2
-                  and s.ready_at <= clock_timestamp()))
-        then
-            select s.ids, s.tries into more, more_tries from postbox._claim_suspect(inbox, slot, lease, worker, lease_until) s;
-            if more is not null then
-                ids := more;
-                tries := more_tries;
-                return;
-            end if;
-        end if;
         if ordered then
-            select l.ids, l.tries into more, more_tries from postbox._claim_lanes(inbox, slot, lease, worker, lease_until, most - cardinality(ids), everywhere) l;
-            ids := ids || more;
-            tries := tries || more_tries;
+            got := postbox._claim_lanes(inbox, slot, lease, worker, lease_until, most - coalesce(cardinality(ids), 0), everywhere);
+            ids := ids || got.ids;
+            tries := tries || got.tries;
             exit when cardinality(ids) = most;
         end if;
-        select b.ids, b.tries into more, more_tries from postbox._claim_batches(inbox, slot, lease, worker, lease_until, most - cardinality(ids), everywhere) b;
-        ids := ids || more;
-        tries := tries || more_tries;
+        got := postbox._claim_batches(inbox, slot, lease, worker, lease_until, most - coalesce(cardinality(ids), 0), everywhere);
+        ids := ids || got.ids;
+        tries := tries || got.tries;
         exit when cardinality(ids) = most;
     end loop;
 end
@@ -256,13 +228,16 @@ declare
     box constant postbox.inbox := postbox._inbox(inbox);
     lease bigint;
     lease_until timestamptz;
-    tiers smallint[];
+    tiers smallint[] := '{0}';
     matching bigint;
-    ids text[];
-    tries int[];
-    expired boolean;
+    ordered constant boolean := box.ordered_at is not null;
+    -- Where everybody is busy, one in eight also does what those do that find nothing.
+    tidying constant boolean := random() < 0.125;
     everywhere boolean;
     began timestamptz;
+    got record;
+    ids text[];
+    tries int[];
 begin
     if box.style <> 'claim' then
         raise exception using errcode = 'object_not_in_prerequisite_state',
@@ -284,15 +259,14 @@ begin
             message = format('visibility_seconds is %s, must be 1 to 43200', coalesce(visibility_seconds::text, 'NULL')),
             hint = 'After so long without a word the messages are handed out again; inbox_extend gives more time.';
     end if;
-    select array_agg(t.tier order by t.tier) filter (where t.paused_at is null), count(*) into tiers, matching
-        from postbox.inbox_tier t where t.inbox = box.id and (inbox_claim.tier is null or t.name = inbox_claim.tier);
-    if matching = 0 then
-        if tier is not null then
+    if box.tiered or tier is not null then
+        select array_agg(t.tier order by t.tier) filter (where t.paused_at is null), count(*) into tiers, matching
+            from postbox.inbox_tier t where t.inbox = box.id and (inbox_claim.tier is null or t.name = inbox_claim.tier);
+        if matching = 0 then
             raise exception using errcode = 'undefined_object',
                 message = format('inbox "%s" has no tier "%s"', box.name, tier),
                 hint = 'postbox.enable_inbox_priority gives an inbox tiers.';
         end if;
-        tiers := '{0}';
     end if;
     if box.paused_at is not null or tiers is null then
         return;
@@ -300,24 +274,41 @@ begin
     lease := nextval('postbox.inbox_token');
     lease_until := clock_timestamp() + visibility_seconds * interval '1 second';
 
-    if box.ordered_at is not null then
+    if ordered then
         perform postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)]);
     end if;
-    select c.ids, c.tries into ids, tries from postbox._claim_tiers(box.id, box.ordered_at is not null, tiers, lease, worker, lease_until, batch_size, false) c;
-    -- Who finds nothing has time to look for those that never came back, and for what came late; where everybody is busy, one in twenty
-    -- looks for the former.
-    if ids = '{}' then
-        expired := postbox._expire_leases(box, 100) > 0;
-        everywhere := postbox._may_look(box.id);
-        if expired or everywhere then
-            began := clock_timestamp();
-            select c.ids, c.tries into ids, tries from postbox._claim_tiers(box.id, box.ordered_at is not null, tiers, lease, worker, lease_until, batch_size, everywhere) c;
-            if everywhere and ids = '{}' then
-                perform postbox._note_look(box.id, clock_timestamp() - began);
-            end if;
-        end if;
-    elsif random() < 0.05 then
+    if tidying then
         perform postbox._expire_leases(box, 100);
+        got := postbox._claim_suspect(box.id, tiers, lease, worker, lease_until);
+        ids := got.ids;
+        tries := got.tries;
+    end if;
+    if ids is null then
+        got := postbox._claim_tiers(box.id, ordered, tiers, lease, worker, lease_until, batch_size, false);
+        ids := got.ids;
+        tries := got.tries;
+    end if;
+    if tidying then
+        perform postbox._raise_floors(box.id, tiers, ordered);
+    elsif ids is null then
+        -- Who finds nothing has time for what never came back, what is not handed out in company, and what came late.
+        perform postbox._expire_leases(box, 100);
+        got := postbox._claim_suspect(box.id, tiers, lease, worker, lease_until);
+        ids := got.ids;
+        tries := got.tries;
+    end if;
+    if ids is null then
+        everywhere := postbox._may_look(box.id);
+        began := clock_timestamp();
+        got := postbox._claim_tiers(box.id, ordered, tiers, lease, worker, lease_until, batch_size, everywhere);
+        ids := got.ids;
+        tries := got.tries;
+        if everywhere and ids is null then
+            perform postbox._note_look(box.id, clock_timestamp() - began);
+        end if;
+    end if;
+    if ids is null then
+        return;
     end if;
     if cardinality(ids) = 1 then
         update postbox.inbox_batch b set alone = true where b.inbox = box.id and b.token = lease;
@@ -325,9 +316,7 @@ begin
             update postbox.inbox_lane l set alone = true where l.inbox = box.id and l.token = lease;
         end if;
     end if;
-    if ids <> '{}' then
-        return query execute box.claimed_sql using ids, tries, lease;
-    end if;
+    return query execute box.claimed_sql using ids, tries, lease;
 end
 $function$;
 comment on function postbox.inbox_claim(text, text, int, int, text) is

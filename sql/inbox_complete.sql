@@ -102,14 +102,11 @@ declare
     done text[];
     missing record;
 begin
-    perform postbox._check_tokens(box, event_ids, tokens);
-    if box.ordered_at is not null then
-        done := postbox._complete_lanes(box, event_ids, tokens);
-    else
-        -- Mostly it is what was claimed, as it was claimed.
+    -- Mostly it is what was claimed, as it was claimed.
+    if box.ordered_at is null and cardinality(event_ids) = cardinality(tokens) and tokens = array_fill(tokens[1], array[cardinality(tokens)]) then
         with taken as (
             delete from postbox.inbox_batch b
-            where b.inbox = box.id and b.token = tokens[1] and b.event_ids = inbox_complete.event_ids and tokens = array_fill(tokens[1], array[cardinality(tokens)])
+            where b.inbox = box.id and b.token = tokens[1] and b.event_ids = inbox_complete.event_ids
             returning b.event_type, b.leased_at
         )
         insert into postbox.inbox_log (inbox, at, what, event_type, messages, seconds, event_ids)
@@ -119,6 +116,10 @@ begin
         if found then
             return;
         end if;
+    end if;
+    perform postbox._check_tokens(box, event_ids, tokens);
+    if box.ordered_at is not null then
+        done := postbox._complete_lanes(box, event_ids, tokens);
     end if;
     with taken as (
         select t.* from postbox._take_from_batches(box, event_ids, tokens) t

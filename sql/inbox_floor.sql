@@ -2,28 +2,42 @@
 -- stays behind by as long as a transaction may take from an arrival to its commit. What becomes visible later than that below the floor is
 -- found by a claim that finds nothing else, and by maintenance.
 
-create or replace function postbox._raise_floor(inbox int, kind text, tier smallint, floor timestamptz, moved_at timestamptz) returns void
+-- The floor rises to what is visible now, or to what was sure to be visible when it rose before.
+create or replace function postbox._raise_floors(inbox int, tiers smallint[], ordered boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
+    slot smallint;
+    queue text;
+    floor timestamptz;
+    moved_at timestamptz;
     oldest timestamptz;
 begin
-    if kind = 'batch' then
-        select b.ready_at into oldest from postbox.inbox_batch b
-            where b.inbox = _raise_floor.inbox and b.tier = _raise_floor.tier and b.token is null and b.crashes < 2 and b.ready_at >= floor
-            order by b.ready_at limit 1;
-    else
-        select l.ready_at into oldest from postbox.inbox_lane l
-            where l.inbox = _raise_floor.inbox and l.tier = _raise_floor.tier and l.token is null and l.ready_at is not null and l.crashes < 2 and l.ready_at >= floor
-            order by l.ready_at limit 1;
-    end if;
-    insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
-        values (_raise_floor.inbox, _raise_floor.kind, _raise_floor.tier, clock_timestamp(),
-            greatest(floor, least(oldest, moved_at - interval '1 second')));
+    foreach queue in array case when ordered then array['batch', 'lane'] else array['batch'] end loop
+        foreach slot in array tiers loop
+            select f.ready_at, f.at into floor, moved_at
+                from postbox.inbox_floor f
+                where f.inbox = _raise_floors.inbox and f.kind = queue and f.tier = slot
+                order by f.at desc limit 1;
+            continue when moved_at > clock_timestamp() - interval '0.5 seconds';
+            floor := coalesce(floor, '-infinity');
+            if queue = 'batch' then
+                select b.ready_at into oldest from postbox.inbox_batch b
+                    where b.inbox = _raise_floors.inbox and b.tier = slot and b.token is null and b.crashes < 2 and b.ready_at >= floor
+                    order by b.ready_at limit 1;
+            else
+                select l.ready_at into oldest from postbox.inbox_lane l
+                    where l.inbox = _raise_floors.inbox and l.tier = slot and l.token is null and l.ready_at is not null and l.crashes < 2 and l.ready_at >= floor
+                    order by l.ready_at limit 1;
+            end if;
+            insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
+                values (_raise_floors.inbox, queue, slot, clock_timestamp(), greatest(floor, least(oldest, coalesce(moved_at, '-infinity') - interval '1 second')));
+        end loop;
+    end loop;
 end
 $function$;
-comment on function postbox._raise_floor(int, text, smallint, timestamptz, timestamptz) is 'Private: lets claims begin to look later';
+comment on function postbox._raise_floors(int, smallint[], boolean) is 'Private: lets claims begin to look later, twice a second at most';
 
 -- Looking below is dear when much is gone that is not vacuumed: then not one time in twenty is spent on it.
 create or replace function postbox._may_look(inbox int) returns boolean
