@@ -406,3 +406,45 @@ async fn nothing_grows_over_many_cycles() {
     let late = (9..15).map(|cycle| sizes[&cycle]).max().unwrap();
     assert!(late <= early + early / 20, "{sizes:?}");
 }
+
+#[tokio::test]
+async fn roles_do_what_is_theirs() {
+    let (_cluster, client) = start().await;
+    inbox(&client, ", max_retries => 0, retention => '0', dedup_window => '1 day', dead_retention => '1 hour', failure_policy => 'pause'").await;
+    run(
+        &client,
+        "SELECT postbox.enable_inbox_ordering('payments');
+         SET client_min_messages = error;
+         CREATE ROLE keeper; SELECT postbox.grant_role('maintainer', 'keeper', '{payments}');
+         CREATE ROLE op; SELECT postbox.grant_role('operator', 'op'); GRANT SELECT ON payments TO op;
+         CREATE ROLE mo; SELECT postbox.grant_role('monitor', 'mo'); GRANT SELECT ON stats_payments TO mo",
+    )
+    .await;
+    receive(&client, 1, 10).await;
+    run(&client, COMPLETE).await;
+    receive(&client, 11, 20).await;
+    run(&client, "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('a1', 'a', 1), ('a2', 'a', 2), ('b1', 'b', 1), ('b2', 'b', 2)").await;
+    run(&client, "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')").await;
+    run(&client, "UPDATE postbox.inbox_dead SET died_at = died_at - interval '2 hours' WHERE event_id = 'm11'").await;
+    run(&client, "SET ROLE mo").await;
+    let status = "SELECT pending, dead, processed, is_exact FROM postbox.inbox_status()";
+    assert_eq!(row(&client, status).await, "2|12|10|t", "who may not read the messages is told how many");
+    assert_eq!(row(&client, "SELECT status FROM postbox.inbox_health()").await, "critical");
+    assert_eq!(row(&client, "SELECT sum(processed) FROM stats_payments").await, "10");
+    run(&client, "RESET ROLE; SET ROLE op").await;
+    assert_eq!(row(&client, "SELECT postbox.replay_inbox_messages('payments', '{m1,m12,a1}')").await, "3");
+    assert_eq!(row(&client, "SELECT postbox.discard_inbox_dead_letters('payments', '{b1}')").await, "1");
+    assert_eq!(row(&client, "SELECT postbox.replay_inbox_dead_letters('payments', '{m13}', rate => 1)").await, "1");
+    run(&client, "RESET ROLE").await;
+    run(&client, "SELECT postbox.inbox_claim('payments', 'dead', 1); UPDATE postbox.inbox_batch SET lease_until = now() WHERE token IS NOT NULL; UPDATE postbox.inbox_lane SET lease_until = now() WHERE token IS NOT NULL").await;
+    run(&client, "SET ROLE keeper").await;
+    let mut done = Vec::new();
+    for _ in 0..4 {
+        done.extend(rows(&client, "SELECT step, subject, outcome, detail FROM postbox.maintain(true)").await);
+    }
+    assert!(!done.iter().any(|row| row.contains("|skipped|")), "{done:?}");
+    for expected in ["taken back|1 leases", "noted|", "removed|", "expired|1 dead letters"] {
+        assert!(done.iter().any(|row| row.contains(expected)), "{expected}: {done:?}");
+    }
+    assert_eq!(row(&client, "SELECT count(*) FILTER (WHERE event_id ~ '^m([2-9]|10)$') FROM payments").await, "0");
+}
