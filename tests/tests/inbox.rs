@@ -1,6 +1,7 @@
 //! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
 
 mod killed;
+mod lifecycle;
 mod model;
 mod order;
 mod receiving;
