@@ -1,4 +1,4 @@
-//! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
+//! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
 mod killed;
 mod lifecycle;
@@ -11,6 +11,8 @@ mod tiers;
 use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
+
+use crate::sql::{error, refused, row, rows, run, start};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
