@@ -1,10 +1,13 @@
 //! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
+mod dead;
+mod keeping;
 mod killed;
 mod lifecycle;
 mod model;
 mod order;
 mod receiving;
+mod seeing;
 mod storm;
 mod tiers;
 
@@ -12,7 +15,6 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
 
-use crate::sql::{error, refused, row, rows, run, start};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
