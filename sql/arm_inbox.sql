@@ -4,6 +4,9 @@
 -- Before each row: duplicates are noted, and what cannot be a message is refused. A duplicate is left to the unique key, which decides
 -- it among concurrent ones too, unless retention has removed the first one. After each statement: the arrivals are noted in batches. Both only insert, so a
 -- receiving transaction takes no lock but that of the unique key.
+--
+-- What is done for each row decides how fast messages come in. So the refusals are conditions of a trigger of their own, and the function
+-- that looks for duplicates sets nothing but what its plan needs: its names are written out instead of looked for along a path.
 
 -- The expression for a role's column of a table or transition table, NULL of the type if it has none.
 create or replace function postbox._inbox_column(columns jsonb, role text, alias text, type text) returns text
@@ -35,12 +38,19 @@ create or replace function postbox._inbox_json(box postbox.inbox, role text) ret
 comment on function postbox._inbox_json(postbox.inbox, text) is 'Private: SQL for the value of a role as JSON';
 
 -- What makes two messages with the same id different.
-create or replace function postbox._inbox_comparable(box postbox.inbox, alias text) returns text
+create or replace function postbox._inbox_differs(box postbox.inbox, alias text, other text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
-    return format(case postbox._inbox_type(box, 'payload') when 'json' then 'postbox._as_jsonb(%s.%I)' else '%s.%I' end,
-        alias, coalesce((box).columns ->> 'payload', (box).columns ->> 'event_id'));
-comment on function postbox._inbox_comparable(postbox.inbox, text) is 'Private: SQL for the payload';
+    begin atomic
+        select format('(%1$s is null) operator(pg_catalog.<>) (%2$s is null) or coalesce(%1$s operator(pg_catalog.<>) %2$s, false)',
+            format(f.how, alias, c.name), format(f.how, other, c.name))
+        from (select coalesce((box).columns ->> 'payload', (box).columns ->> 'event_id') as name) c
+        cross join lateral (
+            select case postbox._inbox_type(box, 'payload') when 'json' then 'postbox._as_jsonb(%s.%I)' when 'jsonb' then '%s.%I'
+                else '%s.%I::pg_catalog.text' end as how
+        ) f;
+    end;
+comment on function postbox._inbox_differs(postbox.inbox, text, text) is 'Private: SQL for whether two rows have different payloads';
 
 create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text) returns text
     language sql stable
@@ -58,96 +68,127 @@ create or replace function postbox._inbox_is_ordered(box postbox.inbox, alias te
     return format('(%1$s.%2$I is not null and %1$s.%3$I is not null)', alias, (box).columns ->> 'aggregate_id', (box).columns ->> 'sequence_num');
 comment on function postbox._inbox_is_ordered(postbox.inbox, text) is 'Private: SQL for whether a message has a place in an order';
 
-create or replace function postbox._arm_inbox(inbox_name text) returns void
+-- What cannot be a message.
+create or replace function postbox._arm_refusals(box postbox.inbox, function text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    box postbox.inbox;
-    namespace name;
-    arriving text;
-    arrived text;
-    tier text;
+    id constant text := postbox._inbox_column(box.columns, 'event_id', 'new', 'text');
+    aggregate_id constant text := postbox._inbox_column(box.columns, 'aggregate_id', 'new', 'text');
+    sequence_num constant text := postbox._inbox_column(box.columns, 'sequence_num', 'new', 'bigint');
 begin
-    select * into strict box from postbox.inbox i where i.name = inbox_name;
-    select n.nspname into namespace
-        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation;
-    arriving := format('%I.%I', namespace, box.name || '_arriving');
-    arrived := format('%I.%I', namespace, box.name || '_arrived');
-
-    execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $body$
-        declare
-            id constant text := %2$s;
-            differs boolean;
-        begin
-            if id is null or id = '' or octet_length(id) > 512 then
-                raise exception using errcode = case when id is null then 'not_null_violation' else 'check_violation' end,
-                    message = format('event_id of a message for inbox %%s has %%s bytes, must have 1 to 512', %3$L, coalesce(octet_length(id)::text, 'NULL')),
-                    hint = 'The id says which messages are the same: give the one that the sender gave, or a hash of a longer one.';
-            end if;
-            %4$s
-            %11$s
-            select %5$s is distinct from %6$s into differs from %7$s r where r.%8$I = new.%8$I;
-            if found then
-                insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
-                    values (%9$s, clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %10$s, 1, case when differs then array[id] end);
-            end if;
-            return new;
-        end $body$ $sql$,
-        arriving,
-        postbox._inbox_column(box.columns, 'event_id', 'new', 'text'),
-        box.name,
-        case when box.ordered_at is not null then format($sql$
-            if (%1$s is null) <> (%2$s is null) then
-                raise exception using errcode = 'not_null_violation',
-                    message = format('message "%%s" for the ordered inbox %%s has %%s', id, %3$L,
-                        case when %1$s is null then 'a sequence number and no aggregate' else 'an aggregate and no sequence number' end),
-                    hint = 'Give both, or neither: then the message is handed out in no particular order.';
-            end if;
-            if octet_length(%1$s) > 1024 then
-                raise exception using errcode = 'check_violation',
-                    message = format('the aggregate of message "%%s" for the ordered inbox %%s has %%s bytes, must have 1024 at most', id, %3$L, octet_length(%1$s)),
-                    hint = 'Give a hash of it.';
-            end if;
-            if %2$s >= 9223372036854775000 then
-                raise exception using errcode = 'numeric_value_out_of_range',
-                    message = format('sequence number %%s of message "%%s" for the ordered inbox %%s is too high', %2$s, id, %3$L),
-                    hint = 'It must be below 9223372036854775000.';
-            end if;$sql$,
-            postbox._inbox_column(box.columns, 'aggregate_id', 'new', 'text'), postbox._inbox_column(box.columns, 'sequence_num', 'new', 'bigint'), box.name)
-        else '' end,
-        postbox._inbox_comparable(box, 'r'),
-        postbox._inbox_comparable(box, 'new'),
-        box.relation,
-        box.columns ->> 'event_id',
-        box.id,
-        postbox._inbox_column(box.columns, 'event_type', 'new', 'text'),
-        -- Before the table: a row that was found there may be removed before the unique key is looked at.
-        case when box.dedup_window > box.retention then format($sql$
-            perform from postbox.inbox_seen s where s.inbox = %1$s and s.event_id = id and s.until > clock_timestamp();
-            if found then
-                insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (%1$s, clock_timestamp(), 'duplicate', %2$s, 1);
-                return null;
-            end if;$sql$, box.id, postbox._inbox_column(box.columns, 'event_type', 'new', 'text'))
-        else '' end);
-    execute format('comment on function %s() is %L', arriving, format('Trigger of inbox %s, made by Postbox', box.name));
-
-    -- An ordered inbox sorts them into lanes later. In others a tier is found by the priority.
-    tier := postbox._inbox_tier_of(box, 'a');
-    if box.ordered_at is not null then
-        tier := format('case when %1$s then -1 - %2$s else %2$s end', postbox._inbox_is_ordered(box, 'a'), tier);
-    end if;
     execute format($sql$
         create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
         begin
+            if %2$s is null or octet_length(%2$s) not between 1 and 512 then
+                raise exception using errcode = case when %2$s is null then 'not_null_violation' else 'check_violation' end,
+                    message = format('event_id of a message for inbox %%s has %%s bytes, must have 1 to 512', %3$L, coalesce(octet_length(%2$s)::text, 'NULL')),
+                    hint = 'The id says which messages are the same: give the one that the sender gave, or a hash of a longer one.';
+            end if;
+            if (%4$s is null) <> (%5$s is null) then
+                raise exception using errcode = 'not_null_violation',
+                    message = format('message "%%s" for the ordered inbox %%s has %%s', %2$s, %3$L,
+                        case when %4$s is null then 'a sequence number and no aggregate' else 'an aggregate and no sequence number' end),
+                    hint = 'Give both, or neither: then the message is handed out in no particular order.';
+            end if;
+            if octet_length(%4$s) > 1024 then
+                raise exception using errcode = 'check_violation',
+                    message = format('the aggregate of message "%%s" for the ordered inbox %%s has %%s bytes, must have 1024 at most', %2$s, %3$L, octet_length(%4$s)),
+                    hint = 'Give a hash of it.';
+            end if;
+            raise exception using errcode = 'numeric_value_out_of_range',
+                message = format('sequence number %%s of message "%%s" for the ordered inbox %%s is too high', %5$s, %2$s, %3$L),
+                hint = 'It must be below 9223372036854775000.';
+        end $body$ $sql$,
+        function, id, box.name, aggregate_id, sequence_num);
+    execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
+    execute format('create or replace trigger postbox_inbox_refused before insert on %s for each row when (%s) execute function %s()', box.relation,
+        format('%1$s is null or octet_length(%1$s) not between 1 and 512', id)
+            || case when box.ordered_at is not null then format(' or (%1$s is null) <> (%2$s is null) or octet_length(%1$s) > 1024 or %2$s >= 9223372036854775000',
+                aggregate_id, sequence_num) else '' end,
+        function);
+end
+$function$;
+comment on function postbox._arm_refusals(postbox.inbox, text) is 'Private: makes the trigger that refuses what cannot be a message';
+
+-- Notes duplicates. One whose first message retention has removed is kept out here.
+create or replace function postbox._arm_arriving(box postbox.inbox, function text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    id constant text := postbox._inbox_column(box.columns, 'event_id', 'new', 'pg_catalog.text');
+    event_type constant text := postbox._inbox_column(box.columns, 'event_type', 'new', 'pg_catalog.text');
+begin
+    execute format($sql$
+        create or replace function %1$s() returns trigger language plpgsql set enable_seqscan = off as $body$
+        declare
+            differs pg_catalog.bool;
+        begin
+            %8$s
+            select %2$s into differs from %3$s r where r.%4$I operator(pg_catalog.=) new.%4$I;
+            if found then
+                insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+                    values (%5$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %6$s, 1, case when differs then array[%7$s] end);
+            end if;
+            return new;
+        end $body$ $sql$,
+        function, postbox._inbox_differs(box, 'r', 'new'), box.relation, box.columns ->> 'event_id', box.id, event_type, id,
+        -- Before the table: a row that was found there may be removed before the unique key is looked at.
+        case when box.dedup_window > box.retention then format($sql$
+            perform from postbox.inbox_seen s
+                where s.inbox operator(pg_catalog.=) %1$s and s.event_id operator(pg_catalog.=) %2$s and s.until operator(pg_catalog.>) pg_catalog.clock_timestamp();
+            if found then
+                insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (%1$s, pg_catalog.clock_timestamp(), 'duplicate', %3$s, 1);
+                return null;
+            end if;$sql$, box.id, id, event_type)
+        else '' end);
+    execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
+    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row execute function %s()', box.relation, function);
+end
+$function$;
+comment on function postbox._arm_arriving(postbox.inbox, text) is 'Private: makes the trigger that notes duplicates';
+
+-- Notes arrivals. Mostly they are of one type, are due and fit one batch; else they are sorted by what they are.
+create or replace function postbox._arm_arrived(box postbox.inbox, function text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    -- In an inbox without order a tier is found by the priority. An ordered one sorts arrivals into lanes later: each lies there until it is due.
+    ordered constant boolean := box.ordered_at is not null;
+    tier constant text := case when ordered then format('case when %1$s then -1 - %2$s else %2$s end', postbox._inbox_is_ordered(box, 'a'), postbox._inbox_tier_of(box, 'a'))
+        else postbox._inbox_tier_of(box, 'a') end;
+    due constant text := case when ordered then format('case when not %s then %s end', postbox._inbox_is_ordered(box, 'a'), postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz'))
+        else postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz') end;
+begin
+    execute format($sql$
+        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
+        declare
+            ids text[];
+            lowest smallint;
+            highest smallint;
+            first text;
+            last text;
+            typed bigint;
+            delayed boolean;
+            now constant timestamptz := clock_timestamp();
+        begin
+            select array_agg(a.event_id), min(a.tier), max(a.tier), min(a.event_type collate "C"), max(a.event_type collate "C"), count(a.event_type), bool_or(a.due > now)
+                into ids, lowest, highest, first, last, typed, delayed
+                from (select %3$s as event_id, %4$s as event_type, %5$s as tier, %6$s as due from arrivals a) a;
+            if cardinality(ids) <= 50 and lowest = highest and typed in (0, cardinality(ids)) and first is not distinct from last and delayed is not true then
+                insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids) values (%2$s, lowest, now, first, ids);
+                return null;
+            end if;
             insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids)
                 select %2$s, m.tier, m.ready_at, m.event_type, array_agg(m.event_id order by m.n)
                 from (
                     select a.*, (row_number() over (partition by a.tier, a.ready_at, a.event_type order by a.n) - 1) / 50 as batch
                     from (
                         select %3$s as event_id, %4$s as event_type, %5$s as tier,
-                            case when %6$s > clock_timestamp() then %6$s else statement_timestamp() end as ready_at, row_number() over () as n
+                            case when %6$s > now then %6$s else now end as ready_at, row_number() over () as n
                         from arrivals a
                     ) a
                 ) m
@@ -155,31 +196,60 @@ begin
                 order by min(m.n);
             return null;
         end $body$ $sql$,
-        arrived, box.id,
-        postbox._inbox_column(box.columns, 'event_id', 'a', 'text'),
-        postbox._inbox_column(box.columns, 'event_type', 'a', 'text'),
-        tier,
-        -- An ordered message is sorted into its lane at once, and waits there.
-        case when box.ordered_at is null then postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz')
-            else format('case when not %s then %s end', postbox._inbox_is_ordered(box, 'a'),
-                postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz')) end);
-    execute format('comment on function %s() is %L', arrived, format('Trigger of inbox %s, made by Postbox', box.name));
+        function, box.id, postbox._inbox_column(box.columns, 'event_id', 'a', 'text'), postbox._inbox_column(box.columns, 'event_type', 'a', 'text'), tier, due);
+    execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
+    execute format('create or replace trigger postbox_inbox_arrived after insert on %s referencing new table as arrivals for each statement execute function %s()', box.relation, function);
+end
+$function$;
+comment on function postbox._arm_arrived(postbox.inbox, text) is 'Private: makes the trigger that notes arrivals';
+
+-- What a claim returns: the messages, in the order of their ids. A function, whose plan is kept, where a query would be planned for each claim.
+create or replace function postbox._arm_claimed(box postbox.inbox, function text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    execute format($sql$
+        create or replace function %1$s(ids text[], tries int[], lease bigint)
+            returns table (event_id text, token bigint, event_type text, aggregate_id text, sequence_num bigint, payload jsonb, headers jsonb, attempts int)
+            language plpgsql stable as $body$
+        begin
+            return query
+                select l.id, lease, %2$s, %3$s, %4$s, %5$s, %6$s, l.tries
+                from unnest(ids, tries) with ordinality as l(id, tries, n)
+                join %7$s r on r.%8$I operator(pg_catalog.=) l.id::%9$s
+                order by l.n;
+        end $body$ $sql$,
+        function, postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'r', 'text'),
+        postbox._inbox_column(box.columns, 'sequence_num', 'r', 'bigint'), postbox._inbox_json(box, 'payload'), postbox._inbox_json(box, 'headers'),
+        box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'));
+    execute format('comment on function %s(text[], int[], bigint) is %L', function, format('What inbox_claim returns of inbox %s, made by Postbox', box.name));
+end
+$function$;
+comment on function postbox._arm_claimed(postbox.inbox, text) is 'Private: makes the function that reads what was claimed';
+
+create or replace function postbox._arm_inbox(inbox_name text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    box postbox.inbox;
+    namespace name;
+begin
+    select * into strict box from postbox.inbox i where i.name = inbox_name;
+    select n.nspname into namespace
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation;
+    perform postbox._arm_refusals(box, format('%I.%I', namespace, box.name || '_refused'));
+    perform postbox._arm_arriving(box, format('%I.%I', namespace, box.name || '_arriving'));
+    -- In style update the table itself says what is pending.
+    if box.style = 'claim' then
+        perform postbox._arm_arrived(box, format('%I.%I', namespace, box.name || '_arrived'));
+        perform postbox._arm_claimed(box, format('%I.%I', namespace, box.name || '_claimed'));
+    end if;
 
     update postbox.inbox i set
-        leased_sql = format(
-            'select l.id, $2, %1$s, %2$s, %3$s, %4$s, %5$s, l.attempts
-             from (
-                 select e.id, b.attempts, b.tier, b.ready_at, e.n
-                 from postbox.inbox_batch b cross join lateral unnest(b.event_ids) with ordinality as e(id, n)
-                 where b.inbox = $1 and b.token = $2
-                 union all
-                 select p.event_id, p.attempts, p.tier, p.ready_at, 1 from postbox.inbox_lane p where p.inbox = $1 and p.token = $2
-             ) l
-             join %6$s r on r.%7$I = l.id::%8$s
-             order by l.tier, l.ready_at, l.n',
-            postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'r', 'text'),
-            postbox._inbox_column(box.columns, 'sequence_num', 'r', 'bigint'), postbox._inbox_json(box, 'payload'), postbox._inbox_json(box, 'headers'),
-            box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')),
+        tiered = exists (select from postbox.inbox_tier t where t.inbox = i.id),
+        claimed_sql = format('select * from %I.%I($1, $2, $3)', namespace, box.name || '_claimed'),
         heads_sql = case when box.ordered_at is not null then format(
             'select k.key, h.id, h.type, h.tier, h.visible_at
              from unnest($2, $3) as k(key, next)
@@ -202,13 +272,8 @@ begin
             box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')) end
         where i.id = box.id;
 
-    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row execute function %s()', box.relation, arriving);
-    -- In style update the table itself says what is pending.
-    if box.style = 'claim' then
-        execute format('create or replace trigger postbox_inbox_arrived after insert on %s referencing new table as arrivals for each statement execute function %s()', box.relation, arrived);
-    end if;
     perform postbox._arm_inbox_style(box);
     perform postbox._make_inbox_views(box.name);
 end
 $function$;
-comment on function postbox._arm_inbox(text) is 'Private: makes the triggers and views of an inbox anew, as its settings are';
+comment on function postbox._arm_inbox(text) is 'Private: makes the triggers of an inbox anew, as its settings are';

@@ -26,8 +26,9 @@ create or replace function postbox._inbox_functions(box postbox.inbox) returns s
     set search_path = pg_catalog, pg_temp
     begin atomic
         select p.oid::regprocedure from pg_proc p
-        where p.proname = any (array[(box).name || '_arriving', (box).name || '_arrived', (box).name || '_updated'])
-          and p.prorettype = 'trigger'::regtype and obj_description(p.oid, 'pg_proc') = format('Trigger of inbox %s, made by Postbox', (box).name);
+        where p.proname = any (array[(box).name || '_refused', (box).name || '_arriving', (box).name || '_arrived', (box).name || '_claimed', (box).name || '_updated'])
+          and obj_description(p.oid, 'pg_proc') = any (array[format('Trigger of inbox %s, made by Postbox', (box).name),
+              format('What inbox_claim returns of inbox %s, made by Postbox', (box).name)]);
     end;
 comment on function postbox._inbox_functions(postbox.inbox) is 'Private: the trigger functions of an inbox';
 
@@ -99,6 +100,7 @@ begin
     delete from postbox.inbox_lane l where l.inbox = box.id;
     delete from postbox.inbox_dead d where d.inbox = box.id;
     delete from postbox.inbox_seen s where s.inbox = box.id;
+    delete from postbox.inbox_floor f where f.inbox = box.id;
     delete from postbox.inbox i where i.id = box.id;
 end
 $function$;

@@ -21,10 +21,12 @@ create table postbox.inbox (
     ordered_at        timestamptz,
     sequence_start    bigint,
     gap_alert_after   interval    not null default interval '5 minutes',
+    -- Whether it has rows in inbox_tier.
+    tiered            boolean     not null default false,
     paused_at         timestamptz,
     created_at        timestamptz not null default clock_timestamp(),
-    -- Queries on the table, made by _arm_inbox: the messages of a lease, the heads of lanes, what is to be sorted into lanes.
-    leased_sql        text,
+    -- Queries on the table, made by _arm_inbox: the messages of a claim, the heads of lanes, what is to be sorted into lanes.
+    claimed_sql       text,
     heads_sql         text,
     arrivals_sql      text,
     -- Those of inbox_receive.
@@ -142,6 +144,24 @@ create index inbox_lane_blocked on postbox.inbox_lane (inbox) where blocked is n
 comment on table postbox.inbox_lane is 'Aggregates of ordered inboxes: the next message, and what has arrived';
 select pg_extension_config_dump('postbox.inbox_lane', '');
 
+-- Where claims begin to look: what is below is gone, or came late. Dead index entries stay at the head of the queues as long as a
+-- transaction anywhere is open, and would have to be passed by each claim. Rows are only added, at most a few a second, and the newest one
+-- counts; maintenance removes the others. A hint that may be lost, so it is not dumped.
+create table postbox.inbox_floor (
+    inbox    int         not null,
+    -- batch and lane: of the messages of a tier that wait; lease: of those that were handed out; look: when to look below next.
+    kind     text        not null,
+    tier     smallint    not null,
+    at       timestamptz not null,
+    ready_at timestamptz,
+    token    bigint,
+    -- A lease's: the newest token at that time.
+    newest   bigint,
+    constraint inbox_floor_kind_check check (kind in ('batch', 'lane', 'lease', 'look'))
+);
+create index inbox_floor_newest on postbox.inbox_floor (inbox, kind, tier, at);
+comment on table postbox.inbox_floor is 'Where claims of an inbox begin to look';
+
 create table postbox.inbox_dead (
     inbox           int         not null,
     event_id        text        not null,
@@ -177,10 +197,10 @@ create table postbox.inbox_log (
     seconds    float8      not null default 0,
     event_ids  text[]
 ) partition by list (((id >> 20) & 3));
-create table postbox.inbox_log_g0 partition of postbox.inbox_log for values in (0);
-create table postbox.inbox_log_g1 partition of postbox.inbox_log for values in (1);
-create table postbox.inbox_log_g2 partition of postbox.inbox_log for values in (2);
-create table postbox.inbox_log_g3 partition of postbox.inbox_log for values in (3);
+create table postbox.inbox_log_g0 partition of postbox.inbox_log for values in (0) with (toast_tuple_target = 8160);
+create table postbox.inbox_log_g1 partition of postbox.inbox_log for values in (1) with (toast_tuple_target = 8160);
+create table postbox.inbox_log_g2 partition of postbox.inbox_log for values in (2) with (toast_tuple_target = 8160);
+create table postbox.inbox_log_g3 partition of postbox.inbox_log for values in (3) with (toast_tuple_target = 8160);
 create index inbox_log_inbox on postbox.inbox_log (inbox, id);
 comment on table postbox.inbox_log is 'What became of messages, in rows of several';
 comment on table postbox.inbox_log_g0 is 'A leaf of inbox_log';

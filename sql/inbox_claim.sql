@@ -6,6 +6,8 @@ create or replace function postbox._inbox(inbox text) returns postbox.inbox
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
+    -- An expression, where PERFORM would be a statement.
+    locked constant boolean := pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) is not null;
     box postbox.inbox;
 begin
     select * into box from postbox.inbox i where i.name = _inbox.inbox;
@@ -49,145 +51,176 @@ create or replace function postbox._inbox_backoff(initial interval, most interva
     return random() * least(most, initial * power(2, least(greatest(attempts, 1) - 1, 30)));
 comment on function postbox._inbox_backoff(interval, interval, int) is 'Private: exponential, capped, with full jitter';
 
--- Up to `most` messages of the batches that are ready in a tier, the earliest first; what is left of the last batch stays. The result is the number of messages.
-create or replace function postbox._claim_batches(inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz, most int) returns int
+-- Up to `most` messages of the batches that are ready in a tier, the earliest first. Batches are taken whole, so that they do not crumble;
+-- only one that is larger than the claim is parted.
+create or replace function postbox._claim_batches(
+    inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz, most int, everywhere boolean, out ids text[], out tries int[]
+)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    places tid[];
-    sizes int[];
-    whole int;
-    taken int := 0;
-    batches int := 1;
-    parted postbox.inbox_batch;
     now constant timestamptz := clock_timestamp();
+    place tid;
+    attempts int;
+    size int;
+    wanted int;
+    locked int;
+    more text[];
+    more_tries int[];
 begin
-    while taken < most loop
-        -- How many batches make so many messages shows only when they are locked: begin with one, go on with what its size suggests.
-        select array_agg(p.place order by p.ready_at), array_agg(p.size order by p.ready_at) into places, sizes
-        from (
-            select b.ctid as place, cardinality(b.event_ids) as size, b.ready_at
-            from postbox.inbox_batch b
-            where b.inbox = _claim_batches.inbox and b.tier = _claim_batches.tier and b.token is null and b.crashes < 2
-              and b.ready_at <= now
-            order by b.ready_at
-            limit batches
+    -- Arrivals that are as large as the claim are met at once.
+    update postbox.inbox_batch b
+        set token = lease, lease_until = _claim_batches.lease_until, leased_at = now, worker = _claim_batches.worker, attempts = b.attempts + 1
+        where b.ctid = (
+            select r.ctid from postbox.inbox_batch r
+            where r.inbox = _claim_batches.inbox and r.tier = _claim_batches.tier and r.token is null and r.crashes < 2 and r.ready_at <= now
+              and r.ready_at >= case when everywhere then '-infinity' else coalesce((
+                  select f.ready_at from postbox.inbox_floor f
+                  where f.inbox = _claim_batches.inbox and f.kind = 'batch' and f.tier = _claim_batches.tier
+                  order by f.at desc limit 1), '-infinity') end
+            order by r.ready_at
+            limit 1
+            for update skip locked)
+        returning b.ctid, b.event_ids, b.attempts into place, ids, attempts;
+    if not found then
+        return;
+    end if;
+    size := cardinality(ids);
+    if size > most then
+        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
+            select b.inbox, b.tier, b.ready_at, b.attempts - 1, b.crashes, b.event_type, b.error, b.first_failed_at, b.last_failed_at, b.event_ids[most + 1:]
+            from postbox.inbox_batch b where b.ctid = place;
+        ids := ids[:most];
+        update postbox.inbox_batch b set event_ids = ids where b.ctid = place;
+        size := most;
+    end if;
+    tries := array_fill(attempts, array[size]);
+    while cardinality(ids) < most loop
+        -- As many as are wanted if they are like the ones before.
+        wanted := greatest((most - cardinality(ids)) / size, 1);
+        with ready as materialized (
+            select r.ctid as place, r.ready_at, cardinality(r.event_ids) as size
+            from postbox.inbox_batch r
+            where r.inbox = _claim_batches.inbox and r.tier = _claim_batches.tier and r.token is null and r.crashes < 2 and r.ready_at <= now
+              and r.ready_at >= case when everywhere then '-infinity' else coalesce((
+                  select f.ready_at from postbox.inbox_floor f
+                  where f.inbox = _claim_batches.inbox and f.kind = 'batch' and f.tier = _claim_batches.tier
+                  order by f.at desc limit 1), '-infinity') end
+            order by r.ready_at
+            limit wanted
             for update skip locked
-        ) p;
-        exit when places is null;
-        -- Batches are taken whole, so that they do not crumble; only one that is larger than the claim is parted.
-        whole := 0;
-        for n in 1 .. cardinality(sizes) loop
-            exit when taken + sizes[n] > most;
-            taken := taken + sizes[n];
-            whole := n;
-        end loop;
-        if whole > 0 then
+        ), summed as (
+            select r.place, sum(r.size) over (order by r.ready_at, r.place) as upto from ready r
+        ), taken as (
             update postbox.inbox_batch b
                 set token = lease, lease_until = _claim_batches.lease_until, leased_at = now, worker = _claim_batches.worker, attempts = b.attempts + 1
-                where b.ctid = any (places[1:whole]);
-        elsif taken = 0 then
-            select b.* into parted from postbox.inbox_batch b where b.ctid = places[1];
-            update postbox.inbox_batch b set event_ids = parted.event_ids[most + 1:] where b.ctid = places[1];
-            insert into postbox.inbox_batch (inbox, tier, ready_at, token, lease_until, leased_at, worker, attempts, crashes, event_type, error,
-                    first_failed_at, last_failed_at, event_ids)
-                values (parted.inbox, parted.tier, parted.ready_at, lease, _claim_batches.lease_until, now, _claim_batches.worker,
-                    parted.attempts + 1, parted.crashes, parted.event_type, parted.error, parted.first_failed_at, parted.last_failed_at,
-                    parted.event_ids[1:most]);
-            return most;
-        end if;
-        exit when whole < cardinality(sizes);
-        exit when cardinality(sizes) < batches;
-        batches := least(batches * 8, greatest(1, (most - taken) / greatest(sizes[cardinality(sizes)], 1)));
+                from summed s
+                where b.ctid = s.place and s.upto <= most - cardinality(ids)
+                returning b.event_ids, b.attempts, s.upto
+        )
+        select array_agg(e.id order by t.upto, e.n), array_agg(t.attempts order by t.upto, e.n), (select count(*) from ready)
+            into more, more_tries, locked
+            from taken t cross join lateral unnest(t.event_ids) with ordinality as e(id, n);
+        exit when more is null;
+        ids := ids || more;
+        tries := tries || more_tries;
+        exit when locked < wanted;
+        size := greatest(cardinality(more) / locked, 1);
     end loop;
-    return taken;
 end
 $function$;
-comment on function postbox._claim_batches(int, smallint, bigint, text, timestamptz, int) is 'Private: leases messages that are in no lane';
+comment on function postbox._claim_batches(int, smallint, bigint, text, timestamptz, int, boolean) is 'Private: leases messages that are in no lane';
 
 -- One message that leases ran out on, twice at least: alone, so that if its worker dies of it that shows.
-create or replace function postbox._claim_suspect(inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz) returns boolean
+create or replace function postbox._claim_suspect(
+    inbox int, tiers smallint[], lease bigint, worker text, lease_until timestamptz, out ids text[], out tries int[]
+)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    now constant timestamptz := clock_timestamp();
+    slot smallint;
+begin
+    foreach slot in array tiers loop
+        update postbox.inbox_batch b
+            set token = lease, lease_until = _claim_suspect.lease_until, leased_at = now, worker = _claim_suspect.worker, attempts = b.attempts + 1
+            where b.ctid = (
+                select s.ctid from postbox.inbox_batch s
+                where s.inbox = _claim_suspect.inbox and s.tier = slot and s.token is null and s.crashes >= 2 and s.ready_at <= now
+                order by s.ready_at limit 1
+                for update skip locked)
+            returning b.event_ids, array[b.attempts] into ids, tries;
+        exit when found;
+        update postbox.inbox_lane l
+            set token = lease, lease_until = _claim_suspect.lease_until, leased_at = now, worker = _claim_suspect.worker, attempts = l.attempts + 1
+            where l.ctid = (
+                select s.ctid from postbox.inbox_lane s
+                where s.inbox = _claim_suspect.inbox and s.tier = slot and s.token is null and s.ready_at is not null and s.crashes >= 2 and s.ready_at <= now
+                order by s.ready_at limit 1
+                for update skip locked)
+            returning array[l.event_id], array[l.attempts] into ids, tries;
+        exit when found;
+    end loop;
+end
+$function$;
+comment on function postbox._claim_suspect(int, smallint[], bigint, text, timestamptz) is 'Private: leases a message that may have killed its workers';
+
+create or replace function postbox._claim_lanes(
+    inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz, most int, everywhere boolean, out ids text[], out tries int[]
+)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     now constant timestamptz := clock_timestamp();
 begin
-    update postbox.inbox_batch b
-        set token = lease, lease_until = _claim_suspect.lease_until, leased_at = clock_timestamp(), worker = _claim_suspect.worker, attempts = b.attempts + 1
-        where b.ctid = (
-            select s.ctid from postbox.inbox_batch s
-            where s.inbox = _claim_suspect.inbox and s.tier = _claim_suspect.tier and s.token is null and s.crashes >= 2 and s.ready_at <= now
-            order by s.ready_at limit 1
-            for update skip locked);
-    if found then
-        return true;
-    end if;
-    update postbox.inbox_lane l
-        set token = lease, lease_until = _claim_suspect.lease_until, leased_at = clock_timestamp(), worker = _claim_suspect.worker, attempts = l.attempts + 1
-        where l.ctid = (
-            select s.ctid from postbox.inbox_lane s
-            where s.inbox = _claim_suspect.inbox and s.tier = _claim_suspect.tier and s.token is null and s.ready_at is not null and s.crashes >= 2
-              and s.ready_at <= now
-            order by s.ready_at limit 1
-            for update skip locked);
-    return found;
+    with taken as (
+        update postbox.inbox_lane l
+            set token = lease, lease_until = _claim_lanes.lease_until, leased_at = now, worker = _claim_lanes.worker, attempts = l.attempts + 1
+            where l.ctid = any (array(
+                select r.ctid from postbox.inbox_lane r
+                where r.inbox = _claim_lanes.inbox and r.tier = _claim_lanes.tier and r.token is null and r.ready_at is not null and r.crashes < 2
+                  and r.ready_at <= now
+                  and r.ready_at >= case when everywhere then '-infinity' else coalesce((
+                      select f.ready_at from postbox.inbox_floor f
+                      where f.inbox = _claim_lanes.inbox and f.kind = 'lane' and f.tier = _claim_lanes.tier
+                      order by f.at desc limit 1), '-infinity') end
+                order by r.ready_at limit most
+                for update skip locked))
+            returning l.event_id, l.attempts, l.ready_at
+    )
+    select array_agg(t.event_id order by t.ready_at), array_agg(t.attempts order by t.ready_at) into ids, tries from taken t;
 end
 $function$;
-comment on function postbox._claim_suspect(int, smallint, bigint, text, timestamptz) is 'Private: leases a message that may have killed its workers';
+comment on function postbox._claim_lanes(int, smallint, bigint, text, timestamptz, int, boolean) is 'Private: leases the next messages of aggregates';
 
-create or replace function postbox._claim_lanes(inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz, most int) returns int
+create or replace function postbox._claim_tiers(
+    inbox int, ordered boolean, tiers smallint[], lease bigint, worker text, lease_until timestamptz, most int, everywhere boolean, out ids text[], out tries int[]
+)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    taken int;
-    now constant timestamptz := clock_timestamp();
+    slot smallint;
+    got record;
 begin
-    update postbox.inbox_lane l
-        set token = lease, lease_until = _claim_lanes.lease_until, leased_at = now, worker = _claim_lanes.worker, attempts = l.attempts + 1
-        where l.ctid = any (array(
-            select r.ctid from postbox.inbox_lane r
-            where r.inbox = _claim_lanes.inbox and r.tier = _claim_lanes.tier and r.token is null and r.ready_at is not null and r.crashes < 2
-              and r.ready_at <= now
-            order by r.ready_at limit most
-            for update skip locked));
-    get diagnostics taken = row_count;
-    return taken;
+    foreach slot in array tiers loop
+        if ordered then
+            got := postbox._claim_lanes(inbox, slot, lease, worker, lease_until, most - coalesce(cardinality(ids), 0), everywhere);
+            ids := ids || got.ids;
+            tries := tries || got.tries;
+            exit when cardinality(ids) = most;
+        end if;
+        got := postbox._claim_batches(inbox, slot, lease, worker, lease_until, most - coalesce(cardinality(ids), 0), everywhere);
+        ids := ids || got.ids;
+        tries := tries || got.tries;
+        exit when cardinality(ids) = most;
+    end loop;
 end
 $function$;
-comment on function postbox._claim_lanes(int, smallint, bigint, text, timestamptz, int) is 'Private: leases the next messages of aggregates';
-
-create or replace function postbox._claim_tier(box postbox.inbox, tier smallint, lease bigint, worker text, lease_until timestamptz, most int) returns int
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-as $function$
-declare
-    taken int := 0;
-begin
-    if box.ordered_at is not null then
-        taken := postbox._claim_lanes(box.id, tier, lease, worker, lease_until, most);
-    end if;
-    if taken < most then
-        taken := taken + postbox._claim_batches(box.id, tier, lease, worker, lease_until, most - taken);
-    end if;
-    return taken;
-end
-$function$;
-comment on function postbox._claim_tier(postbox.inbox, smallint, bigint, text, timestamptz, int) is 'Private: leases messages of a tier';
-
--- The messages of a lease, as the table has them.
-create or replace function postbox._leased_messages(box postbox.inbox, lease bigint)
-    returns table (event_id text, token bigint, event_type text, aggregate_id text, sequence_num bigint, payload jsonb, headers jsonb, attempts int)
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-as $function$
-begin
-    return query execute box.leased_sql using box.id, lease;
-end
-$function$;
-comment on function postbox._leased_messages(postbox.inbox, bigint) is 'Private: what a claim returns';
+comment on function postbox._claim_tiers(int, boolean, smallint[], bigint, text, timestamptz, int, boolean) is 'Private: leases messages, of one tier after another';
 
 create or replace function postbox.inbox_claim(
     inbox text, worker text, batch_size int default 50, visibility_seconds int default 30, tier text default null
@@ -200,14 +233,22 @@ create or replace function postbox.inbox_claim(
     set enable_sort = off
     set enable_hashjoin = off
     set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
 as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
     lease bigint;
     lease_until timestamptz;
-    tiers smallint[];
+    tiers smallint[] := '{0}';
     matching bigint;
-    taken int := 0;
+    ordered constant boolean := box.ordered_at is not null;
+    -- Where everybody is busy, one in eight also does what those do that find nothing.
+    tidying constant boolean := random() < 0.125;
+    everywhere boolean;
+    began timestamptz;
+    got record;
+    ids text[];
+    tries int[];
 begin
     if box.style <> 'claim' then
         raise exception using errcode = 'object_not_in_prerequisite_state',
@@ -229,53 +270,64 @@ begin
             message = format('visibility_seconds is %s, must be 1 to 43200', coalesce(visibility_seconds::text, 'NULL')),
             hint = 'After so long without a word the messages are handed out again; inbox_extend gives more time.';
     end if;
-    select array_agg(t.tier order by t.tier) filter (where t.paused_at is null), count(*) into tiers, matching
-        from postbox.inbox_tier t where t.inbox = box.id and (inbox_claim.tier is null or t.name = inbox_claim.tier);
-    if matching = 0 then
-        if tier is not null then
+    if box.tiered or tier is not null then
+        select array_agg(t.tier order by t.tier) filter (where t.paused_at is null), count(*) into tiers, matching
+            from postbox.inbox_tier t where t.inbox = box.id and (inbox_claim.tier is null or t.name = inbox_claim.tier);
+        if matching = 0 then
             raise exception using errcode = 'undefined_object',
                 message = format('inbox "%s" has no tier "%s"', box.name, tier),
                 hint = 'postbox.enable_inbox_priority gives an inbox tiers.';
         end if;
-        tiers := '{0}';
     end if;
-    if box.paused_at is not null then
+    if box.paused_at is not null or tiers is null then
         return;
     end if;
     lease := nextval('postbox.inbox_token');
     lease_until := clock_timestamp() + visibility_seconds * interval '1 second';
 
-    if box.ordered_at is not null then
+    if ordered then
         perform postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)]);
     end if;
-    for t in 1 .. coalesce(cardinality(tiers), 0) loop
-        if taken = 0 and postbox._claim_suspect(box.id, tiers[t], lease, worker, lease_until) then
-            taken := 1;
-            exit;
-        end if;
-        taken := taken + postbox._claim_tier(box, tiers[t], lease, worker, lease_until, batch_size - taken);
-        exit when taken = batch_size;
-    end loop;
-    -- Who finds nothing has time to look for those that never came back; where everybody is busy, one in twenty looks.
-    if (taken = 0 or random() < 0.05) and postbox._expire_leases(box, 100) > 0 and taken = 0 then
-        for t in 1 .. coalesce(cardinality(tiers), 0) loop
-            if postbox._claim_suspect(box.id, tiers[t], lease, worker, lease_until) then
-                taken := 1;
-                exit;
-            end if;
-            taken := taken + postbox._claim_tier(box, tiers[t], lease, worker, lease_until, batch_size - taken);
-            exit when taken = batch_size;
-        end loop;
+    if tidying then
+        perform postbox._expire_leases(box, 100);
+        got := postbox._claim_suspect(box.id, tiers, lease, worker, lease_until);
+        ids := got.ids;
+        tries := got.tries;
     end if;
-    if taken = 1 then
+    if ids is null then
+        got := postbox._claim_tiers(box.id, ordered, tiers, lease, worker, lease_until, batch_size, false);
+        ids := got.ids;
+        tries := got.tries;
+    end if;
+    if tidying then
+        perform postbox._raise_floors(box.id, tiers, ordered);
+    elsif ids is null then
+        -- Who finds nothing has time for what never came back, what is not handed out in company, and what came late.
+        perform postbox._expire_leases(box, 100);
+        got := postbox._claim_suspect(box.id, tiers, lease, worker, lease_until);
+        ids := got.ids;
+        tries := got.tries;
+    end if;
+    if ids is null then
+        everywhere := postbox._may_look(box.id);
+        began := clock_timestamp();
+        got := postbox._claim_tiers(box.id, ordered, tiers, lease, worker, lease_until, batch_size, everywhere);
+        ids := got.ids;
+        tries := got.tries;
+        if everywhere and ids is null then
+            perform postbox._note_look(box.id, clock_timestamp() - began);
+        end if;
+    end if;
+    if ids is null then
+        return;
+    end if;
+    if cardinality(ids) = 1 then
         update postbox.inbox_batch b set alone = true where b.inbox = box.id and b.token = lease;
         if not found then
             update postbox.inbox_lane l set alone = true where l.inbox = box.id and l.token = lease;
         end if;
     end if;
-    if taken > 0 then
-        return query select * from postbox._leased_messages(box, lease);
-    end if;
+    return query execute box.claimed_sql using ids, tries, lease;
 end
 $function$;
 comment on function postbox.inbox_claim(text, text, int, int, text) is

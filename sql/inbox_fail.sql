@@ -27,6 +27,7 @@ create or replace function postbox.inbox_fail(inbox text, event_id text, token b
     set enable_bitmapscan = off
     set enable_hashjoin = off
     set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
 as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
@@ -72,6 +73,7 @@ create or replace function postbox.inbox_release(inbox text, event_ids text[], t
     set enable_bitmapscan = off
     set enable_hashjoin = off
     set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
 as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
@@ -109,6 +111,7 @@ create or replace function postbox.inbox_extend(inbox text, event_ids text[], to
     set enable_bitmapscan = off
     set enable_hashjoin = off
     set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
 as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
@@ -149,7 +152,7 @@ comment on function postbox.inbox_extend(text, text[], bigint[], int) is
     'Gives the worker more time, counted from now, for these messages and those it was handed in the same row of the queue; returns the end. PB002 if a token is stale';
 
 -- Leases that have run out. The result is how many there were. Whoever extends or completes one at this moment holds its row, which is skipped.
-create or replace function postbox._expire_leases(box postbox.inbox, most int) returns int
+create or replace function postbox._expire_leases(box postbox.inbox, most int, everywhere boolean default false) returns int
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -159,10 +162,20 @@ declare
     found_lanes int;
     expired int := 0;
     reason text;
+    floor bigint;
+    newest bigint;
+    moved_at timestamptz;
 begin
+    if not everywhere then
+        select f.token, f.newest, f.at into floor, newest, moved_at
+            from postbox.inbox_floor f
+            where f.inbox = box.id and f.kind = 'lease' and f.tier = 0
+            order by f.at desc limit 1;
+    end if;
+    floor := coalesce(floor, 0);
     for place in
         select b.ctid from postbox.inbox_batch b
-        where b.inbox = box.id and b.token is not null and b.lease_until < clock_timestamp()
+        where b.inbox = box.id and b.token >= floor and b.lease_until < clock_timestamp()
         limit most
         for update skip locked
     loop
@@ -182,10 +195,20 @@ begin
             values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids), lost.event_ids);
     end loop;
     if box.ordered_at is not null then
-        found_lanes := postbox._expire_lanes(box, most);
+        found_lanes := postbox._expire_lanes(box, most, floor);
         expired := expired + found_lanes;
+    end if;
+    if not everywhere and (moved_at is null or moved_at < clock_timestamp() - interval '0.5 seconds') then
+        insert into postbox.inbox_floor (inbox, kind, tier, at, token, newest)
+            select box.id, 'lease', 0, clock_timestamp(),
+                greatest(floor, least(
+                    newest,
+                    (select b.token from postbox.inbox_batch b where b.inbox = box.id and b.token >= floor order by b.token limit 1),
+                    (select l.token from postbox.inbox_lane l where l.inbox = box.id and l.token >= floor order by l.token limit 1))),
+                s.last_value
+            from postbox.inbox_token s;
     end if;
     return expired;
 end
 $function$;
-comment on function postbox._expire_leases(postbox.inbox, int) is 'Private: takes messages back whose workers did not come back in time';
+comment on function postbox._expire_leases(postbox.inbox, int, boolean) is 'Private: takes messages back whose workers did not come back in time';

@@ -338,7 +338,7 @@ end
 $function$;
 comment on function postbox._release_lanes(postbox.inbox, text[], bigint[]) is 'Private: inbox_release for messages that lanes handed out';
 
-create or replace function postbox._expire_lanes(box postbox.inbox, most int) returns int
+create or replace function postbox._expire_lanes(box postbox.inbox, most int, floor bigint) returns int
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -349,7 +349,7 @@ declare
 begin
     for lost in
         select l.* from postbox.inbox_lane l
-        where l.inbox = box.id and l.token is not null and l.lease_until < clock_timestamp()
+        where l.inbox = box.id and l.token >= floor and l.lease_until < clock_timestamp()
         limit most
         for update skip locked
     loop
@@ -371,4 +371,4 @@ begin
     return expired;
 end
 $function$;
-comment on function postbox._expire_lanes(postbox.inbox, int) is 'Private: takes lanes back whose workers did not come back in time';
+comment on function postbox._expire_lanes(postbox.inbox, int, bigint) is 'Private: takes lanes back whose workers did not come back in time';

@@ -1,0 +1,109 @@
+-- The floor of a queue: where claims begin to look, so that they do not pass what is gone but not vacuumed. It rises with the queue, and
+-- stays behind by as long as a transaction may take from an arrival to its commit. What becomes visible later than that below the floor is
+-- found by a claim that finds nothing else, and by maintenance.
+
+-- The floor rises to what is visible now, or to what was sure to be visible when it rose before.
+create or replace function postbox._raise_floors(inbox int, tiers smallint[], ordered boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    slot smallint;
+    queue text;
+    floor timestamptz;
+    moved_at timestamptz;
+    oldest timestamptz;
+begin
+    foreach queue in array case when ordered then array['batch', 'lane'] else array['batch'] end loop
+        foreach slot in array tiers loop
+            select f.ready_at, f.at into floor, moved_at
+                from postbox.inbox_floor f
+                where f.inbox = _raise_floors.inbox and f.kind = queue and f.tier = slot
+                order by f.at desc limit 1;
+            continue when moved_at > clock_timestamp() - interval '0.5 seconds';
+            floor := coalesce(floor, '-infinity');
+            if queue = 'batch' then
+                select b.ready_at into oldest from postbox.inbox_batch b
+                    where b.inbox = _raise_floors.inbox and b.tier = slot and b.token is null and b.crashes < 2 and b.ready_at >= floor
+                    order by b.ready_at limit 1;
+            else
+                select l.ready_at into oldest from postbox.inbox_lane l
+                    where l.inbox = _raise_floors.inbox and l.tier = slot and l.token is null and l.ready_at is not null and l.crashes < 2 and l.ready_at >= floor
+                    order by l.ready_at limit 1;
+            end if;
+            insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
+                values (_raise_floors.inbox, queue, slot, clock_timestamp(), greatest(floor, least(oldest, coalesce(moved_at, '-infinity') - interval '1 second')));
+        end loop;
+    end loop;
+end
+$function$;
+comment on function postbox._raise_floors(int, smallint[], boolean) is 'Private: lets claims begin to look later, twice a second at most';
+
+-- Looking below is dear when much is gone that is not vacuumed: then not one time in twenty is spent on it.
+create or replace function postbox._may_look(inbox int) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return coalesce((
+        select f.ready_at from postbox.inbox_floor f
+        where f.inbox = _may_look.inbox and f.kind = 'look' and f.tier = 0
+        order by f.at desc limit 1) < clock_timestamp(), true);
+end
+$function$;
+comment on function postbox._may_look(int) is 'Private: whether a claim that found nothing may look below the floor';
+
+create or replace function postbox._note_look(inbox int, took interval) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if took > interval '2 milliseconds' then
+        insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
+            values (_note_look.inbox, 'look', 0, clock_timestamp(), clock_timestamp() + 20 * took);
+    end if;
+end
+$function$;
+comment on function postbox._note_look(int, interval) is 'Private: what it took to look below the floor';
+
+-- Removes floors that count no more, and lowers those that something came to lie below. The result is how many messages' leases were over.
+create or replace function postbox._sweep_inbox(box postbox.inbox) returns int
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+as $function$
+declare
+    queue record;
+    late timestamptz;
+begin
+    for queue in
+        select f.kind, f.tier, max(f.at) as at from postbox.inbox_floor f where f.inbox = box.id group by f.kind, f.tier
+    loop
+        delete from postbox.inbox_floor f
+            where f.inbox = box.id and f.kind = queue.kind and f.tier = queue.tier and f.at < queue.at - interval '1 minute';
+        if queue.kind = 'batch' then
+            select b.ready_at into late from postbox.inbox_batch b
+                where b.inbox = box.id and b.tier = queue.tier and b.token is null and b.crashes < 2
+                order by b.ready_at limit 1;
+        elsif queue.kind = 'lane' then
+            select l.ready_at into late from postbox.inbox_lane l
+                where l.inbox = box.id and l.tier = queue.tier and l.token is null and l.ready_at is not null and l.crashes < 2
+                order by l.ready_at limit 1;
+        else
+            continue;
+        end if;
+        insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
+            select box.id, queue.kind, queue.tier, clock_timestamp(), late
+            from (
+                select f.ready_at from postbox.inbox_floor f
+                where f.inbox = box.id and f.kind = queue.kind and f.tier = queue.tier
+                order by f.at desc limit 1
+            ) newest
+            where late < newest.ready_at;
+    end loop;
+    return postbox._expire_leases(box, 1000, true);
+end
+$function$;
+comment on function postbox._sweep_inbox(postbox.inbox) is 'Private: looks below the floors of an inbox; to be called by maintenance';
