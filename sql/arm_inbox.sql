@@ -276,4 +276,4 @@ begin
     perform postbox._make_inbox_views(box.name);
 end
 $function$;
-comment on function postbox._arm_inbox(text) is 'Private: makes the triggers and views of an inbox anew, as its settings are';
+comment on function postbox._arm_inbox(text) is 'Private: makes the triggers of an inbox anew, as its settings are';

@@ -1,8 +1,9 @@
-//! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
+//! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
 mod dead;
 mod keeping;
 mod killed;
+mod lifecycle;
 mod model;
 mod order;
 mod receiving;
@@ -14,7 +15,6 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
 
-use crate::sql::{error, refused, row, rows, run, start};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
