@@ -3,6 +3,7 @@
 mod dead_letter;
 mod delivery;
 mod group;
+mod inbox;
 mod serve;
 
 use std::io::{self, Write};
@@ -43,7 +44,7 @@ Exit codes:
   1  unexpected error
   2  wrong usage
   3  cannot connect or log in
-  4  group or slot missing, taken over, in use, of another plugin or database, or invalidated
+  4  group, slot or inbox missing, taken over, in use, of another plugin or database, or invalidated
   5  server not set up: wal_level, output_plugin_libraries, plugin library, REPLICATION attribute, extension, versions
   6  the sink failed, did not come back within --max-processing, or (with --slot) an event failed for good
 130  stopped by a second signal, before everything was confirmed
@@ -65,6 +66,9 @@ enum Command {
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
+    /// Inboxes: work on their messages, see what they hold, deal with what failed
+    #[command(subcommand)]
+    Inbox(inbox::Inbox),
     /// Maintain outboxes and groups until stopped: retention, alerts, WAL budgets, slots that were left behind
     Maintain {
         /// Run once, for cron, and print what was done
@@ -173,6 +177,7 @@ impl Cli {
             Command::Serve(serve) => serve.execute(self.database, &info).await,
             Command::Group(command) => command.execute(&info).await,
             Command::DeadLetter(command) => command.execute(&info).await,
+            Command::Inbox(command) => command.execute(self.database, &info).await,
             Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,
             Command::Maintain { once: true } => {
                 let steps = maintain::maintain_once(&connect_sql(&info).await?).await?.into_iter().map(|step| {
@@ -334,7 +339,12 @@ fn say(text: &str) -> Result<()> {
 
 /// Prints columns, each as wide as its widest cell.
 fn table<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Result<()> {
-    let rows = std::iter::once(heads.map(str::to_owned)).chain(rows).collect::<Vec<_>>();
+    columns(heads.map(str::to_owned).into(), rows.map(Vec::from).collect())
+}
+
+/// As [`table`], where the number of columns is not known beforehand.
+fn columns(heads: Vec<String>, rows: Vec<Vec<String>>) -> Result<()> {
+    let rows = std::iter::once(heads).chain(rows).collect::<Vec<_>>();
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();

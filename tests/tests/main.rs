@@ -8,6 +8,7 @@ mod docs;
 mod encodings;
 mod formats;
 mod harness;
+mod inbox;
 mod jsonb;
 mod kill;
 mod live;

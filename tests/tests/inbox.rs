@@ -1,0 +1,3 @@
+//! The inbox.
+
+mod worker;
