@@ -142,7 +142,7 @@ impl<W: Work> Hand<W> {
             self.abandon().await?;
         }
         match verdict {
-            Verdict::Done => self.crew.processed(),
+            Verdict::Done => self.crew.processed(id),
             Verdict::Lost => lost(message),
             Verdict::Tell(verb) => {
                 match &verb {
@@ -153,7 +153,7 @@ impl<W: Work> Hand<W> {
                 }
                 let told = self.tell(slice::from_ref(message), &verb).await?;
                 if told && verb == Verb::Complete {
-                    self.crew.processed();
+                    self.crew.processed(id);
                 }
             }
         }

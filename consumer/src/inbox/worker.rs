@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::InboxHandler;
 use super::hand::Hand;
@@ -367,7 +367,8 @@ impl Crew {
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
     }
 
-    pub(super) fn processed(&self) {
+    pub(super) fn processed(&self, event_id: &str) {
+        debug!(event_id, "processed");
         self.processed.fetch_add(1, Ordering::Relaxed);
     }
 
