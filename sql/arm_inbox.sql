@@ -8,7 +8,7 @@
 -- The expression for a role's column of a table or transition table, NULL of the type if it has none.
 create or replace function postbox._inbox_column(columns jsonb, role text, alias text, type text) returns text
     language sql immutable
-    return coalesce(format('%s.%I', alias, columns ->> role) || '::' || type, 'null::' || type);
+    return case when columns ? role then format('%s.%I', alias, columns ->> role) else 'null' end || '::' || type;
 comment on function postbox._inbox_column(jsonb, text, text, text) is 'Private: SQL for the value of a role';
 
 -- A column as JSON: JSON as it is, text as a string, bytea as a string in base64.
@@ -28,11 +28,19 @@ create or replace function postbox._inbox_json(box postbox.inbox, role text) ret
     begin atomic
         select case postbox._inbox_type(box, role)
             when 'jsonb' then format('r.%I', (box).columns ->> role)
-            when 'json' then format('r.%I::jsonb', (box).columns ->> role)
+            when 'json' then format('postbox._as_jsonb(r.%I)', (box).columns ->> role)
             when 'bytea' then format('to_jsonb(encode(r.%I, ''base64''))', (box).columns ->> role)
-            else coalesce(format('to_jsonb(r.%I)', (box).columns ->> role), 'null::jsonb') end;
+            else case when (box).columns ? role then format('to_jsonb(r.%I)', (box).columns ->> role) else 'null::jsonb' end end;
     end;
 comment on function postbox._inbox_json(postbox.inbox, text) is 'Private: SQL for the value of a role as JSON';
+
+-- What makes two messages with the same id different.
+create or replace function postbox._inbox_comparable(box postbox.inbox, alias text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    return format(case postbox._inbox_type(box, 'payload') when 'json' then 'postbox._as_jsonb(%s.%I)' else '%s.%I' end,
+        alias, coalesce((box).columns ->> 'payload', (box).columns ->> 'event_id'));
+comment on function postbox._inbox_comparable(postbox.inbox, text) is 'Private: SQL for the payload';
 
 create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text) returns text
     language sql stable
@@ -40,10 +48,15 @@ create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text)
     begin atomic
         select case when exists (select from postbox.inbox_tier t where t.inbox = (box).id) then format(
             '(select t.tier from postbox.inbox_tier t where t.inbox = %2$s and (t.lowest is null or %1$s >= t.lowest) and (t.highest is null or %1$s <= t.highest))',
-            coalesce(format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority'), '0'), (box).id)
+            case when (box).columns ? 'priority' then format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority') else '0' end, (box).id)
         else '0::smallint' end;
     end;
 comment on function postbox._inbox_tier_of(postbox.inbox, text) is 'Private: SQL for the tier of a message';
+
+create or replace function postbox._inbox_is_ordered(box postbox.inbox, alias text) returns text
+    language sql immutable
+    return format('(%1$s.%2$I is not null and %1$s.%3$I is not null)', alias, (box).columns ->> 'aggregate_id', (box).columns ->> 'sequence_num');
+comment on function postbox._inbox_is_ordered(postbox.inbox, text) is 'Private: SQL for whether a message has a place in an order';
 
 create or replace function postbox._arm_inbox(inbox_name text) returns void
     language plpgsql volatile
@@ -63,7 +76,7 @@ begin
     arrived := format('%I.%I', namespace, box.name || '_arrived');
 
     execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
+        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $body$
         declare
             id constant text := %2$s;
             differs boolean;
@@ -74,7 +87,7 @@ begin
                     hint = 'The id says which messages are the same: give the one that the sender gave, or a hash of a longer one.';
             end if;
             %4$s
-            select r.%5$I is distinct from %6$s into differs from %7$s r where r.%8$I = new.%8$I;
+            select %5$s is distinct from %6$s into differs from %7$s r where r.%8$I = new.%8$I;
             if found then
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
                     values (%9$s, clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %10$s, 1, case when differs then array[id] end);
@@ -97,11 +110,16 @@ begin
                 raise exception using errcode = 'check_violation',
                     message = format('the aggregate of message "%%s" for the ordered inbox %%s has %%s bytes, must have 1024 at most', id, %3$L, octet_length(%1$s)),
                     hint = 'Give a hash of it.';
+            end if;
+            if %2$s >= 9223372036854775000 then
+                raise exception using errcode = 'numeric_value_out_of_range',
+                    message = format('sequence number %%s of message "%%s" for the ordered inbox %%s is too high', %2$s, id, %3$L),
+                    hint = 'It must be below 9223372036854775000.';
             end if;$sql$,
             postbox._inbox_column(box.columns, 'aggregate_id', 'new', 'text'), postbox._inbox_column(box.columns, 'sequence_num', 'new', 'bigint'), box.name)
         else '' end,
-        coalesce(box.columns ->> 'payload', box.columns ->> 'event_id'),
-        format('new.%I', coalesce(box.columns ->> 'payload', box.columns ->> 'event_id')),
+        postbox._inbox_comparable(box, 'r'),
+        postbox._inbox_comparable(box, 'new'),
         box.relation,
         box.columns ->> 'event_id',
         box.id,
@@ -118,7 +136,7 @@ begin
     -- An ordered inbox sorts them into lanes later. In others a tier is found by the priority.
     tier := postbox._inbox_tier_of(box, 'a');
     if box.ordered_at is not null then
-        tier := format('case when %s is null then %s else -1 end', postbox._inbox_column(box.columns, 'sequence_num', 'a', 'bigint'), tier);
+        tier := format('case when %1$s then -1 - %2$s else %2$s end', postbox._inbox_is_ordered(box, 'a'), tier);
     end if;
     execute format($sql$
         create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
@@ -143,7 +161,7 @@ begin
         tier,
         -- An ordered message is sorted into its lane at once, and waits there.
         case when box.ordered_at is null then postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz')
-            else format('case when %s is null then %s end', postbox._inbox_column(box.columns, 'sequence_num', 'a', 'bigint'),
+            else format('case when not %s then %s end', postbox._inbox_is_ordered(box, 'a'),
                 postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz')) end);
     execute format('comment on function %s() is %L', arrived, format('Trigger of inbox %s, made by Postbox', box.name));
 
@@ -151,14 +169,14 @@ begin
         leased_sql = format(
             'select l.id, $2, %1$s, %2$s, %3$s, %4$s, %5$s, l.attempts
              from (
-                 select e.id, b.attempts, b.ready_at, e.n
+                 select e.id, b.attempts, b.tier, b.ready_at, e.n
                  from postbox.inbox_batch b cross join lateral unnest(b.event_ids) with ordinality as e(id, n)
                  where b.inbox = $1 and b.token = $2
                  union all
-                 select p.event_id, p.attempts, p.ready_at, 1 from postbox.inbox_lane p where p.inbox = $1 and p.token = $2
+                 select p.event_id, p.attempts, p.tier, p.ready_at, 1 from postbox.inbox_lane p where p.inbox = $1 and p.token = $2
              ) l
              join %6$s r on r.%7$I = l.id::%8$s
-             order by l.ready_at, l.n',
+             order by l.tier, l.ready_at, l.n',
             postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'r', 'text'),
             postbox._inbox_column(box.columns, 'sequence_num', 'r', 'bigint'), postbox._inbox_json(box, 'payload'), postbox._inbox_json(box, 'headers'),
             box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')),
@@ -169,7 +187,7 @@ begin
                  select r.%1$I::text as id, %2$s as type, %3$s as tier, %4$s as visible_at
                  from %5$s r
                  where r.%6$I = k.key::%7$s and r.%8$I = k.next
-                   and not exists (select from postbox.inbox_dead d where d.inbox = $1 and d.event_id = r.%1$I::text and d.why = ''sequence'')
+                   and not exists (select from postbox.inbox_lane l where l.inbox = $1 and l.key = k.key and r.%1$I::text = any (l.displaced))
                  limit 1
              ) h',
             box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
@@ -178,7 +196,6 @@ begin
         arrivals_sql = case when box.ordered_at is not null then format(
             'select u.id, r.%1$I::text, r.%2$I::bigint, %3$s, %4$s, %5$s
              from unnest($1) with ordinality as u(id, n) join %6$s r on r.%7$I = u.id::%8$s
-             where r.%1$I is not null and r.%2$I is not null
              order by u.n',
             box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'),
             postbox._inbox_tier_of(box, 'r'), postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), box.relation,
@@ -186,7 +203,11 @@ begin
         where i.id = box.id;
 
     execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row execute function %s()', box.relation, arriving);
-    execute format('create or replace trigger postbox_inbox_arrived after insert on %s referencing new table as arrivals for each statement execute function %s()', box.relation, arrived);
+    -- In style update the table itself says what is pending.
+    if box.style = 'claim' then
+        execute format('create or replace trigger postbox_inbox_arrived after insert on %s referencing new table as arrivals for each statement execute function %s()', box.relation, arrived);
+    end if;
+    perform postbox._arm_inbox_style(box);
 end
 $function$;
 comment on function postbox._arm_inbox(text) is 'Private: makes the triggers of an inbox anew, as its settings are';

@@ -124,7 +124,78 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'select',         'table postbox._server, postbox.checkpoint, postbox.backfill, postbox.sample, postbox.audit'),
             ('operator',  'insert, update, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill'),
             ('operator',  'insert',         'table postbox.audit'),
-            ('operator',  'execute',        'function postbox._frame(regclass, record)')
+            ('operator',  'execute',        'function postbox._frame(regclass, record)'),
+            -- What the triggers of an inbox do, they do as the one who inserts.
+            ('receiver',  'usage',          'schema postbox'),
+            ('receiver',  'select',         'table postbox.inbox, postbox.inbox_tier, postbox.inbox_seen'),
+            ('receiver',  'insert (inbox, tier, ready_at, event_type, event_ids)', 'table postbox.inbox_batch'),
+            ('receiver',  'insert (inbox, at, what, event_type, messages, event_ids)', 'table postbox.inbox_log'),
+            ('receiver',  'execute',        'function postbox.inbox_receive(text, text, jsonb, text, text, text, bigint, int, jsonb, timestamptz, text)'),
+            ('receiver',  'execute',        'function postbox._inbox(text)'),
+            ('receiver',  'execute',        'function postbox._as_jsonb(json)'),
+            ('worker',    'usage',          'schema postbox'),
+            ('worker',    'usage',          'sequence postbox.inbox_token'),
+            ('worker',    'select',         'table postbox.inbox, postbox.inbox_tier'),
+            ('worker',    'select, insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead'),
+            ('worker',    'select, insert', 'table postbox.inbox_log'),
+            ('worker',    'execute',        'function postbox.inbox_claim(text, text, int, int, text)'),
+            ('worker',    'execute',        'function postbox.inbox_complete(text, text[], bigint[])'),
+            ('worker',    'execute',        'function postbox.inbox_fail(text, text, bigint, text, interval)'),
+            ('worker',    'execute',        'function postbox.inbox_extend(text, text[], bigint[], int)'),
+            ('worker',    'execute',        'function postbox.inbox_release(text, text[], bigint[])'),
+            ('worker',    'execute',        'function postbox._inbox(text)'),
+            ('worker',    'execute',        'function postbox._as_jsonb(json)'),
+            ('worker',    'execute',        'function postbox._inbox_backoff(interval, interval, int)'),
+            ('worker',    'execute',        'function postbox._claim_tier(postbox.inbox, smallint, bigint, text, timestamptz, int)'),
+            ('worker',    'execute',        'function postbox._claim_batches(int, smallint, bigint, text, timestamptz, int)'),
+            ('worker',    'execute',        'function postbox._claim_suspect(int, smallint, bigint, text, timestamptz)'),
+            ('worker',    'execute',        'function postbox._claim_lanes(int, smallint, bigint, text, timestamptz, int)'),
+            ('worker',    'execute',        'function postbox._leased_messages(postbox.inbox, bigint)'),
+            ('worker',    'execute',        'function postbox._sort_arrivals(postbox.inbox, int)'),
+            ('worker',    'execute',        'function postbox._sort_lock(int)'),
+            ('worker',    'execute',        'function postbox._arrivals(postbox.inbox, text[])'),
+            ('worker',    'execute',        'function postbox._lane_heads(postbox.inbox, text[], bigint[])'),
+            ('worker',    'execute',        'function postbox._advance_lanes(postbox.inbox, text[])'),
+            ('worker',    'execute',        'function postbox._complete_lanes(postbox.inbox, text[], bigint[])'),
+            ('worker',    'execute',        'function postbox._fail_lane(postbox.inbox, text, bigint, text, interval)'),
+            ('worker',    'execute',        'function postbox._release_lanes(postbox.inbox, text[], bigint[])'),
+            ('worker',    'execute',        'function postbox._block_lane(postbox.inbox, text)'),
+            ('worker',    'execute',        'function postbox._check_tokens(postbox.inbox, text[], bigint[])'),
+            ('worker',    'execute',        'function postbox._stale_token(postbox.inbox, text, bigint)'),
+            ('worker',    'execute',        'function postbox._take_from_batches(postbox.inbox, text[], bigint[])'),
+            ('worker',    'execute',        'function postbox._expire_leases(postbox.inbox, int)'),
+            ('worker',    'execute',        'function postbox._expire_lanes(postbox.inbox, int)'),
+            ('worker',    'execute',        'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
+            ('monitor',   'select',         'table postbox.inbox, postbox.inbox_tier, postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead, postbox.inbox_log, postbox.inbox_seen'),
+            ('monitor',   'execute',        'function postbox._inbox(text)'),
+            ('operator',  'insert, update, delete', 'table postbox.inbox, postbox.inbox_tier'),
+            ('operator',  'insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead, postbox.inbox_seen'),
+            ('operator',  'insert',         'table postbox.inbox_log'),
+            ('operator',  'execute',        'function postbox.create_inbox(text, text, int, interval, interval, text, interval, text, interval, interval)'),
+            ('operator',  'execute',        'function postbox._check_inbox_name(text, text)'),
+            ('operator',  'execute',        'function postbox._check_inbox_settings(text, int, interval, interval, interval, text, text, interval, interval)'),
+            ('operator',  'execute',        'function postbox._arm_inbox(text)'),
+            ('operator',  'execute',        'function postbox._inbox_column(jsonb, text, text, text)'),
+            ('operator',  'execute',        'function postbox._inbox_type(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._inbox_json(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._inbox_tier_of(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._inbox_comparable(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._arm_inbox_style(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox._arm_inbox_updates(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox._inbox_condition(postbox.inbox, text[], text)'),
+            ('operator',  'execute',        'function postbox._inbox_roles(jsonb)'),
+            ('operator',  'execute',        'function postbox._receive_sql(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox._from_jsonb(text, text)'),
+            ('operator',  'execute',        'function postbox._as_jsonb(json)'),
+            ('operator',  'execute',        'function postbox._refuse_change()'),
+            ('operator',  'execute',        'function postbox.enable_inbox_tracking(regclass, text, text, text, text, text, text, text, text, text, text, text, text, text, text, text, text, int, interval, interval, text, interval, text, interval, interval)'),
+            ('operator',  'execute',        'function postbox._check_inbox_table(regclass)'),
+            ('operator',  'execute',        'function postbox._adopted_column(regclass, text, text, text[], boolean)'),
+            ('operator',  'execute',        'function postbox._take_over_pending(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox.drop_inbox(text, boolean, boolean)'),
+            ('operator',  'execute',        'function postbox._inbox_views(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox._inbox_functions(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox.repair_inbox(text)')
         ) as r(role, right_name, object)
         -- An operator and a maintainer see what a monitor sees.
         where r.role = _role_rights.role or (r.role = 'monitor' and _role_rights.role in ('operator', 'maintainer'));
@@ -164,6 +235,55 @@ create or replace function postbox._maintainer_rights(outbox regclass)
     end;
 comment on function postbox._maintainer_rights(regclass) is 'Private: what maintaining an outbox needs';
 
+-- What an INSERT into an inbox needs: its trigger looks whether the message is there.
+create or replace function postbox._receiver_rights(inbox regclass)
+    returns table (right_name text, object text)
+    language sql stable strict parallel safe
+    begin atomic
+        select r.right_name, r.object
+        from postbox.inbox i
+        join pg_class c on c.oid = i.relation
+        join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral (values
+            ('usage', format('schema %I', n.nspname)),
+            ('insert', format('table %I.%I', n.nspname, c.relname)),
+            ('select (' || (select string_agg(format('%I', u.col), ', ') from unnest(array[i.columns ->> 'event_id', i.columns ->> 'payload']) as u(col)
+                            where u.col is not null) || ')', format('table %I.%I', n.nspname, c.relname))
+        ) as r(right_name, object)
+        where i.relation = _receiver_rights.inbox
+        union all
+        select 'usage', format('sequence %I.%I', n.nspname, s.relname)
+        from pg_depend d
+        join pg_class s on s.oid = d.objid and s.relkind = 'S'
+        join pg_namespace n on n.oid = s.relnamespace
+        where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass
+          and d.refobjid = _receiver_rights.inbox and d.deptype = 'a';
+    end;
+comment on function postbox._receiver_rights(regclass) is 'Private: what receiving into an inbox needs';
+
+-- A worker reads messages; where workers write into the table itself, they may write how it went and no more.
+create or replace function postbox._worker_rights(inbox regclass)
+    returns table (right_name text, object text)
+    language sql stable strict parallel safe
+    begin atomic
+        select r.right_name, r.object
+        from postbox.inbox i
+        join pg_class c on c.oid = i.relation
+        join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral (
+            select 'usage' as right_name, format('schema %I', n.nspname) as object
+            union all
+            select 'select', format('table %I.%I', n.nspname, c.relname)
+            union all
+            select 'update (' || string_agg(format('%I', i.columns ->> u.role), ', ') || ')', format('table %I.%I', n.nspname, c.relname)
+            from unnest('{processed_at,error,retry_count}'::text[]) as u(role)
+            where i.style = 'update' and i.columns ? u.role
+            having count(*) > 0
+        ) r
+        where i.relation = _worker_rights.inbox;
+    end;
+comment on function postbox._worker_rights(regclass) is 'Private: what working on the messages of an inbox needs';
+
 create or replace function postbox._change_role(verb text, role text, grantee regrole, outboxes regclass[]) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -173,7 +293,11 @@ declare
     grantee_name name;
     target regclass;
     rights record;
-    of_outboxes constant boolean := role in ('publisher', 'maintainer');
+    -- A maintainer's are outboxes.
+    of_inboxes constant boolean := role in ('receiver', 'worker');
+    of_tables constant boolean := of_inboxes or role in ('publisher', 'maintainer');
+    noun constant text := case when of_inboxes then 'inbox' else 'outbox' end;
+    needed constant text := case role when 'publisher' then 'insert' when 'receiver' then 'insert' when 'worker' then 'select' else 'truncate' end;
 begin
     select r.rolname into grantee_name from pg_roles r where r.oid = grantee;
     if not found then
@@ -181,28 +305,29 @@ begin
             message = format('role %s does not exist', coalesce('"' || grantee::text || '"', 'NULL')),
             hint = 'Create it first: CREATE ROLE.';
     end if;
-    if role is null or role not in ('publisher', 'consumer', 'operator', 'monitor', 'maintainer') then
+    if role is null or role not in ('publisher', 'consumer', 'receiver', 'worker', 'operator', 'monitor', 'maintainer') then
         raise exception using errcode = 'invalid_parameter_value',
-            message = format('%s is not one of publisher, consumer, operator, monitor, maintainer', coalesce('"' || role || '"', 'NULL')),
+            message = format('%s is not one of publisher, consumer, receiver, worker, operator, monitor, maintainer', coalesce('"' || role || '"', 'NULL')),
             hint = format('For instance: postbox.%s_role(''monitor'', %L).', verb, grantee::text);
     end if;
-    if of_outboxes <> (coalesce(cardinality(outboxes), 0) > 0) then
+    if of_tables <> (coalesce(cardinality(outboxes), 0) > 0) then
         raise exception using errcode = 'invalid_parameter_value',
-            message = case when of_outboxes then format('a %s needs at least one outbox', role)
-                else format('the role of a %s is not for single outboxes', role) end,
-            hint = case when of_outboxes then format('For instance: postbox.%s_role(%L, %L, ''{orders}'').', verb, role, grantee::text)
-                else 'Leave the outboxes out.' end;
+            message = case when of_tables then format('a %s needs at least one %s', role, noun)
+                else format('the role of a %s is not for single outboxes or inboxes', role) end,
+            hint = case when of_tables then format('For instance: postbox.%s_role(%L, %L, ''{orders}'').', verb, role, grantee::text)
+                else 'Leave the list out.' end;
     end if;
     foreach target in array coalesce(outboxes, '{}') loop
-        if target is null or not exists (select from postbox._marker m where m.outbox = target) then
+        if target is null or not (case when of_inboxes then exists (select from postbox.inbox i where i.relation = target)
+                else exists (select from postbox._marker m where m.outbox = target) end) then
             raise exception using errcode = 'wrong_object_type',
-                message = format('%s is not an outbox', coalesce('"' || target::text || '"', 'NULL')),
-                hint = 'postbox.outbox_status() lists the outboxes.';
+                message = format('%s is not an %s', coalesce('"' || target::text || '"', 'NULL'), noun),
+                hint = format('postbox.%s_status() lists the %ses.', noun, noun);
         end if;
     end loop;
 
-    -- What every publisher or maintainer has stays while the grantee may be one elsewhere; it gives nothing by itself.
-    if verb = 'grant' or not of_outboxes then
+    -- What everybody in a role of single tables has stays while the grantee may be in it elsewhere; it gives nothing by itself.
+    if verb = 'grant' or not of_tables then
         for rights in select r.right_name, r.object from postbox._role_rights(role) r loop
             execute format(statement, rights.right_name, rights.object, grantee_name);
         end loop;
@@ -211,15 +336,17 @@ begin
         for rights in
             select r.right_name, r.object
             from (select * from postbox._publisher_rights(target) where role = 'publisher' union all
+                  select * from postbox._receiver_rights(target) where role = 'receiver' union all
+                  select * from postbox._worker_rights(target) where role = 'worker' union all
                   select * from postbox._maintainer_rights(target) where role = 'maintainer') r
             where verb = 'grant' or r.object not like 'schema %'
         loop
             execute format(statement, rights.right_name, rights.object, grantee_name);
         end loop;
         -- GRANT by somebody who may not grant is a warning only.
-        if verb = 'grant' and not has_table_privilege(grantee, target, case role when 'publisher' then 'insert' else 'truncate' end) then
+        if verb = 'grant' and not has_table_privilege(grantee, target, needed) then
             raise exception using errcode = 'insufficient_privilege',
-                message = format('role "%s" may not grant %s on outbox "%s"', current_user, case role when 'publisher' then 'INSERT' else 'TRUNCATE' end, target),
+                message = format('role "%s" may not grant %s on %s "%s"', current_user, upper(needed), noun, target),
                 hint = 'Let the owner of the table grant it.';
         end if;
     end loop;
@@ -241,7 +368,7 @@ create or replace function postbox.grant_role(role text, grantee regrole, outbox
         select postbox._change_role('grant', role, grantee, outboxes);
     end;
 comment on function postbox.grant_role(text, regrole, regclass[]) is
-    'Grants what a publisher or maintainer (of these outboxes), consumer, operator or monitor needs';
+    'Grants what a publisher or maintainer (of these outboxes), receiver or worker (of these inboxes), consumer, operator or monitor needs';
 
 create or replace function postbox.revoke_role(role text, grantee regrole, outboxes regclass[] default null) returns void
     language sql volatile

@@ -27,6 +27,11 @@ create table postbox.inbox (
     leased_sql        text,
     heads_sql         text,
     arrivals_sql      text,
+    -- Those of inbox_receive.
+    receive_sql       text,
+    differs_sql       text,
+    -- What the table was called when they were made.
+    armed_as          text,
     constraint inbox_pkey primary key (id),
     constraint inbox_name_key unique (name),
     constraint inbox_relation_key unique (relation),
@@ -69,7 +74,7 @@ select pg_extension_config_dump('postbox.inbox_token', '');
 -- changes. The rows of arrivals are those of the receiving transaction: they can be seen when it has committed, in whatever order.
 create table postbox.inbox_batch (
     inbox           int         not null,
-    -- -1: arrivals of an ordered inbox that wait to be sorted into lanes.
+    -- Below 0: arrivals of an ordered inbox that wait to be sorted into lanes, those of tier 0 in -1, of tier 1 in -2.
     tier            smallint    not null,
     -- Handed out from then on, the earliest first.
     ready_at        timestamptz not null,
@@ -103,6 +108,10 @@ create table postbox.inbox_lane (
     next            bigint         not null,
     -- What has arrived and is not done, next included.
     arrived         int8multirange not null default '{}',
+    -- Numbers beyond next that are not waited for: given up, or done before order was asked for.
+    skipped         int8multirange not null default '{}',
+    -- Messages with a number in arrived that another message has: dead letters, however long those are kept.
+    displaced       text[],
     -- Handed out from then on; NULL: next is not there yet, or the lane is blocked.
     ready_at        timestamptz,
     token           bigint,
@@ -128,7 +137,7 @@ create index inbox_lane_suspect on postbox.inbox_lane (inbox, tier, ready_at) wh
 create index inbox_lane_leased on postbox.inbox_lane (inbox, token) where token is not null;
 -- Lanes with a gap, or blocked: what monitoring looks at.
 create index inbox_lane_gap on postbox.inbox_lane (inbox)
-    where arrived <> '{}' and (lower(arrived) > next or int8multirange(range_merge(arrived)) <> arrived);
+    where arrived <> '{}' and not (arrived + skipped) @> int8range(next, upper(arrived));
 create index inbox_lane_blocked on postbox.inbox_lane (inbox) where blocked is not null;
 comment on table postbox.inbox_lane is 'Aggregates of ordered inboxes: the next message, and what has arrived';
 select pg_extension_config_dump('postbox.inbox_lane', '');

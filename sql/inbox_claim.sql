@@ -1,23 +1,37 @@
 -- Handing out messages. A claim locks what it takes with SKIP LOCKED, so that workers never wait for one another, and marks it with a
 -- token of its own.
 
+-- Whoever works with an inbox shares this lock until the commit; who changes its shape has it alone (_lock_inbox).
+create or replace function postbox._inbox_lock(inbox text) returns bigint
+    language sql immutable parallel safe
+    return hashtextextended('postbox.inbox ' || coalesce(inbox, ''), 0);
+comment on function postbox._inbox_lock(text) is 'Private: the key of the advisory lock of an inbox';
+
 create or replace function postbox._inbox(inbox text) returns postbox.inbox
-    language plpgsql stable
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     box postbox.inbox;
 begin
+    perform pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox));
     select * into box from postbox.inbox i where i.name = _inbox.inbox;
     if not found then
         raise exception using errcode = 'undefined_object',
             message = format('inbox %s does not exist', coalesce('"' || inbox || '"', 'NULL')),
             hint = 'postbox.inbox_status() lists the inboxes; postbox.create_inbox makes one.';
     end if;
+    if box.armed_as <> box.relation::text then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('the table of inbox "%s" is not %s any more', box.name, box.armed_as),
+            hint = case when exists (select from pg_class c where c.oid = box.relation)
+                then format('It was renamed: call postbox.repair_inbox(%L).', box.name)
+                else format('It was dropped: call postbox.drop_inbox(%L).', box.name) end;
+    end if;
     return box;
 end
 $function$;
-comment on function postbox._inbox(text) is 'Private: an inbox by its name';
+comment on function postbox._inbox(text) is 'Private: an inbox by its name, which keeps its shape until the commit';
 
 -- The wait before attempt n + 1: random up to initial * 2^(n-1), at most the maximum.
 create or replace function postbox._inbox_backoff(initial interval, most interval, attempts int) returns interval
@@ -222,7 +236,7 @@ begin
     lease_until := clock_timestamp() + visibility_seconds * interval '1 second';
 
     if box.ordered_at is not null then
-        perform postbox._sort_arrivals(box, batch_size);
+        perform postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)]);
     end if;
     for t in 1 .. coalesce(cardinality(tiers), 0) loop
         if taken = 0 and postbox._claim_suspect(box.id, tiers[t], lease, worker, lease_until) then

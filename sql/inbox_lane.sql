@@ -1,7 +1,7 @@
 -- Ordered inboxes: a lane for each aggregate, which hands out one message at a time, that of its next sequence number.
 --
--- A message that arrives is noted like any other, in tier -1; sorting takes those notes and tells the lanes. Only one session sorts an
--- inbox at a time, and it waits for nobody: arrivals of lanes that somebody holds stay noted. So a receiver never touches a lane.
+-- A message that arrives is noted like any other, in a tier below 0; sorting takes those notes and tells the lanes. Only one session
+-- sorts an inbox at a time, and it waits for nobody: arrivals of lanes that somebody holds stay noted. So a receiver never touches a lane.
 
 -- What makes a message the head of its lane: its id, type, tier and when it may be handed out.
 create or replace function postbox._lane_heads(box postbox.inbox, keys text[], nexts bigint[])
@@ -15,80 +15,144 @@ end
 $function$;
 comment on function postbox._lane_heads(postbox.inbox, text[], bigint[]) is 'Private: the messages with these sequence numbers';
 
-create or replace function postbox._sort_arrivals(box postbox.inbox, most int) returns int
+create or replace function postbox._sort_lock(inbox int) returns bigint
+    language sql immutable strict parallel safe
+    return hashtextextended('postbox.inbox_sort ' || inbox, 0);
+comment on function postbox._sort_lock(int) is 'Private: the key of the advisory lock of the session that sorts arrivals';
+
+create or replace function postbox._arrivals(box postbox.inbox, ids text[])
+    returns table (id text, key text, seq bigint, type text, tier smallint, due timestamptz)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return query execute box.arrivals_sql using ids;
+end
+$function$;
+comment on function postbox._arrivals(postbox.inbox, text[]) is 'Private: what the table says of these messages';
+
+-- Notes of messages, in batches of 50, those of a tier together.
+create or replace function postbox._note_arrivals(box postbox.inbox, ids text[], tiers smallint[], ready_at timestamptz) returns void
+    language sql volatile
+    begin atomic
+        insert into postbox.inbox_batch (inbox, tier, ready_at, event_ids)
+            select (box).id, -1 - a.tier, _note_arrivals.ready_at, array_agg(a.id order by a.n)
+            from (
+                select u.id, u.tier, u.n, (row_number() over (partition by u.tier order by u.n) - 1) / 50 as batch
+                from unnest(ids, tiers) with ordinality as u(id, tier, n)
+            ) a
+            group by a.tier, a.batch;
+    end;
+comment on function postbox._note_arrivals(postbox.inbox, text[], smallint[], timestamptz) is 'Private: messages that are to be sorted into lanes';
+
+-- Of the tiers from the first one to `through`: who serves no other tier does not work for it either.
+create or replace function postbox._sort_arrivals(box postbox.inbox, most int, through smallint default null) returns int
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    enough constant int := greatest(4 * most, 100);
-    places tid[];
-    sizes int[];
-    upto int := 0;
-    total int := 0;
-    ids text[];
+    enough constant int := least(greatest(4 * most, 100), 2000);
+    last constant int := coalesce(-1 - through, -32768);
+    now constant timestamptz := clock_timestamp();
+    slot int;
+    note record;
+    places tid[] := '{}';
+    ids text[] := '{}';
     keys text[];
     seqs bigint[];
     types text[];
     tiers smallint[];
     dues timestamptz[];
-    free text[];
-    wrong record;
 begin
-    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier = -1 and b.token is null and b.crashes < 2) then
+    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier between last and -1 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
         return 0;
     end if;
-    -- A receiver may have made its lane's row visible to nobody yet: two sessions that sort would wait for one another.
+    -- Two that sort would wait for one another where both make the lane of a new aggregate.
     if not pg_try_advisory_xact_lock(postbox._sort_lock(box.id)) then
         return 0;
     end if;
-    select array_agg(p.place), array_agg(p.size) into places, sizes
-    from (
-        select b.ctid as place, cardinality(b.event_ids) as size
-        from postbox.inbox_batch b
-        where b.inbox = box.id and b.tier = -1 and b.token is null and b.crashes < 2 and b.ready_at <= clock_timestamp()
-        order by b.ready_at
-        limit enough
-        for update skip locked
-    ) p;
-    while total < enough and upto < cardinality(sizes) loop
-        upto := upto + 1;
-        total := total + sizes[upto];
+    -- Whoever sorts begins with the first tier, so that a flood of others does not hold it up. Nobody else takes notes away.
+    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id and -1 - t.tier >= last union select 0 order by 1 loop
+        for note in
+            select b.ctid as place, b.event_ids from postbox.inbox_batch b
+            where b.inbox = box.id and b.tier = -1 - slot and b.token is null and b.crashes < 2 and b.ready_at <= now
+            order by b.ready_at
+        loop
+            exit when cardinality(ids) >= enough;
+            places := places || note.place;
+            ids := ids || note.event_ids;
+        end loop;
     end loop;
-    if upto = 0 then
-        return 0;
-    end if;
-    with taken as (
-        delete from postbox.inbox_batch b where b.ctid = any (places[1:upto]) returning b.event_ids
-    )
-    select array_agg(e.id) into ids from taken t cross join lateral unnest(t.event_ids) as e(id);
+    delete from postbox.inbox_batch b where b.ctid = any (places);
     select array_agg(a.id), array_agg(a.key), array_agg(a.seq), array_agg(a.type), array_agg(a.tier), array_agg(a.due)
         into ids, keys, seqs, types, tiers, dues
         from postbox._arrivals(box, ids) a;
-    if ids is null then
-        return total;
+    -- What was waiting when order was asked for may have no place in it.
+    if array_position(keys, null) is not null or array_position(seqs, null) is not null then
+        insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids)
+            select box.id, u.tier, greatest(now, u.due), u.type, array[u.id]
+            from unnest(ids, keys, seqs, types, tiers, dues) with ordinality as u(id, key, seq, type, tier, due, n)
+            where u.key is null or u.seq is null order by u.n;
+        select array_agg(u.id order by u.n), array_agg(u.key order by u.n), array_agg(u.seq order by u.n), array_agg(u.type order by u.n),
+                array_agg(u.tier order by u.n), array_agg(u.due order by u.n)
+            into ids, keys, seqs, types, tiers, dues
+            from unnest(ids, keys, seqs, types, tiers, dues) with ordinality as u(id, key, seq, type, tier, due, n)
+            where u.key is not null and u.seq is not null;
     end if;
+    if ids is null then
+        return cardinality(places);
+    end if;
+    perform postbox._tell_lanes(box, ids, keys, seqs, types, tiers, dues);
+    return cardinality(places);
+end
+$function$;
+comment on function postbox._sort_arrivals(postbox.inbox, int, smallint) is 'Private: tells lanes what has arrived; 0: there was nothing, or somebody else is at it';
+
+create or replace function postbox._tell_lanes(
+    box postbox.inbox, ids text[], keys text[], seqs bigint[], types text[], tiers smallint[], dues timestamptz[]
+) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    -- Lanes are looked up by their keys and then joined with what arrived: never all of them, however few the planner takes them for.
+    set enable_nestloop = off
+    set enable_hashjoin = on
+    set enable_sort = on
+as $function$
+declare
+    wanted constant text[] := array(select distinct k from unnest(keys) as k);
+    free text[];
+    held record;
+    wrong record;
+begin
+    -- An insertion that finds a lane waits for whoever is changing it, even if it does nothing then. There is a conflict for old snapshots only.
     insert into postbox.inbox_lane (inbox, key, next)
-        select box.id, a.key, coalesce(box.sequence_start, min(a.seq)) from unnest(keys, seqs) as a(key, seq) group by a.key order by a.key
+        select box.id, a.key, coalesce(box.sequence_start, a.lowest)
+        from (select u.key, min(u.seq) as lowest from unnest(keys, seqs) as u(key, seq) group by u.key) a
+        left join (select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted)) k on k.key = a.key
+        where k.key is null
         on conflict on constraint inbox_lane_pkey do nothing;
-    -- Locked from here on; those that somebody holds are left for later.
-    free := array(select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (keys) for update skip locked);
-    insert into postbox.inbox_batch (inbox, tier, ready_at, event_ids)
-        select box.id, -1, clock_timestamp(), array_agg(a.id order by a.n)
-        from (select u.id, u.n, (row_number() over (order by u.n) - 1) / 50 as batch
-              from unnest(ids, keys) with ordinality as u(id, key, n) where u.key <> all (free)) a
-        group by a.batch;
-    -- A place in the order that is passed, or taken by another message.
+    -- Locked from here on. Arrivals of those that somebody holds are noted again, for a moment later.
+    free := array(select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted) for update skip locked);
+    if cardinality(free) < cardinality(wanted) then
+        select array_agg(u.id order by u.n) as ids, array_agg(u.tier order by u.n) as tiers into held
+            from unnest(ids, keys, tiers) with ordinality as u(id, key, tier, n) where u.key <> all (free);
+        perform postbox._note_arrivals(box, held.ids, held.tiers, clock_timestamp() + interval '20 milliseconds');
+    end if;
+    -- A place in the order that is passed, given up, or taken by another message.
     for wrong in
         select w.* from (
-            select a.*, l.next, l.arrived, row_number() over (partition by a.key, a.seq order by a.n) as nth
+            select a.*, l.next, l.arrived, l.skipped, row_number() over (partition by a.key, a.seq order by a.n) as nth
             from unnest(ids, keys, seqs, types, tiers) with ordinality as a(id, key, seq, type, tier, n)
-            join postbox.inbox_lane l on l.inbox = box.id and l.key = a.key
-            where a.key = any (free)
+            join (select f.* from postbox.inbox_lane f where f.inbox = box.id and f.key = any (free)) l on l.key = a.key
         ) w
-        where w.seq < w.next or w.arrived @> w.seq or w.nth > 1
+        where w.seq < w.next or w.arrived @> w.seq or w.skipped @> w.seq or w.nth > 1
     loop
+        if wrong.seq >= wrong.next and not wrong.skipped @> wrong.seq then
+            update postbox.inbox_lane l set displaced = l.displaced || wrong.id where l.inbox = box.id and l.key = wrong.key;
+        end if;
         perform postbox._bury(box, wrong.id, wrong.type, wrong.tier, 'sequence',
             case when wrong.seq < wrong.next then format('sequence number %s of aggregate %s is below the next expected one, %s', wrong.seq, wrong.key, wrong.next)
+                when wrong.skipped @> wrong.seq then format('sequence number %s of aggregate %s is not waited for any more', wrong.seq, wrong.key)
                 else format('sequence number %s of aggregate %s has arrived with another event_id', wrong.seq, wrong.key) end,
             0, null, null, wrong.key, wrong.seq);
     end loop;
@@ -110,31 +174,20 @@ begin
                 select u.*, row_number() over (partition by u.key, u.seq order by u.n) as nth
                 from unnest(ids, keys, seqs, types, tiers, dues) with ordinality as u(id, key, seq, type, tier, due, n)
             ) a
-            join postbox.inbox_lane h on h.inbox = box.id and h.key = a.key
-            where a.key = any (free) and a.nth = 1 and a.seq >= h.next and not h.arrived @> a.seq
+            join (select f.* from postbox.inbox_lane f where f.inbox = box.id and f.key = any (free)) h on h.key = a.key
+            where a.nth = 1 and a.seq >= h.next and not h.arrived @> a.seq and not h.skipped @> a.seq
             group by a.key
         ) n
-        where l.inbox = box.id and l.key = n.key;
-    return total;
+        where l.inbox = box.id and l.key = any (free) and l.key = n.key;
 end
 $function$;
-comment on function postbox._sort_arrivals(postbox.inbox, int) is 'Private: tells lanes what has arrived; the number of arrivals';
+comment on function postbox._tell_lanes(postbox.inbox, text[], text[], bigint[], text[], smallint[], timestamptz[]) is
+    'Private: what has arrived, where its lane is free; the rest is noted again';
 
-create or replace function postbox._sort_lock(inbox int) returns bigint
-    language sql immutable strict parallel safe
-    return hashtextextended('postbox.inbox ' || inbox, 0);
-comment on function postbox._sort_lock(int) is 'Private: the key of the advisory lock of the session that sorts arrivals';
-
-create or replace function postbox._arrivals(box postbox.inbox, ids text[])
-    returns table (id text, key text, seq bigint, type text, tier smallint, due timestamptz)
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-as $function$
-begin
-    return query execute box.arrivals_sql using ids;
-end
-$function$;
-comment on function postbox._arrivals(postbox.inbox, text[]) is 'Private: what the table says of these messages';
+create or replace function postbox._next_number(skipped int8multirange, after bigint) returns bigint
+    language sql immutable parallel safe
+    return coalesce((select upper(s.numbers) from unnest(skipped) as s(numbers) where s.numbers @> after + 1), after + 1);
+comment on function postbox._next_number(int8multirange, bigint) is 'Private: the next sequence number that is waited for';
 
 -- Lets lanes, which the caller has locked, go on after their head is done with.
 create or replace function postbox._advance_lanes(box postbox.inbox, lane_keys text[]) returns void
@@ -145,18 +198,32 @@ declare
     keys text[];
     nexts bigint[];
 begin
-    select array_agg(l.key), array_agg(l.next + 1) into keys, nexts
-        from postbox.inbox_lane l
-        where l.inbox = box.id and l.key = any (lane_keys) and l.arrived @> l.next + 1;
+    select array_agg(n.key), array_agg(n.next) into keys, nexts
+        from (
+            select l.key, l.arrived, postbox._next_number(l.skipped, l.next) as next
+            from postbox.inbox_lane l
+            where l.inbox = box.id and l.key = any (lane_keys)
+        ) n
+        where n.arrived @> n.next;
+    -- A message that its owner has deleted leaves a gap.
     update postbox.inbox_lane l
-        set next = l.next + 1, arrived = l.arrived - int8multirange(int8range(l.next, l.next + 1)),
+        set next = n.next, arrived = n.arrived, skipped = l.skipped * int8multirange(int8range(n.next, null)),
+            displaced = case when n.arrived <> '{}' then l.displaced end,
             token = null, lease_until = null, leased_at = null, worker = null, alone = null, attempts = 0, crashes = 0, blocked = null,
             error = null, first_failed_at = null, last_failed_at = null,
-            event_id = h.event_id, event_type = h.event_type, tier = coalesce(h.tier, l.tier),
-            ready_at = case when h.event_id is not null then greatest(clock_timestamp(), h.visible_at) end
-        from unnest(lane_keys) as k(key)
-        left join postbox._lane_heads(box, keys, nexts) h on h.key = k.key
-        where l.inbox = box.id and l.key = k.key;
+            event_id = n.event_id, event_type = n.event_type, tier = coalesce(n.tier, l.tier),
+            ready_at = case when n.event_id is not null then greatest(clock_timestamp(), n.visible_at) end
+        from (
+            select p.key, p.next, h.event_id, h.event_type, h.tier, h.visible_at,
+                   p.arrived * int8multirange(int8range(p.next + (h.event_id is null)::int, null)) as arrived
+            from (
+                select o.key, o.arrived, postbox._next_number(o.skipped, o.next) as next
+                from postbox.inbox_lane o
+                where o.inbox = box.id and o.key = any (lane_keys)
+            ) p
+            left join postbox._lane_heads(box, keys, nexts) h on h.key = p.key
+        ) n
+        where l.inbox = box.id and l.key = any (lane_keys) and l.key = n.key;
 end
 $function$;
 comment on function postbox._advance_lanes(postbox.inbox, text[]) is 'Private: the next sequence number is due';
@@ -175,7 +242,7 @@ begin
             select l.key, l.event_id
             from postbox.inbox_lane l
             join unnest(event_ids, tokens) as u(id, token) on l.token = u.token and l.event_id = u.id
-            where l.inbox = box.id
+            where l.inbox = box.id and l.token = any (tokens)
             order by l.key
             for update of l
         ) h;

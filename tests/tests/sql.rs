@@ -19,19 +19,19 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// A cluster with the extension in its database `postgres`, and a connection to it.
-async fn start() -> (Cluster, Client) {
+pub(crate) async fn start() -> (Cluster, Client) {
     let cluster = Cluster::start();
     let client = cluster.client("postgres").await;
     run(&client, "CREATE EXTENSION postbox").await;
     (cluster, client)
 }
 
-async fn run(client: &Client, sql: &str) {
+pub(crate) async fn run(client: &Client, sql: &str) {
     client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {:?}", error.as_db_error()));
 }
 
 /// The rows of the last statement, columns separated by `|`, NULL empty, as psql prints them.
-async fn rows(client: &Client, sql: &str) -> Vec<String> {
+pub(crate) async fn rows(client: &Client, sql: &str) -> Vec<String> {
     let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {:?}", error.as_db_error()));
     let mut rows = Vec::new();
     for message in messages {
@@ -48,20 +48,20 @@ async fn rows(client: &Client, sql: &str) -> Vec<String> {
 }
 
 /// The only row of the last statement.
-async fn row(client: &Client, sql: &str) -> String {
+pub(crate) async fn row(client: &Client, sql: &str) -> String {
     let mut rows = rows(client, sql).await;
     assert_eq!(rows.len(), 1, "{sql}: {rows:?}");
     rows.remove(0)
 }
 
 /// The error that the SQL must raise.
-async fn error(client: &Client, sql: &str) -> DbError {
+pub(crate) async fn error(client: &Client, sql: &str) -> DbError {
     let error = client.batch_execute(sql).await.expect_err(sql);
     error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error}")).clone()
 }
 
 /// Asserts that the SQL is refused with this SQLSTATE, and that message and hint contain these texts.
-async fn refused(client: &Client, sql: &str, code: &str, message: &str, hint: &str) {
+pub(crate) async fn refused(client: &Client, sql: &str, code: &str, message: &str, hint: &str) {
     let error = error(client, sql).await;
     assert_eq!(error.code().code(), code, "{sql}: {error:?}");
     assert!(error.message().contains(message), "{sql}: {error:?}");

@@ -1,0 +1,106 @@
+-- Undoes create_inbox (the table goes, with its messages) or enable_inbox_tracking (the table stays as it was before).
+
+-- Views that Postbox made for an inbox: they have its name and read what is ours.
+create or replace function postbox._inbox_views(box postbox.inbox) returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        select c.oid::regclass
+        from pg_class c
+        where c.relkind = 'v' and c.relnamespace <> 'postbox'::regnamespace
+          and (c.relname = any (array['pending_' || (box).name, 'dlq_' || (box).name, 'stats_' || (box).name, 'messages_' || (box).name,
+                    'next_' || (box).name, 'gaps_' || (box).name])
+               or exists (select from postbox.inbox_tier t where t.inbox = (box).id and c.relname = 'pending_' || (box).name || '_' || t.name))
+          and exists (
+              select from pg_rewrite w
+              join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid and d.refclassid in ('pg_class'::regclass, 'pg_proc'::regclass)
+              left join pg_class r on d.refclassid = 'pg_class'::regclass and r.oid = d.refobjid
+              left join pg_proc p on d.refclassid = 'pg_proc'::regclass and p.oid = d.refobjid
+              where w.ev_class = c.oid and (d.refobjid = (box).relation or coalesce(r.relnamespace, p.pronamespace) = 'postbox'::regnamespace));
+    end;
+comment on function postbox._inbox_views(postbox.inbox) is 'Private: the views that were made for an inbox';
+
+-- The functions that _arm_inbox made; its triggers call them, unless the table is gone.
+create or replace function postbox._inbox_functions(box postbox.inbox) returns setof regprocedure
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        select p.oid::regprocedure from pg_proc p
+        where p.proname = any (array[(box).name || '_arriving', (box).name || '_arrived', (box).name || '_updated'])
+          and p.prorettype = 'trigger'::regtype and obj_description(p.oid, 'pg_proc') = format('Trigger of inbox %s, made by Postbox', (box).name);
+    end;
+comment on function postbox._inbox_functions(postbox.inbox) is 'Private: the trigger functions of an inbox';
+
+create or replace function postbox.drop_inbox(name text, if_exists boolean default false, cascade boolean default false) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    box postbox.inbox;
+    is_there boolean;
+    holds boolean;
+    dropped text;
+    how constant text := case when cascade then 'cascade' else 'restrict' end;
+begin
+    if name is null or if_exists is null or cascade is null then
+        raise exception using errcode = 'null_value_not_allowed',
+            message = 'drop_inbox needs a name, and no argument of it can be NULL',
+            hint = 'postbox.inbox_status() lists the inboxes.';
+    end if;
+    select * into box from postbox.inbox i where i.name = drop_inbox.name;
+    is_there := exists (select from pg_class c where c.oid = box.relation);
+    if is_there then
+        -- Before its row, as who inserts or claims has the table first.
+        execute format('lock table %s in access exclusive mode', box.relation);
+    end if;
+    select * into box from postbox.inbox i where i.name = drop_inbox.name for update;
+    if not found then
+        if if_exists then
+            return;
+        end if;
+        raise exception using errcode = 'undefined_object',
+            message = format('inbox "%s" does not exist', name),
+            hint = 'postbox.inbox_status() lists the inboxes; with if_exists => true this is no error.';
+    end if;
+    if is_there and box.managed and not cascade then
+        holds := exists (select from postbox.inbox_batch b where b.inbox = box.id)
+            or exists (select from postbox.inbox_lane l where l.inbox = box.id and l.arrived <> '{}')
+            or exists (select from postbox.inbox_dead d where d.inbox = box.id);
+        if not holds and box.style = 'update' then
+            execute format('select exists (select from %s where processed_at is null)', box.relation) into holds;
+        end if;
+        if holds then
+            raise exception using errcode = 'dependent_objects_still_exist',
+                message = format('inbox "%s" holds messages that are not processed, or dead letters', name),
+                hint = format('Process, replay or discard them first; postbox.drop_inbox(%L, cascade => true) drops it with all that it holds.', name);
+        end if;
+    end if;
+
+    select string_agg(v::text, ', ') into dropped from postbox._inbox_views(box) v;
+    if dropped is not null then
+        execute format('drop view %s %s', dropped, how);
+    end if;
+    if is_there and box.managed then
+        execute format('drop table %s %s', box.relation, how);
+    elsif is_there then
+        for dropped in select t.tgname from pg_trigger t where t.tgrelid = box.relation and t.tgname ~ '^postbox_inbox_' loop
+            execute format('drop trigger %I on %s', dropped, box.relation);
+        end loop;
+        for dropped in select x.indexrelid::regclass from pg_index x
+            where x.indrelid = box.relation and obj_description(x.indexrelid, 'pg_class') = format('Of inbox %s, made by Postbox', box.name)
+        loop
+            execute format('drop index %s', dropped);
+        end loop;
+    end if;
+    for dropped in select f from postbox._inbox_functions(box) f loop
+        execute format('drop function %s', dropped);
+    end loop;
+    delete from postbox.inbox_batch b where b.inbox = box.id;
+    delete from postbox.inbox_lane l where l.inbox = box.id;
+    delete from postbox.inbox_dead d where d.inbox = box.id;
+    delete from postbox.inbox_seen s where s.inbox = box.id;
+    delete from postbox.inbox i where i.id = box.id;
+end
+$function$;
+comment on function postbox.drop_inbox(text, boolean, boolean) is
+    'Drops an inbox: one made by create_inbox with its table, refused while it holds messages that are not processed unless cascade; an adopted table stays';
