@@ -87,13 +87,12 @@ begin
                     hint = 'The id says which messages are the same: give the one that the sender gave, or a hash of a longer one.';
             end if;
             %4$s
+            %11$s
             select %5$s is distinct from %6$s into differs from %7$s r where r.%8$I = new.%8$I;
             if found then
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
                     values (%9$s, clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %10$s, 1, case when differs then array[id] end);
-                return new;
             end if;
-            %11$s
             return new;
         end $body$ $sql$,
         arriving,
@@ -124,6 +123,7 @@ begin
         box.columns ->> 'event_id',
         box.id,
         postbox._inbox_column(box.columns, 'event_type', 'new', 'text'),
+        -- Before the table: a row that was found there may be removed before the unique key is looked at.
         case when box.dedup_window > box.retention then format($sql$
             perform from postbox.inbox_seen s where s.inbox = %1$s and s.event_id = id and s.until > clock_timestamp();
             if found then

@@ -147,6 +147,7 @@ begin
         create_inbox.dead_retention, create_inbox.failure_policy
     );
     perform postbox._arm_inbox(name);
+    perform postbox._make_inbox_views(name);
     return made;
 end
 $function$;

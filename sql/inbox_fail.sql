@@ -53,7 +53,8 @@ begin
         perform postbox._bury(box, event_id, failed.event_type, failed.tier, 'failed', error, failed.attempts, failed.first_failed_at, clock_timestamp());
         return 'dead';
     end if;
-    insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', failed.event_type, 1);
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+        values (box.id, clock_timestamp(), 'failed', failed.event_type, 1, array[inbox_fail.event_id]);
     insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, event_type, error, first_failed_at, last_failed_at, event_ids)
         values (box.id, failed.tier,
             clock_timestamp() + coalesce(retry_after, postbox._inbox_backoff(box.backoff_initial, box.backoff_max, failed.attempts)),
@@ -177,8 +178,8 @@ begin
             select lost.inbox, lost.tier, clock_timestamp(), lost.attempts, case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end,
                 lost.event_type, reason, coalesce(lost.first_failed_at, clock_timestamp()), clock_timestamp(), array[e.id]
             from unnest(lost.event_ids) as e(id);
-        insert into postbox.inbox_log (inbox, at, what, event_type, messages)
-            values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids));
+        insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+            values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids), lost.event_ids);
     end loop;
     if box.ordered_at is not null then
         found_lanes := postbox._expire_lanes(box, most);

@@ -296,7 +296,8 @@ begin
         perform postbox._block_lane(box, failed.key);
         return 'dead';
     end if;
-    insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', failed.event_type, 1);
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+        values (box.id, clock_timestamp(), 'failed', failed.event_type, 1, array[failed.event_id]);
     -- The whole lane waits, or a later message would overtake.
     update postbox.inbox_lane l
         set token = null, lease_until = null, leased_at = null, worker = null, alone = null, crashes = 0, error = _fail_lane.error,
@@ -350,7 +351,8 @@ begin
             perform postbox._block_lane(box, lost.key);
             continue;
         end if;
-        insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', lost.event_type, 1);
+        insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+            values (box.id, clock_timestamp(), 'failed', lost.event_type, 1, array[lost.event_id]);
         update postbox.inbox_lane l
             set token = null, lease_until = null, leased_at = null, worker = null, alone = null, ready_at = clock_timestamp(),
                 crashes = case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end, error = reason,

@@ -1,9 +1,12 @@
 //! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
 
+mod dead;
+mod keeping;
 mod killed;
 mod model;
 mod order;
 mod receiving;
+mod seeing;
 mod storm;
 mod tiers;
 mod worker;
