@@ -339,12 +339,7 @@ fn say(text: &str) -> Result<()> {
 
 /// Prints columns, each as wide as its widest cell.
 fn table<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Result<()> {
-    columns(heads.map(str::to_owned).into(), rows.map(Vec::from).collect())
-}
-
-/// As [`table`], where the number of columns is not known beforehand.
-fn columns(heads: Vec<String>, rows: Vec<Vec<String>>) -> Result<()> {
-    let rows = std::iter::once(heads).chain(rows).collect::<Vec<_>>();
+    let rows = std::iter::once(heads.map(str::to_owned)).chain(rows).collect::<Vec<_>>();
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();

@@ -4,10 +4,8 @@ mod dlq;
 mod work;
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
-use tokio_postgres::types::ToSql;
 
-use super::{columns, say};
+use super::{say, table};
 use crate::error::Result;
 use crate::group::query;
 use crate::transport::{ConnInfo, connect_sql};
@@ -21,7 +19,7 @@ pub(super) enum Inbox {
     Dlq(dlq::Dlq),
     /// What inboxes hold
     Status {
-        /// Only this one
+        /// Everything about this one
         name: Option<String>,
     },
     /// How inboxes do, and why
@@ -77,9 +75,28 @@ impl Inbox {
         match self {
             Self::Work(work) => work.execute(database, info).await,
             Self::Dlq(command) => command.execute(info).await,
-            Self::Status { name } => show(info, "postbox.inbox_status($1)", &[&name]).await,
-            Self::Health { name } => show(info, "postbox.inbox_health($1)", &[&name]).await,
-            Self::Gaps { name } => show(info, "postbox.inbox_ordering_gaps($1)", &[&name]).await,
+            Self::Status { name: Some(name) } => describe(info, &name).await,
+            Self::Status { name: None } => {
+                let columns =
+                    ["inbox_name", "pending", "leased", "delayed", "dead", "processed", "duplicates", "paused_at"];
+                show(info, columns, "postbox.inbox_status($1)", &None).await
+            }
+            Self::Health { name } => {
+                let columns = [
+                    "inbox_name",
+                    "status",
+                    "reasons",
+                    "pending",
+                    "dead",
+                    "oldest_claimable_age",
+                    "messages_per_second",
+                ];
+                show(info, columns, "postbox.inbox_health($1)", &name).await
+            }
+            Self::Gaps { name } => {
+                let columns = ["inbox_name", "aggregate_id", "missing", "since", "age"];
+                show(info, columns, "postbox.inbox_ordering_gaps($1)", &name).await
+            }
             Self::Pause(part) => {
                 query(&connect_sql(info).await?, "SELECT postbox.pause_inbox($1, $2)", &[&part.name, &part.tier])
                     .await?;
@@ -99,25 +116,33 @@ impl Inbox {
     }
 }
 
-/// Prints what a function returns, whatever its columns are.
-async fn show(info: &ConnInfo, function: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<()> {
-    let client = connect_sql(info).await?;
-    let rows =
-        query(&client, &format!("SELECT row_to_json(r)::text, r.* FROM {function} r LIMIT 0"), parameters).await?;
-    drop(rows);
-    let heads = client.prepare(&format!("SELECT * FROM {function}")).await?;
-    let heads = heads.columns().iter().map(|column| column.name().to_owned()).collect::<Vec<_>>();
+/// Prints these columns of what a function says of an inbox, or of all.
+async fn show<const N: usize>(
+    info: &ConnInfo,
+    columns: [&str; N],
+    function: &str,
+    name: &Option<String>,
+) -> Result<()> {
+    let list = columns.map(|column| format!("coalesce({column}::text, '-')")).join(", ");
+    let rows = query(&connect_sql(info).await?, &format!("SELECT {list} FROM {function}"), &[name]).await?;
     let mut cells = Vec::new();
-    for row in query(&client, &format!("SELECT row_to_json(r)::text FROM {function} r"), parameters).await? {
-        let row: Value = serde_json::from_str(row.try_get(0)?).unwrap_or_default();
-        let cell = |head: &String| match row.get(head) {
-            None | Some(Value::Null) => "-".to_owned(),
-            Some(Value::String(text)) => text.clone(),
-            Some(other) => other.to_string(),
-        };
-        cells.push(heads.iter().map(cell).collect());
+    for row in &rows {
+        let mut line = [const { String::new() }; N];
+        for (index, cell) in line.iter_mut().enumerate() {
+            *cell = row.try_get(index)?;
+        }
+        cells.push(line);
     }
-    columns(heads.iter().map(|head| head.replace('_', " ").to_uppercase()).collect(), cells)
+    let heads = columns.map(|column| column.replace('_', " ").to_uppercase());
+    table(std::array::from_fn(|column| heads[column].as_str()), cells.into_iter())
+}
+
+/// Prints everything about one inbox.
+async fn describe(info: &ConnInfo, name: &str) -> Result<()> {
+    let sql = "SELECT key, coalesce(value, '-') FROM postbox.inbox_status($1) s CROSS JOIN LATERAL json_each_text(row_to_json(s))";
+    let rows = query(&connect_sql(info).await?, sql, &[&name]).await?;
+    let pairs = rows.iter().map(|row| Ok([row.try_get(0)?, row.try_get(1)?])).collect::<Result<Vec<_>>>()?;
+    table(["SETTING OR COUNT", "VALUE"], pairs.into_iter())
 }
 
 /// `7` or `7-9`, as a range of PostgreSQL.

@@ -183,6 +183,42 @@ fn a_command_gets_the_message_and_its_exit_code_decides() {
 }
 
 #[test]
+fn dead_letters_are_shown_replayed_and_discarded() {
+    let desk = Desk::open(", max_retries => 0");
+    desk.receive(&["a", "b", "c", "d"]);
+    let work = |command: &str| desk.run(&["inbox", "work", "box", "--exec", command, "--exit-when-idle", "50ms"]).0;
+    assert_eq!(work("echo $POSTBOX_EVENT_ID is bad >&2; exit 1"), 0);
+    let dlq = |arguments: &[&str]| desk.run(&[&["inbox", "dlq"], arguments].concat());
+    let (code, text) = dlq(&["show", "box", "a"]);
+    assert!(
+        code == 0 && text.contains("\"event_id\":\"a\"") && text.contains("\"n\": 1") && text.contains("a is bad"),
+        "{text}"
+    );
+    let (code, text) = dlq(&["show", "box", "x"]);
+    assert!(code == 2 && text.contains("no dead letter \"x\""), "{text}");
+    for (arguments, says) in [
+        (&["replay", "box", "a", "b", "--dry-run"][..], "2 dead letters of box would be replayed\n"),
+        (&["replay", "box", "a"], "1 dead letter of box replayed\n"),
+        (&["discard", "box", "--error", "B IS"], "1 dead letter of box discarded\n"),
+        (&["discard", "box", "--older-than", "1h"], "0 dead letters of box discarded\n"),
+        (&["replay", "box", "--type", "paid", "--rate", "0.001"], "2 dead letters of box replayed\n"),
+    ] {
+        assert_eq!(dlq(arguments), (0, says.to_owned()), "{arguments:?}");
+    }
+    assert_eq!(dlq(&["replay", "box", "--all", "--rate", "0"]).0, 2);
+    assert_eq!(desk.dead("event_id"), "");
+    assert_eq!(work(NOTE), 0);
+    // At that rate one of the two waits for a quarter of an hour.
+    assert_eq!((desk.processed().as_str(), desk.psql("SELECT count(*) FROM postbox.inbox_batch").as_str()), ("2", "1"));
+
+    assert_eq!(desk.run(&["inbox", "pause", "box"]), (0, "inbox box is paused\n".to_owned()));
+    desk.receive(&["e"]);
+    assert_eq!((work(NOTE), desk.processed().as_str()), (0, "2"));
+    assert_eq!(desk.run(&["inbox", "resume", "box"]), (0, "inbox box goes on\n".to_owned()));
+    assert_eq!((work(NOTE), desk.processed().as_str()), (0, "3"));
+}
+
+#[test]
 fn a_worker_ends_when_nothing_could_be_claimed_for_long_enough() {
     let desk = Desk::open("");
     desk.receive(&["a", "b"]);
@@ -246,6 +282,36 @@ fn a_command_that_takes_too_long_is_killed_and_has_failed() {
         ["inbox", "work", "box", "--exec", "sleep 1000", "--max-processing", "100ms", "--exit-when-idle", "10ms"];
     assert_eq!(desk.run(&arguments).0, 0);
     assert_eq!(desk.dead("event_id, why, error"), "a|failed|took longer than 100ms");
+}
+
+#[test]
+fn a_command_that_takes_long_keeps_its_message() {
+    let desk = Desk::open("");
+    desk.receive(&["a"]);
+    let held = format!("{NOTE}; while [ ! -e {{dir}}/go ]; do sleep 0.01; done");
+    let arguments = ["--exec", &held, "--visibility", "1s", "--poll-interval", "20ms"];
+    let workers = [desk.work(&arguments), desk.work(&arguments)];
+    desk.wait_for(
+        "three leases' time",
+        "SELECT leased_at < clock_timestamp() - interval '3 seconds' FROM postbox.inbox_batch",
+        "t",
+    );
+    fs::write(desk.path("go"), "").expect("a file");
+    desk.wait_until_empty();
+    assert_eq!((desk.lines().len(), desk.processed().as_str()), (1, "1"));
+    assert_eq!(workers.map(Worker::terminate), [Some(0), Some(0)]);
+}
+
+#[test]
+fn a_command_whose_message_is_lost_is_killed() {
+    let desk = Desk::open("");
+    desk.receive(&["a"]);
+    let worker = desk.work(&["--exec", "echo $$ >> {dir}/log; exec sleep 1000", "--visibility", "1s"]);
+    let pid: i32 = desk.wait_for_lines(1)[0].parse().expect("a process id");
+    // As if it had been handed to somebody else, for an hour.
+    desk.psql("UPDATE postbox.inbox_batch SET token = nextval('postbox.inbox_token'), lease_until = now() + interval '1 hour'");
+    wait_until("the command is gone", PATIENCE, || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
+    assert_eq!(worker.terminate(), Some(0));
 }
 
 #[test]
