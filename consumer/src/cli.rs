@@ -4,6 +4,7 @@ mod dead_letter;
 mod delivery;
 mod group;
 mod inbox;
+mod inbox_target;
 mod serve;
 
 use std::io::{self, Write};
@@ -39,7 +40,7 @@ Exit codes:
   1  unexpected error
   2  wrong usage
   3  cannot connect or log in
-  4  group or slot missing, taken over, in use, of another plugin or database, or invalidated
+  4  group, slot or inbox missing, taken over, in use, of another plugin or database, or invalidated
   5  server not set up: wal_level, output_plugin_libraries, plugin library, REPLICATION attribute, extension, versions
   6  the sink failed, did not come back within --max-processing, or (with --slot) an event failed for good
 130  stopped by a second signal, before everything was confirmed
@@ -61,6 +62,9 @@ enum Command {
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
+    /// Inboxes: work on their messages, see what they hold, deal with what failed
+    #[command(subcommand)]
+    Inbox(inbox::Inbox),
     /// Maintain outboxes and groups until stopped: retention, alerts, WAL budgets, slots that were left behind
     Maintain {
         /// Run once, for cron, and print what was done
@@ -120,7 +124,7 @@ struct Run {
     #[arg(long)]
     no_maintenance: bool,
     #[command(flatten)]
-    target: inbox::Target,
+    target: inbox_target::Target,
     #[command(flatten)]
     delivery: delivery::Delivery,
 }
@@ -174,6 +178,7 @@ impl Cli {
             Command::Serve(serve) => serve.execute(self.database, &info).await,
             Command::Group(command) => command.execute(&info).await,
             Command::DeadLetter(command) => command.execute(&info).await,
+            Command::Inbox(command) => command.execute(self.database, &info).await,
             Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,
             Command::Maintain { once: true } => {
                 let steps = maintain::maintain_once(&connect_sql(&info).await?).await?.into_iter().map(|step| {

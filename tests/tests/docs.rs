@@ -316,6 +316,50 @@ fn make_installs_what_is_there() {
     }
 }
 
+#[test]
+fn an_inbox_is_worked_on_as_the_operations_guide_says() {
+    let cluster = Cluster::start();
+    cluster.psql(
+        "postgres",
+        "CREATE EXTENSION postbox; CREATE TABLE paid (id text);
+         CREATE FUNCTION book_payment(message jsonb) RETURNS void LANGUAGE plpgsql AS $$
+         BEGIN
+             IF message ->> 'event_id' = 'ch_2' THEN RAISE 'timeout'; END IF;
+             INSERT INTO paid VALUES (message ->> 'event_id');
+         END $$;
+         SELECT postbox.create_inbox('payments', max_retries => 0), postbox.create_inbox('statements');
+         SELECT postbox.enable_inbox_ordering('statements');
+         INSERT INTO payments (event_id, event_type) VALUES ('ch_1', 'payment.made'), ('ch_2', 'payment.made');
+         INSERT INTO statements (event_id, aggregate_id, sequence_num) VALUES ('s3', 'ada', 3)",
+    );
+    let commands: Vec<String> = blocks("docs/operations.md")
+        .into_iter()
+        .filter(|(language, content)| language == "sh" && content.contains("postbox inbox"))
+        .flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert_eq!(commands.len(), 15, "{commands:?}");
+    for line in commands {
+        // Neither the command nor the service is here; everything else of the line is right.
+        let (line, code) = match line.contains("--exec") || line.contains("--http") {
+            true => (line.replace(" --header @/etc/shop/token", "") + " --tier none", 2),
+            false => (line, 0),
+        };
+        let output = postbox(&cluster, &line).output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}: {text}");
+        let words = match line.split_whitespace().nth(2).unwrap() {
+            "work" if code == 2 => "has no tier \"none\"",
+            "status" | "health" | "pause" | "resume" => "payments",
+            "gaps" => "[1,3)",
+            _ => "",
+        };
+        assert!(text.contains(words), "{line}: {text}");
+    }
+    assert_eq!(cluster.psql("postgres", "TABLE paid"), "ch_1");
+    assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM postbox.inbox_dead"), "0");
+    assert_eq!(cluster.psql("postgres", "SELECT event_id FROM postbox.inbox_claim('statements', 'w')"), "s3");
+}
+
 /// Runs a page from top to bottom. What `postbox run` prints is held against the JSON that follows it, except for what
 /// differs from run to run.
 #[test]

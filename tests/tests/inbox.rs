@@ -1,5 +1,6 @@
-//! The inbox: receiving, working, order, dead letters, and what it says of itself.
+//! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
 
+mod circle;
 mod dead;
 mod keeping;
 mod killed;
@@ -9,12 +10,15 @@ mod order;
 mod receiving;
 mod seeing;
 mod storm;
+mod stream;
 mod tiers;
+mod worker;
 
 use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
 
+use crate::sql::{error, refused, row, rows, run, start};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -1,65 +1,157 @@
-//! Which inbox the events go into: arguments of `postbox run`.
+//! `postbox inbox`.
 
-use clap::Args;
+mod dlq;
+mod work;
 
-use super::{FormatName, Run, SinkName};
-use crate::error::{Error, ErrorKind, Result};
-use crate::sink::InboxTarget;
+use clap::{Args, Subcommand};
 
-#[derive(Debug, Args)]
-pub(super) struct Target {
-    /// With --sink inbox: the server and database of the inbox, as --database. Needs --group
-    #[arg(long, value_name = "CONNINFO")]
-    inbox_url: Option<String>,
-    /// With --sink inbox: the inbox, made there with postbox.create_inbox. Position and messages are one transaction: every event is
-    /// taken over once
-    #[arg(long, value_name = "NAME")]
-    inbox: Option<String>,
-    /// The header with a message's sequence number, for inboxes that keep an order [default: none]
-    #[arg(long, value_name = "HEADER")]
-    sequence_header: Option<String>,
-    /// The header with a message's priority, for inboxes with tiers [default: none]
-    #[arg(long, value_name = "HEADER")]
-    priority_header: Option<String>,
+use super::{say, table};
+use crate::error::Result;
+use crate::group::query;
+use crate::transport::{ConnInfo, connect_sql};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Inbox {
+    /// Hand the messages of an inbox to a command, a URL or a function of the database, until stopped; SIGTERM and SIGINT let what is under way end
+    Work(Box<work::Work>),
+    /// Messages that were given up
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
+    /// What inboxes hold
+    Status {
+        /// Everything about this one
+        name: Option<String>,
+    },
+    /// How inboxes do, and why
+    Health {
+        /// Only this one
+        name: Option<String>,
+    },
+    /// Hand out nothing more; what is handed out may be completed
+    Pause(Part),
+    /// Hand out messages again
+    Resume(Part),
+    /// Sequence numbers that are missing, with their age
+    Gaps {
+        /// Only those of this inbox
+        name: Option<String>,
+    },
+    /// Give up missing sequence numbers of an aggregate, so that it goes on behind them
+    SkipGap {
+        /// The inbox
+        name: String,
+        /// The aggregate
+        #[arg(long, value_name = "ID")]
+        aggregate: String,
+        /// Which numbers, as 7 or 7-9
+        #[arg(long, value_name = "NUMBERS", value_parser = numbers)]
+        range: String,
+        /// Why, for those who ask later
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
 }
 
-impl Target {
-    /// The inbox, if that is the sink.
-    pub(super) fn read(&self, run: &Run) -> Result<Option<InboxTarget>> {
-        let usage = |message: &str, hint: &str| Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
-        let given = [
-            ("--inbox-url", self.inbox_url.is_some()),
-            ("--inbox", self.inbox.is_some()),
-            ("--sequence-header", self.sequence_header.is_some()),
-            ("--priority-header", self.priority_header.is_some()),
-        ];
-        if run.sink != SinkName::Inbox {
-            return match given.iter().find(|(_, given)| *given) {
-                Some((name, _)) => usage(&format!("{name} needs --sink inbox"), "Add the one or leave out the other."),
-                None => Ok(None),
-            };
+#[derive(Debug, Args)]
+pub(super) struct Part {
+    /// The inbox
+    name: String,
+    /// Only this tier
+    #[arg(long, value_name = "NAME")]
+    tier: Option<String>,
+}
+
+impl Part {
+    fn words(&self) -> String {
+        match &self.tier {
+            Some(tier) => format!("tier {tier} of inbox {}", self.name),
+            None => format!("inbox {}", self.name),
         }
-        let (Some(conninfo), Some(inbox)) = (&self.inbox_url, &self.inbox) else {
-            return usage(
-                "--sink inbox needs --inbox-url CONNINFO and --inbox NAME",
-                "For instance --inbox-url postgres://shop@billing.example/billing --inbox orders.",
-            );
-        };
-        if run.group.is_none() {
-            return usage(
-                "--sink inbox needs --group: the position that the inbox keeps is that of a group",
-                "postbox group create makes one.",
-            );
+    }
+}
+
+impl Inbox {
+    pub(super) async fn execute(self, database: Option<String>, info: &ConnInfo) -> Result<()> {
+        match self {
+            Self::Work(work) => work.execute(database, info).await,
+            Self::Dlq(command) => command.execute(info).await,
+            Self::Status { name: Some(name) } => describe(info, &name).await,
+            Self::Status { name: None } => {
+                let columns =
+                    ["inbox_name", "pending", "leased", "delayed", "dead", "processed", "duplicates", "paused_at"];
+                show(info, columns, "postbox.inbox_status($1)", &None).await
+            }
+            Self::Health { name } => {
+                let columns = [
+                    "inbox_name",
+                    "status",
+                    "reasons",
+                    "pending",
+                    "dead",
+                    "oldest_claimable_age",
+                    "messages_per_second",
+                ];
+                show(info, columns, "postbox.inbox_health($1)", &name).await
+            }
+            Self::Gaps { name } => {
+                let columns = ["inbox_name", "aggregate_id", "missing", "since", "age"];
+                show(info, columns, "postbox.inbox_ordering_gaps($1)", &name).await
+            }
+            Self::Pause(part) => {
+                query(&connect_sql(info).await?, "SELECT postbox.pause_inbox($1, $2)", &[&part.name, &part.tier])
+                    .await?;
+                say(&format!("{} is paused\n", part.words()))
+            }
+            Self::Resume(part) => {
+                query(&connect_sql(info).await?, "SELECT postbox.resume_inbox($1, $2)", &[&part.name, &part.tier])
+                    .await?;
+                say(&format!("{} goes on\n", part.words()))
+            }
+            Self::SkipGap { name, aggregate, range, reason } => {
+                let sql = "SELECT postbox.inbox_gap_skip($1, $2, $3::text::int8range, $4)";
+                query(&connect_sql(info).await?, sql, &[&name, &aggregate, &range, &reason]).await?;
+                say(&format!("aggregate {aggregate} of inbox {name} does not wait for {range} any more\n"))
+            }
         }
-        if run.format != FormatName::Native {
-            return usage("--format means nothing to --sink inbox, which has a column for each part", "Leave it out.");
+    }
+}
+
+/// Prints these columns of what a function says of an inbox, or of all.
+async fn show<const N: usize>(
+    info: &ConnInfo,
+    columns: [&str; N],
+    function: &str,
+    name: &Option<String>,
+) -> Result<()> {
+    let list = columns.map(|column| format!("coalesce({column}::text, '-')")).join(", ");
+    let rows = query(&connect_sql(info).await?, &format!("SELECT {list} FROM {function}"), &[name]).await?;
+    let mut cells = Vec::new();
+    for row in &rows {
+        let mut line = [const { String::new() }; N];
+        for (index, cell) in line.iter_mut().enumerate() {
+            *cell = row.try_get(index)?;
         }
-        Ok(Some(InboxTarget {
-            conninfo: conninfo.clone(),
-            inbox: inbox.clone(),
-            source: run.cloudevents_source.clone(),
-            sequence_header: self.sequence_header.clone(),
-            priority_header: self.priority_header.clone(),
-        }))
+        cells.push(line);
+    }
+    let heads = columns.map(|column| column.replace('_', " ").to_uppercase());
+    table(std::array::from_fn(|column| heads[column].as_str()), cells.into_iter())
+}
+
+/// Prints everything about one inbox.
+async fn describe(info: &ConnInfo, name: &str) -> Result<()> {
+    let sql = "SELECT key, coalesce(value, '-') FROM postbox.inbox_status($1) s CROSS JOIN LATERAL json_each_text(row_to_json(s))";
+    let rows = query(&connect_sql(info).await?, sql, &[&name]).await?;
+    let pairs = rows.iter().map(|row| Ok([row.try_get(0)?, row.try_get(1)?])).collect::<Result<Vec<_>>>()?;
+    table(["SETTING OR COUNT", "VALUE"], pairs.into_iter())
+}
+
+/// `7` or `7-9`, as a range of PostgreSQL.
+fn numbers(text: &str) -> Result<String, String> {
+    let wrong = || "must be a number or two, as 7 or 7-9".to_owned();
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse::<u32>().map(i64::from), last.parse::<u32>().map(i64::from));
+    match (first, last) {
+        (Ok(first), Ok(last)) if first <= last => Ok(format!("[{first},{last}]")),
+        _ => Err(wrong()),
     }
 }

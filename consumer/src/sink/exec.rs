@@ -1,34 +1,18 @@
 //! A command for each event.
 
-use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
-
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
-use tracing::debug;
 
 use super::EventSink;
+use crate::command;
 use crate::event::Event;
 use crate::format::Format;
 
 /// `sh -c COMMAND` for each event, which stands on its standard input as one line of JSON. Delivered means: exit code 0.
-///
-/// What comes from events is in the environment and on the standard input, never in the command line.
 #[derive(Clone, Debug)]
 pub(crate) struct Exec {
     command: Arc<str>,
     format: Format,
 }
-
-/// So much of the end of the standard error is kept.
-const STDERR_BYTES: usize = 1 << 10;
-
-/// How long a process that the command has left behind may hold its standard error open.
-const STDERR_PATIENCE: Duration = Duration::from_millis(100);
 
 impl Exec {
     pub(crate) fn new(command: &str, format: Format) -> Self {
@@ -39,9 +23,6 @@ impl Exec {
         let mut line = Vec::new();
         self.format.write(&event, &mut line);
         line.push(b'\n');
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(&*self.command).process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::inherit()).stderr(Stdio::piped());
         let variables = [
             ("POSTBOX_EVENT_ID", event.id.as_ref().map(ToString::to_string)),
             ("POSTBOX_TYPE", Some(event.event_type.to_string()).filter(|name| !name.is_empty())),
@@ -49,87 +30,13 @@ impl Exec {
             ("POSTBOX_OUTBOX", Some(event.outbox.to_string())),
             ("POSTBOX_ATTEMPT", Some(attempt.to_string())),
         ];
-        for (name, value) in variables {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
         drop(event);
-        let mut child = command.spawn().map_err(|error| format!("cannot start sh: {error}"))?;
-        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-        let mut group = Group { leader: child.id(), child };
-        let mut said = Vec::new();
-        let write = async {
-            // A command need not read its input to the end.
-            if let Some(mut stdin) = stdin {
-                let _ = stdin.write_all(&line).await;
-            }
-        };
-        let read = async {
-            if let Some(stderr) = stderr {
-                read_tail(stderr, &mut said).await;
-            }
-        };
-        let status = {
-            let mut pipes = std::pin::pin!(async { tokio::join!(write, read) });
-            tokio::select! {
-                status = group.wait() => {
-                    let _ = timeout(STDERR_PATIENCE, pipes).await;
-                    status
-                }
-                _ = &mut pipes => group.wait().await,
-            }
-        };
-        // No text of PostgreSQL holds a NUL.
-        let said = String::from_utf8_lossy(&said).trim_end().replace('\0', "\u{fffd}");
-        if !said.is_empty() {
-            debug!("the command said: {said}");
-        }
-        let status = status.map_err(|error| format!("cannot wait for the command: {error}"))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") })
+        command::run(&self.command, line, variables).await
     }
 }
 
 impl EventSink for Exec {
     fn deliver(&self, event: Event, attempt: u32) -> impl Future<Output = Result<(), String>> + Send + 'static {
         self.clone().run(event, attempt)
-    }
-}
-
-/// The process and all that it has started in its group; killed when dropped before the process has ended.
-struct Group {
-    leader: Option<u32>,
-    child: Child,
-}
-
-impl Group {
-    async fn wait(&mut self) -> std::io::Result<ExitStatus> {
-        let status = self.child.wait().await;
-        // From here on the number may belong to somebody else.
-        self.leader = None;
-        status
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.leader.and_then(|leader| i32::try_from(leader).ok()) {
-            // It may have ended just now.
-            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
-        }
-    }
-}
-
-/// Reads to the end and keeps the last [`STDERR_BYTES`].
-async fn read_tail(mut stderr: impl AsyncRead + Unpin, tail: &mut Vec<u8>) {
-    let mut piece = [0; 4096];
-    while let Ok(read @ 1..) = stderr.read(&mut piece).await {
-        tail.extend_from_slice(&piece[..read]);
-        let over = tail.len().saturating_sub(STDERR_BYTES);
-        tail.drain(..over);
     }
 }

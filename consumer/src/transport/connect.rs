@@ -10,7 +10,7 @@ use nix::unistd::{Uid, User};
 use rand::seq::SliceRandom;
 use tokio::net::{UnixStream, lookup_host};
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client, NoTls};
+use tokio_postgres::{AsyncMessage, Client, NoTls, Notification};
 
 use super::auth::{self, Credentials, Failure, Greeting};
 use super::conninfo::{Host, Method, Place, SOCKET_DIR, SslMode, Target};
@@ -28,6 +28,14 @@ use crate::error::{Error, ErrorKind, Result};
 /// # Errors
 /// As [`Replication::connect`](super::Replication::connect).
 pub async fn connect_sql(info: &ConnInfo) -> Result<Client> {
+    connect_listening(info, |_| ()).await
+}
+
+/// As [`connect_sql`], with what is to be done with notifications.
+pub(crate) async fn connect_listening(
+    info: &ConnInfo,
+    mut notified: impl FnMut(Notification) + Send + 'static,
+) -> Result<Client> {
     let (link, greeting) = open(info, "postbox", &[]).await?;
     let (socket, rest) = link.into_parts();
     if !rest.is_empty() {
@@ -40,6 +48,7 @@ pub async fn connect_sql(info: &ConnInfo) -> Result<Client> {
         loop {
             match poll_fn(|cx| connection.poll_message(cx)).await {
                 Some(Ok(AsyncMessage::Notice(notice))) => Report::from_sql(&notice).log(),
+                Some(Ok(AsyncMessage::Notification(notification))) => notified(notification),
                 Some(Ok(_)) => {}
                 // Whoever uses the client gets the error; here nobody would.
                 Some(Err(error)) => return tracing::debug!("the connection for SQL ended: {error}"),

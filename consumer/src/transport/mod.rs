@@ -25,7 +25,9 @@ mod socket;
 mod tls;
 
 // The public interface is:
+pub(crate) use connect::connect_listening;
 pub use connect::connect_sql;
 pub use conninfo::ConnInfo;
 pub use copy::{CopyBoth, Received, Status};
 pub use replication::{Replication, SystemId};
+pub(crate) use tls::trusted_by_system;

@@ -119,20 +119,25 @@ fn server_name(stream: &TcpStream, host: &Host, tls: &Tls) -> Result<ServerName<
     }
 }
 
+/// The authorities that the operating system trusts, or those in `SSL_CERT_FILE`.
+pub(crate) fn trusted_by_system() -> Result<Vec<CertificateDer<'static>>> {
+    let found = rustls_native_certs::load_native_certs().certs;
+    if found.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "the operating system has no trusted authorities")
+            .with_hint("Install them (Debian: ca-certificates), or name a file in SSL_CERT_FILE."));
+    }
+    Ok(found)
+}
+
 /// The authorities to check the certificate against; nothing if it is not to be checked.
 fn authorities(tls: &Tls) -> Result<Option<Vec<CertificateDer<'static>>>> {
     let file = match &tls.roots {
         Roots::System => {
-            let found = rustls_native_certs::load_native_certs().certs;
-            return if found.is_empty() {
-                Err(Error::new(
-                    ErrorKind::Usage,
-                    "the operating system has no trusted authorities (sslrootcert=system)",
+            return trusted_by_system().map(Some).map_err(|error| {
+                error.with_hint(
+                    "Install them (Debian: ca-certificates), or name a file in sslrootcert or SSL_CERT_FILE.",
                 )
-                .with_hint("Install them (Debian: ca-certificates), or name a file in sslrootcert or SSL_CERT_FILE."))
-            } else {
-                Ok(Some(found))
-            };
+            });
         }
         Roots::File(file) => file,
         Roots::UserFile(Some(file)) if file.exists() => file,

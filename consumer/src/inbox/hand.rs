@@ -1,0 +1,239 @@
+//! One of the hands of a worker: claims a batch on a connection of its own and works on its messages one after the other.
+
+use std::slice;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+use tracing::{debug, warn};
+
+use super::held::Held;
+use super::turn::Turn;
+use super::verb::{Verb, is_stale, passes};
+use super::work::{Verdict, Work};
+use super::worker::Crew;
+use super::{Failure, InboxMessage};
+use crate::backoff::Backoff;
+use crate::error::{Error, Result};
+use crate::group::query;
+use crate::transport::connect_sql;
+
+pub(super) struct Hand<W> {
+    crew: Arc<Crew>,
+    work: Arc<W>,
+    tier: Option<String>,
+    turn: Arc<Turn>,
+    held: Arc<Held>,
+    link: Option<Link>,
+    backoff: Backoff,
+}
+
+struct Link {
+    client: Client,
+    /// The server's process, to end it when what it does is not wanted any more.
+    pid: i32,
+}
+
+impl<W: Work> Hand<W> {
+    pub(super) fn new(crew: Arc<Crew>, work: Arc<W>, tier: Option<String>, turn: Arc<Turn>, held: Arc<Held>) -> Self {
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        Self { crew, work, tier, turn, held, link: None, backoff }
+    }
+
+    /// Works until the crew closes, and gives back what it has not begun.
+    pub(super) async fn run(mut self) -> Result<()> {
+        let mut at_once = false;
+        while let Some(batch) = self.next(at_once).await? {
+            self.crew.busy();
+            let worked = self.through(&batch).await;
+            self.crew.free();
+            worked?;
+            // Where there was something there may be more.
+            at_once = true;
+        }
+        Ok(())
+    }
+
+    /// The next batch; none if the crew closes.
+    async fn next(&mut self, at_once: bool) -> Result<Option<Vec<InboxMessage>>> {
+        let (crew, turn) = (Arc::clone(&self.crew), Arc::clone(&self.turn));
+        if crew.is_closing() {
+            return Ok(None);
+        }
+        if at_once && let Some(batch) = self.claim().await?.filter(|batch| !batch.is_empty()) {
+            return Ok(Some(batch));
+        }
+        let mut look = tokio::select! {
+            look = turn.come() => look,
+            () = crew.closing() => return Ok(None),
+        };
+        loop {
+            tokio::select! {
+                () = look.due() => (),
+                () = crew.closing() => return Ok(None),
+            }
+            let Some(batch) = self.claim().await? else { return Ok(None) };
+            look.done(!batch.is_empty());
+            if !batch.is_empty() {
+                return Ok(Some(batch));
+            }
+            crew.found_nothing();
+        }
+    }
+
+    /// Claims; none if the crew closes before the server answers.
+    async fn claim(&mut self) -> Result<Option<Vec<InboxMessage>>> {
+        let crew = Arc::clone(&self.crew);
+        let sql = format!("SELECT {} FROM postbox.inbox_claim($1, $2, $3, $4, $5)", InboxMessage::COLUMNS);
+        let parameters: [&(dyn ToSql + Sync); 5] =
+            [&crew.inbox, &crew.name, &crew.batch_size, &crew.visibility_seconds(), &self.tier.clone()];
+        loop {
+            let Some(link) = self.connection(false).await? else { return Ok(None) };
+            // Its time begins no earlier than this.
+            let until = Instant::now() + crew.visibility;
+            match query(&link.client, &sql, &parameters).await {
+                Ok(rows) => {
+                    let batch = rows.iter().map(InboxMessage::from_row).collect::<Result<Vec<_>>>()?;
+                    self.held.take(&batch, until);
+                    return Ok(Some(batch));
+                }
+                Err(error) => self.recover(error).await?,
+            }
+        }
+    }
+
+    async fn through(&mut self, batch: &[InboxMessage]) -> Result<()> {
+        for (number, message) in batch.iter().enumerate() {
+            if self.crew.is_closing() || self.connection(false).await?.is_none() {
+                let rest = &batch[number..];
+                self.tell(rest, &Verb::Release).await?;
+                rest.iter().for_each(|message| self.held.settled(&message.event_id));
+                debug!(messages = rest.len(), "released");
+                break;
+            }
+            if self.held.has(&message.event_id) {
+                self.one(message).await?;
+            } else {
+                lost(message);
+            }
+        }
+        Ok(())
+    }
+
+    async fn one(&mut self, message: &InboxMessage) -> Result<()> {
+        let Some(Link { client, .. }) = &mut self.link else { return Ok(()) };
+        let (crew, held, id) = (&self.crew, &self.held, &*message.event_id);
+        let interrupted = async {
+            tokio::select! {
+                () = held.lost(id) => Verdict::Lost,
+                () = crew.over() => Verdict::Tell(Verb::Release),
+                () = sleep(crew.max_processing) => {
+                    let text = format!("took longer than {}", humantime::format_duration(crew.max_processing));
+                    Verdict::Tell(Verb::Fail(Failure::new(text)))
+                }
+            }
+        };
+        let verdict = self.work.perform(client, &crew.inbox, message, interrupted, || held.settle()).await;
+        let interrupted = !held.lease().settling;
+        held.settle();
+        if interrupted {
+            self.abandon().await?;
+        }
+        match verdict {
+            Verdict::Done => self.crew.processed(id),
+            Verdict::Lost => lost(message),
+            Verdict::Tell(verb) => {
+                match &verb {
+                    Verb::Fail(failure) => {
+                        warn!(event_id = id, attempt = message.attempt, "failed: {}", failure.error);
+                    }
+                    Verb::Complete | Verb::Release => {}
+                }
+                let told = self.tell(slice::from_ref(message), &verb).await?;
+                if told && verb == Verb::Complete {
+                    self.crew.processed(id);
+                }
+            }
+        }
+        self.held.settled(&message.event_id);
+        Ok(())
+    }
+
+    /// Says it until the server has heard; false if the messages are not ours any more. Where it is not known whether an earlier
+    /// statement was committed, this settles it: the token holds, or it does not.
+    async fn tell(&mut self, messages: &[InboxMessage], verb: &Verb) -> Result<bool> {
+        let inbox = self.crew.inbox.clone();
+        loop {
+            let Some(link) = self.connection(true).await? else { return Ok(false) };
+            match verb.say(&link.client, &inbox, messages).await {
+                Ok(()) => return Ok(true),
+                Err(error) if is_stale(&error) => match messages {
+                    [message] => {
+                        lost(message);
+                        return Ok(false);
+                    }
+                    // The others may be ours all the same.
+                    _ => {
+                        for message in messages {
+                            Box::pin(self.tell(slice::from_ref(message), verb)).await?;
+                        }
+                        return Ok(true);
+                    }
+                },
+                Err(error) => self.recover(error.into()).await?,
+            }
+        }
+    }
+
+    /// Ends the session, as a statement that is under way would go on and keep its locks.
+    async fn abandon(&mut self) -> Result<()> {
+        // As long as we have it, no other session has its number.
+        let Some(old) = self.link.take().filter(|link| !link.client.is_closed()) else { return Ok(()) };
+        if let Some(link) = self.connection(true).await?
+            && let Err(error) = link.client.execute("SELECT pg_terminate_backend($1)", &[&old.pid]).await
+        {
+            debug!("cannot end session {}: {error}", old.pid);
+        }
+        Ok(())
+    }
+
+    /// After an error that passes, waits a while. The next statement gets a new connection.
+    async fn recover(&mut self, error: Error) -> Result<()> {
+        if !passes(&error) {
+            return Err(error);
+        }
+        warn!("{}", error.chain());
+        self.link = None;
+        sleep(self.backoff.next()).await;
+        Ok(())
+    }
+
+    /// A connection that works, as far as is known. None if the crew closes before there is one, unless `whatever` happens.
+    async fn connection(&mut self, whatever: bool) -> Result<Option<&mut Link>> {
+        while self.link.as_ref().is_none_or(|link| link.client.is_closed()) {
+            if !whatever && self.crew.is_closing() {
+                return Ok(None);
+            }
+            let info = self.crew.info.clone();
+            let connect = async {
+                let client = connect_sql(&info).await?;
+                let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)?;
+                Ok(Link { client, pid })
+            };
+            match connect.await {
+                Ok(link) => {
+                    self.backoff.reset();
+                    self.link = Some(link);
+                }
+                Err(error) => self.recover(error).await?,
+            }
+        }
+        Ok(self.link.as_mut())
+    }
+}
+
+fn lost(message: &InboxMessage) {
+    warn!(event_id = &*message.event_id, token = message.token, "the message is not this worker's any more");
+}

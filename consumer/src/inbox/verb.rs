@@ -1,0 +1,59 @@
+//! What a worker says of its messages.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Error as SqlError, GenericClient};
+
+use super::{Failure, InboxMessage};
+use crate::error::{Error, ErrorKind};
+
+/// The SQLSTATE of a token that holds no more: see sql/inbox_complete.sql.
+pub(super) const STALE: &str = "PB002";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Complete,
+    Fail(Failure),
+    Release,
+}
+
+impl Verb {
+    pub(super) async fn say(
+        &self,
+        client: &impl GenericClient,
+        inbox: &str,
+        messages: &[InboxMessage],
+    ) -> Result<(), SqlError> {
+        let ids = messages.iter().map(|message| &*message.event_id).collect::<Vec<_>>();
+        let tokens = messages.iter().map(|message| message.token).collect::<Vec<_>>();
+        let all: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&inbox, Type::TEXT), (&ids, Type::TEXT_ARRAY), (&tokens, Type::INT8_ARRAY)];
+        match self {
+            Self::Complete => client.query_typed("SELECT postbox.inbox_complete($1, $2, $3)", &all).await.map(drop),
+            Self::Release => client.query_typed("SELECT postbox.inbox_release($1, $2, $3)", &all).await.map(drop),
+            Self::Fail(Failure { error, retry_after }) => {
+                let sql = "SELECT postbox.inbox_fail($1, $2, $3, $4, make_interval(secs => $5))";
+                let wait = retry_after.as_ref().map(Duration::as_secs_f64);
+                for message in messages {
+                    client.query(sql, &[&inbox, &&*message.event_id, &message.token, error, &wait]).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+pub(super) fn is_stale(error: &SqlError) -> bool {
+    error.code().is_some_and(|code| code.code() == STALE)
+}
+
+/// Whether the same statement may succeed later: the link broke, or the server ended the statement for the sake of others.
+pub(super) fn passes(error: &Error) -> bool {
+    let ended = |code: &str| {
+        [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED].iter().any(|state| state.code() == code)
+            || code.starts_with("40")
+    };
+    error.is_transient() || error.kind() == ErrorKind::Other && error.sqlstate().is_some_and(ended)
+}
