@@ -412,8 +412,7 @@ impl Heartbeat {
 /// The SQLSTATE of what a former member writes: see `postbox._require_epoch`.
 const STALE: &str = "24000";
 
-/// How a member names itself unless told: the machine and the process.
-/// Machine and process. The server cuts the name of a session, `postbox:GROUP:MACHINE:PROCESS`, at 63 bytes: the process has to
+/// How a member names itself unless told: machine and process. The server cuts the name of a session, `postbox:GROUP:MACHINE:PROCESS`, at 63 bytes: the process has to
 /// be left of it, or two members would have one name.
 pub(crate) fn default_name(group: &str) -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());

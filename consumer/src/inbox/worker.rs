@@ -148,11 +148,7 @@ impl InboxWorker {
         // What is wrong at the start is for whoever started us.
         let mut tiers = ask_tiers(&info, &self.inbox).await?;
         let (work, processed, mut stop) = (Arc::new(work), Arc::new(AtomicU64::new(0)), pin!(stop));
-        let mut maintenance = JoinSet::new();
-        if self.maintenance {
-            let info = info.clone();
-            maintenance.spawn(async move { maintain::beside(&info).await });
-        }
+        let _maintenance = self.maintenance.then(|| maintain::Beside::start(info.clone()));
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         // From one change of the tiers to the next.
         loop {
@@ -329,7 +325,7 @@ impl Crew {
         Self {
             info,
             inbox: worker.inbox.clone(),
-            name: worker.name.clone().unwrap_or_else(default_name),
+            name: worker.name.clone().unwrap_or_else(|| default_name(&worker.inbox)),
             batch_size: worker.batch_size,
             visibility: worker.visibility,
             max_processing: worker.max_processing,
