@@ -206,8 +206,10 @@ struct Stage {
     published: Cell<usize>,
     sink: Sink,
     /// What members with the standard output as their sink have printed, in the order of their start.
-    printed: RefCell<Vec<(String, Box<dyn Fn() -> Vec<Line>>)>>,
+    printed: RefCell<Vec<(String, Printed)>>,
 }
+
+type Printed = Box<dyn Fn() -> Vec<Line>>;
 
 impl Stage {
     fn open() -> Self {
