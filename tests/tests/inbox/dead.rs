@@ -3,8 +3,8 @@
 use postbox_tests::wait_until_async;
 use tokio_postgres::Client;
 
-use crate::sql::{error, refused, row, rows, run, start};
 use crate::shop::PATIENCE;
+use crate::sql::{error, refused, row, rows, run, start};
 
 async fn inbox(client: &Client, settings: &str) {
     run(client, &format!("SELECT postbox.create_inbox('payments', max_retries => 0{settings})")).await;
