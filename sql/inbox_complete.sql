@@ -97,7 +97,7 @@ create or replace function postbox.inbox_complete(inbox text, event_ids text[], 
     set enable_mergejoin = off
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     done text[];
     missing record;
 begin

@@ -29,7 +29,7 @@ create or replace function postbox.inbox_fail(inbox text, event_id text, token b
     set enable_mergejoin = off
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     failed postbox.inbox_batch;
     outcome text;
 begin
@@ -74,7 +74,7 @@ create or replace function postbox.inbox_release(inbox text, event_ids text[], t
     set enable_mergejoin = off
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     released text[];
     given_back text[];
     missing record;
@@ -111,7 +111,7 @@ create or replace function postbox.inbox_extend(inbox text, event_ids text[], to
     set enable_mergejoin = off
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     until constant timestamptz := clock_timestamp() + visibility_seconds * interval '1 second';
     held text[];
     held_in_lanes text[];

@@ -120,14 +120,23 @@ create or replace function postbox._tell_lanes(
 as $function$
 declare
     wanted constant text[] := array(select distinct k from unnest(keys) as k);
+    start_keys text[];
+    starts bigint[];
     free text[];
     held record;
     wrong record;
 begin
+    if box.sequence_start is null then
+        -- What has come and is not sorted yet counts too.
+        execute format('select array_agg(k.key), array_agg((select min(r.%I) from %s r where r.%I = k.key::%s)::bigint) from unnest($1) as k(key)',
+            box.columns ->> 'sequence_num', box.relation, box.columns ->> 'aggregate_id', postbox._inbox_type(box, 'aggregate_id'))
+            into start_keys, starts using wanted;
+    end if;
     -- An insertion that finds a lane waits for whoever is changing it, even if it does nothing then. There is a conflict for old snapshots only.
     insert into postbox.inbox_lane (inbox, key, next)
-        select box.id, a.key, coalesce(box.sequence_start, a.lowest)
-        from (select u.key, min(u.seq) as lowest from unnest(keys, seqs) as u(key, seq) group by u.key) a
+        select box.id, a.key, coalesce(box.sequence_start, s.start)
+        from unnest(wanted) as a(key)
+        left join unnest(start_keys, starts) as s(key, start) on s.key = a.key
         left join (select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted)) k on k.key = a.key
         where k.key is null
         on conflict on constraint inbox_lane_pkey do nothing;
@@ -320,7 +329,7 @@ begin
         update postbox.inbox_lane l
             set token = null, lease_until = null, leased_at = null, worker = null, alone = null, attempts = l.attempts - 1
             from unnest(event_ids, tokens) as u(id, token)
-            where l.inbox = box.id and l.token = u.token and l.event_id = u.id
+            where l.inbox = box.id and l.token = any (tokens) and l.token = u.token and l.event_id = u.id
             returning l.event_id
     )
     select array_agg(g.event_id) into released from given_back g;

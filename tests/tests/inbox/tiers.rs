@@ -214,11 +214,7 @@ async fn a_flood_in_one_tier_costs_another_nothing() {
             let used =
                 buffers(&client, "SELECT * FROM postbox.inbox_claim('payments', 'w', 1, tier => 'critical')").await;
             assert_eq!(
-                row(
-                    &client,
-                    &format!("SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 1, tier => 'critical')")
-                )
-                .await,
+                row(&client, "SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 1, tier => 'critical')").await,
                 "0"
             );
             let held = row(
