@@ -35,7 +35,8 @@ begin
     update postbox.inbox i set columns = present where i.id = box.id;
     perform postbox._arm_inbox(name);
     for old in
-        select f from postbox._inbox_functions(box) f where not exists (select from pg_trigger t where t.tgfoid = f::oid)
+        select f from postbox._inbox_functions(box) f join pg_proc p on p.oid = f join pg_class c on c.oid = box.relation
+            where p.pronamespace <> c.relnamespace
     loop
         execute format('drop function %s', old);
     end loop;

@@ -9,7 +9,7 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
-  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention, groups (default: all)
+  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention, groups, inbox (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
   --pg      major version of the server in target/pg (default: 18)
@@ -42,10 +42,12 @@ pub(crate) enum Part {
     Retention,
     /// Takeover, recovery, views.
     Groups,
+    /// Receiving, claiming and completing.
+    Inbox,
 }
 
 impl Part {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Small,
         Self::Bulk,
         Self::None,
@@ -58,6 +60,7 @@ impl Part {
         Self::Slots,
         Self::Retention,
         Self::Groups,
+        Self::Inbox,
     ];
 }
 
@@ -76,6 +79,7 @@ impl fmt::Display for Part {
             Self::Slots => "slots",
             Self::Retention => "retention",
             Self::Groups => "groups",
+            Self::Inbox => "inbox",
         })
     }
 }

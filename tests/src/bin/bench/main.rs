@@ -7,6 +7,7 @@ mod backlog;
 mod decode;
 mod drain;
 mod groups;
+mod inbox;
 mod latency;
 mod measure;
 mod memory;
@@ -77,5 +78,6 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::Slots => slots::run(arguments),
         Part::Retention => retention::run(arguments).await,
         Part::Groups => groups::run(arguments),
+        Part::Inbox => inbox::run(arguments).await,
     }
 }
