@@ -277,7 +277,7 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox._inbox_type(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._inbox_json(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._inbox_tier_of(postbox.inbox, text)'),
-            ('operator',  'execute',        'function postbox._inbox_comparable(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._inbox_differs(postbox.inbox, text, text)'),
             ('operator',  'execute',        'function postbox._arm_inbox_style(postbox.inbox)'),
             ('operator',  'execute',        'function postbox._arm_inbox_updates(postbox.inbox)'),
             ('operator',  'execute',        'function postbox._inbox_condition(postbox.inbox, text[], text)'),

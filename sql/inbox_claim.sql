@@ -6,8 +6,6 @@ create or replace function postbox._inbox(inbox text) returns postbox.inbox
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    -- An expression, where PERFORM would be a statement.
-    locked constant boolean := pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) is not null;
     box postbox.inbox;
 begin
     select * into box from postbox.inbox i where i.name = _inbox.inbox;
@@ -38,8 +36,10 @@ create or replace function postbox._use_inbox(inbox text) returns postbox.inbox
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
+declare
+    -- An expression, where PERFORM would be a statement.
+    locked constant boolean := pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) is not null;
 begin
-    perform pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox));
     return postbox._inbox(inbox);
 end
 $function$;

@@ -324,7 +324,7 @@ async fn dropping_keeps_what_is_not_ours_and_what_is_not_done() {
     // The table is gone already.
     run(
         &client,
-        "SELECT postbox.create_inbox('payments'); INSERT INTO payments (event_id) VALUES ('a'); DROP TABLE payments",
+        "SELECT postbox.create_inbox('payments'); INSERT INTO payments (event_id) VALUES ('a'); DROP TABLE payments CASCADE",
     )
     .await;
     refused(

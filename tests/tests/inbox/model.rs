@@ -260,13 +260,13 @@ impl Model {
         }
     }
 
-    /// What a claim returned, against what it could, and whether some of it has to be.
+    /// What a claim returned, against what it could.
     fn claim(&mut self, most: usize, claimed: &[Claimed], held: &BTreeMap<String, i64>, dead: &BTreeSet<String>) {
         self.sort(dead);
-        let ready = self.claimable();
+        let idle = self.claimable().is_empty();
         let lost: Vec<String> =
             self.leases().filter(|(id, token)| held.get(*id) != Some(token)).map(|(id, _)| id.clone()).collect();
-        if ready.is_empty() {
+        if idle {
             for (id, message) in &self.messages {
                 if matches!(message.stage, Stage::Leased { expiry: Expiry::Yes, .. }) {
                     assert!(lost.contains(id), "nothing else was there, and the lease of {id} is over");
@@ -276,19 +276,14 @@ impl Model {
         for id in &lost {
             self.reap(id);
         }
-        let ready = if ready.is_empty() { self.claimable() } else { ready };
-        let suspects: BTreeSet<&String> = ready.iter().filter(|id| self.messages[*id].crashes >= 2).collect();
+        // What was taken back may be handed out by the same claim.
+        let ready = self.claimable();
         let ids: BTreeSet<&String> = claimed.iter().map(|claimed| &claimed.id).collect();
         assert_eq!(ids.len(), claimed.len(), "handed out twice: {claimed:?}");
         assert!(ids.len() <= most, "more than asked for: {claimed:?}");
-        assert_eq!(ids.is_empty(), ready.is_empty(), "{claimed:?}, ready: {ready:?}");
-        if suspects.is_empty() {
-            let ordered = ready.iter().filter(|id| self.place(&self.messages[*id]).is_some()).count();
-            assert!(ids.len() >= ordered.min(most), "{claimed:?}, ready: {ready:?}");
-            assert!(ids.iter().all(|id| ready.contains(*id)), "{claimed:?}, ready: {ready:?}");
-        } else {
-            assert!(ids.len() == 1 && ids.is_subset(&suspects), "{claimed:?}, suspects: {suspects:?}");
-        }
+        assert!(ids.iter().all(|id| ready.contains(*id)), "{claimed:?}, ready: {ready:?}");
+        let suspect = ids.iter().any(|id| self.messages[*id].crashes >= 2);
+        assert!(!suspect || ids.len() == 1, "who may kill its worker is alone: {claimed:?}");
         let newest = self.messages.values().flat_map(|message| &message.tokens).max().copied().unwrap_or_default();
         for got in claimed {
             assert!(got.token > newest && got.token == claimed[0].token, "{claimed:?}");
@@ -482,10 +477,10 @@ impl Inbox<'_> {
     async fn let_time_pass(&self) {
         for table in ["inbox_batch", "inbox_lane"] {
             let sql =
-                "SET ready_at = now() - interval '1 s' WHERE inbox = $inbox AND token IS NULL AND ready_at > now()";
+                "SET ready_at = now() WHERE inbox = $inbox AND token IS NULL AND ready_at > now()";
             self.change(&format!("UPDATE postbox.{table} {sql}")).await;
         }
-        self.change(&format!("UPDATE {} SET visible_at = now() - interval '1 s' WHERE visible_at > now()", self.name))
+        self.change(&format!("UPDATE {} SET visible_at = now() WHERE visible_at > now()", self.name))
             .await;
     }
 }
@@ -513,8 +508,15 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
             assert_eq!(inbox.verb(&call).await.as_deref(), Ok(model.receive(arrival)), "{call}");
         }
         Op::Claim { most } => {
-            let claimed = inbox.claim(*most).await;
-            model.claim(*most, &claimed, &inbox.held().await, &inbox.dead().await);
+            // Where a claim begins to look is a guess: what is before it is found a moment later.
+            for attempt in 0.. {
+                let claimed = inbox.claim(*most).await;
+                model.claim(*most, &claimed, &inbox.held().await, &inbox.dead().await);
+                if !claimed.is_empty() || model.claimable().is_empty() {
+                    break;
+                }
+                assert!(attempt < 1000, "never handed out: {:?}", model.claimable());
+            }
         }
         Op::Complete { picks } | Op::Extend { picks } | Op::Release { picks } => {
             let picked = model.resolve(picks);
