@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
 
-
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a claim has handed out, in its order: ids with their tokens.

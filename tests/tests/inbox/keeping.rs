@@ -6,8 +6,8 @@ use std::time::Duration;
 use postbox_tests::{Cluster, wait_until_async};
 use tokio_postgres::Client;
 
-use crate::sql::{row, rows, run, start};
 use crate::shop::PATIENCE;
+use crate::sql::{row, rows, run, start};
 
 const MAINTAIN: &str = "SELECT step, subject, outcome, detail FROM postbox.maintain(true) WHERE step ~ 'inbox'";
 const COMPLETE: &str = "SELECT postbox.inbox_complete('payments', array_agg(event_id), array_agg(token)) FROM postbox.inbox_claim('payments', 'w', 10000) HAVING count(*) > 0";
@@ -38,7 +38,11 @@ async fn processed_messages_go_when_they_were_kept_for_long_enough() {
     run(&client, COMPLETE).await;
     age(&client, "7 days").await;
     receive(&client, 11, 20).await;
-    run(&client, "SELECT postbox.inbox_fail('payments', event_id, token, 'x') FROM postbox.inbox_claim('payments', 'w', 5)").await;
+    run(
+        &client,
+        "SELECT postbox.inbox_fail('payments', event_id, token, 'x') FROM postbox.inbox_claim('payments', 'w', 5)",
+    )
+    .await;
     age(&client, "1 hour").await;
     run(&client, COMPLETE).await;
     receive(&client, 21, 25).await;
@@ -70,7 +74,10 @@ async fn large_steps_are_parted_and_a_server_comes_to_rest() {
     })
     .await;
     assert!(removed.len() >= 2, "{removed:?}");
-    assert_eq!(row(&client, &format!("{COUNT} UNION ALL SELECT count(*) FROM postbox.inbox_seen ORDER BY 1 LIMIT 1")).await, "0");
+    assert_eq!(
+        row(&client, &format!("{COUNT} UNION ALL SELECT count(*) FROM postbox.inbox_seen ORDER BY 1 LIMIT 1")).await,
+        "0"
+    );
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_seen").await, "12000");
     let id = "SELECT pg_snapshot_xmax(pg_current_snapshot())";
     wait_until_async("it has come to rest", PATIENCE, async || {
@@ -99,7 +106,8 @@ async fn an_id_is_known_for_the_dedup_window_whatever_became_of_its_row() {
     assert_eq!(row(&client, "SELECT duplicates, pending FROM postbox.inbox_status()").await, "30|10");
     // Removed a second time: noted until later.
     run(&client, COMPLETE).await;
-    run(&client, "UPDATE postbox.inbox_log SET at = at - interval '2 hours' WHERE at > now() - interval '1 hour'").await;
+    run(&client, "UPDATE postbox.inbox_log SET at = at - interval '2 hours' WHERE at > now() - interval '1 hour'")
+        .await;
     for _ in 0..3 {
         maintain(&client).await;
     }
@@ -191,7 +199,8 @@ async fn whoever_sends_while_retention_removes_is_heard_once() {
             }
         }));
     }
-    let processed = "SELECT count(*) FROM (SELECT unnest(event_ids) AS id FROM postbox.inbox_log WHERE what = 'processed') p";
+    let processed =
+        "SELECT count(*) FROM (SELECT unnest(event_ids) AS id FROM postbox.inbox_log WHERE what = 'processed') p";
     wait_until_async("all is processed and removed", Duration::from_secs(120), async || {
         run(&client, COMPLETE).await;
         maintain(&client).await;
@@ -201,7 +210,10 @@ async fn whoever_sends_while_retention_removes_is_heard_once() {
     for sender in senders {
         sender.await.unwrap();
     }
-    assert_eq!(row(&client, "SELECT processed, pending, dead FROM postbox.inbox_status()").await, format!("{}|0|0", IDS + 1));
+    assert_eq!(
+        row(&client, "SELECT processed, pending, dead FROM postbox.inbox_status()").await,
+        format!("{}|0|0", IDS + 1)
+    );
     // The log of this is younger than any leaf is emptied.
     assert_eq!(row(&client, processed).await, (IDS + 1).to_string());
 }
@@ -239,7 +251,11 @@ async fn what_is_replayed_between_note_and_removal_stays() {
     // And while somebody is at it, retention leaves the inbox alone.
     let other = cluster.client("postgres").await;
     run(&other, "BEGIN; SELECT postbox.replay_inbox_messages('payments', '{m2}')").await;
-    assert!(maintain(&client).await.contains(&"inboxes|payments|skipped|somebody is replaying or discarding messages of it".to_owned()));
+    assert!(
+        maintain(&client)
+            .await
+            .contains(&"inboxes|payments|skipped|somebody is replaying or discarding messages of it".to_owned())
+    );
     run(&other, "ROLLBACK").await;
     maintain(&client).await;
     assert_eq!(rows(&client, "SELECT event_id, state FROM messages_payments").await, ["m1|waiting"]);
@@ -266,10 +282,16 @@ async fn the_dead_are_let_go_in_time_but_for_those_that_others_wait_for() {
     run(&client, "UPDATE postbox.inbox_dead SET died_at = died_at - interval '25 hours'").await;
     let done = maintain(&client).await;
     assert!(done.contains(&"inboxes|payments|expired|1 dead letters".to_owned()), "{done:?}");
-    assert_eq!(rows(&client, "SELECT event_id, state FROM messages_payments ORDER BY 1").await, ["a1|dead", "a2|behind", "free|discarded"]);
+    assert_eq!(
+        rows(&client, "SELECT event_id, state FROM messages_payments ORDER BY 1").await,
+        ["a1|dead", "a2|behind", "free|discarded"]
+    );
     age(&client, "2 hours").await;
     maintain(&client).await;
-    assert_eq!(rows(&client, "SELECT event_id, state FROM messages_payments ORDER BY 1").await, ["a1|dead", "a2|behind"]);
+    assert_eq!(
+        rows(&client, "SELECT event_id, state FROM messages_payments ORDER BY 1").await,
+        ["a1|dead", "a2|behind"]
+    );
     assert_eq!(row(&client, "SELECT action, detail ->> 'count' FROM postbox.audit").await, "inbox_expire|1");
 }
 
@@ -281,13 +303,21 @@ async fn maintenance_takes_back_what_a_dead_worker_held_once() {
     run(&client, "SELECT postbox.inbox_claim('payments', 'dead', 100); UPDATE postbox.inbox_batch SET lease_until = now() - interval '1 second' WHERE token IS NOT NULL").await;
     assert_eq!(maintain(&client).await[..1], ["inboxes|payments|taken back|2 leases that ran out"]);
     maintain(&client).await;
-    assert_eq!(row(&client, "SELECT count(*), count(DISTINCT event_id), bool_or(worker IS NOT NULL) FROM pending_payments").await, "120|120|f");
+    assert_eq!(
+        row(&client, "SELECT count(*), count(DISTINCT event_id), bool_or(worker IS NOT NULL) FROM pending_payments")
+            .await,
+        "120|120|f"
+    );
     // Who completes at this moment is not waited for, and has it.
     let worker = cluster.client("postgres").await;
     run(&client, "UPDATE postbox.inbox_batch SET ready_at = now() - interval '1 hour'").await;
-    run(&worker, "CREATE TABLE held AS SELECT * FROM postbox.inbox_claim('payments', 'slow', 1);
+    run(
+        &worker,
+        "CREATE TABLE held AS SELECT * FROM postbox.inbox_claim('payments', 'slow', 1);
         UPDATE postbox.inbox_batch SET lease_until = now() - interval '1 second' WHERE token IS NOT NULL;
-        BEGIN; SELECT postbox.inbox_complete('payments', array_agg(event_id), array_agg(token)) FROM held").await;
+        BEGIN; SELECT postbox.inbox_complete('payments', array_agg(event_id), array_agg(token)) FROM held",
+    )
+    .await;
     assert!(!maintain(&client).await.iter().any(|row| row.contains("taken back")));
     run(&worker, "COMMIT").await;
     assert_eq!(row(&client, "SELECT count(*) FROM pending_payments").await, "119");
@@ -373,7 +403,11 @@ async fn ids_go_by_the_leaf() {
     assert!(maintain(&client).await.contains(&"inbox_rings|inbox_seen|emptied|postbox.inbox_seen_g0".to_owned()));
     assert_eq!(rows(&client, leaves).await, ["postbox.inbox_seen_g1|10"]);
     receive(&client, 1, 20).await;
-    assert_eq!(row(&client, "SELECT count(*) FROM payments WHERE event_id <> 'm100'").await, "10", "the ids of the leaf that is left are known");
+    assert_eq!(
+        row(&client, "SELECT count(*) FROM payments WHERE event_id <> 'm100'").await,
+        "10",
+        "the ids of the leaf that is left are known"
+    );
 }
 
 #[tokio::test]
@@ -424,7 +458,11 @@ async fn roles_do_what_is_theirs() {
     run(&client, COMPLETE).await;
     receive(&client, 11, 20).await;
     run(&client, "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('a1', 'a', 1), ('a2', 'a', 2), ('b1', 'b', 1), ('b2', 'b', 2)").await;
-    run(&client, "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')").await;
+    run(
+        &client,
+        "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')",
+    )
+    .await;
     run(&client, "UPDATE postbox.inbox_dead SET died_at = died_at - interval '2 hours' WHERE event_id = 'm11'").await;
     run(&client, "SET ROLE mo").await;
     let status = "SELECT pending, dead, processed, is_exact FROM postbox.inbox_status()";

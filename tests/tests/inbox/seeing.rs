@@ -36,7 +36,9 @@ async fn counts(client: &Client) -> String {
         FROM messages_payments",
     )
     .await;
-    let status = row(client, "SELECT pending, dead, processed, discarded FROM postbox.inbox_status('payments') WHERE is_exact").await;
+    let status =
+        row(client, "SELECT pending, dead, processed, discarded FROM postbox.inbox_status('payments') WHERE is_exact")
+            .await;
     let health = row(client, "SELECT pending, dead FROM postbox.inbox_health('payments')").await;
     let stats = row(client, "SELECT sum(pending), sum(dead), sum(processed) FROM stats_payments WHERE is_exact").await;
     assert_eq!(shown, states);
@@ -100,7 +102,10 @@ async fn every_message_is_shown_once_in_the_state_it_is_in() {
     assert_eq!(rows(&client, stats).await, before);
     run(&client, "SELECT postbox.discard_inbox_dead_letters('payments', '{m3}')").await;
     assert_eq!(counts(&client).await, "5|0|1|1");
-    assert_eq!(row(&client, "SELECT state, retry_count FROM messages_payments WHERE event_id = 'm3'").await, "discarded|1");
+    assert_eq!(
+        row(&client, "SELECT state, retry_count FROM messages_payments WHERE event_id = 'm3'").await,
+        "discarded|1"
+    );
 }
 
 #[tokio::test]
@@ -140,7 +145,11 @@ async fn lanes_are_shown_with_what_waits_in_them() {
 async fn what_is_too_much_to_count_is_said_to_be_as_of_the_last_count() {
     let (_cluster, client) = start().await;
     inbox(&client, "").await;
-    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' || n % 2 FROM generate_series(1, 80000) n").await;
+    run(
+        &client,
+        "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' || n % 2 FROM generate_series(1, 80000) n",
+    )
+    .await;
     let status = "SELECT pending, is_exact, as_of IS NOT NULL FROM postbox.inbox_status()";
     assert_eq!(row(&client, status).await, "0|f|f", "nobody has counted yet");
     rows(&client, MAINTAIN).await;
@@ -170,7 +179,8 @@ async fn many_messages_of_lanes_are_counted_by_maintenance() {
     .await;
     run(&client, "SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 1)").await;
     rows(&client, MAINTAIN).await;
-    let arrived = row(&client, "SELECT coalesce(sum(upper(u) - lower(u)), 0) FROM postbox.inbox_lane, unnest(arrived) u").await;
+    let arrived =
+        row(&client, "SELECT coalesce(sum(upper(u) - lower(u)), 0) FROM postbox.inbox_lane, unnest(arrived) u").await;
     assert_eq!(arrived, "4000");
     let stats = "SELECT event_type, pending, is_exact FROM stats_payments";
     assert_eq!(rows(&client, stats).await, ["t0|2000|f", "t1|2000|f"]);
@@ -181,9 +191,11 @@ async fn many_messages_of_lanes_are_counted_by_maintenance() {
 async fn pages(client: &Client, sql: &str) -> u64 {
     // Once for the catalogs.
     rows(client, sql).await;
-    let plan = rows(client, &format!("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF) {sql}")).await.join(" ");
+    let plan =
+        rows(client, &format!("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF) {sql}")).await.join(" ");
     let number = |what: &str| -> u64 {
-        plan.split_once(what).map_or(0, |(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap())
+        plan.split_once(what)
+            .map_or(0, |(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap())
     };
     number("hit=") + number("read=")
 }
@@ -217,7 +229,11 @@ async fn statistics_of_five_million_messages_cost_what_those_of_a_thousand_do() 
     }
     // A thousand batches are read before it is known that they are too many.
     assert!(most[1] < 2000, "{figures}");
-    assert_eq!(row(&client, "SELECT sum(processed), bool_or(is_exact) FROM stats_payments").await, "5001000|f", "{figures}");
+    assert_eq!(
+        row(&client, "SELECT sum(processed), bool_or(is_exact) FROM stats_payments").await,
+        "5001000|f",
+        "{figures}"
+    );
     println!("{figures}");
 }
 
@@ -228,7 +244,8 @@ async fn sums_do_not_pass_by_a_transaction_that_is_open() {
     let client = cluster.client("postgres").await;
     run(&client, "CREATE EXTENSION postbox").await;
     inbox(&client, "").await;
-    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' FROM generate_series(1, 10) n").await;
+    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' FROM generate_series(1, 10) n")
+        .await;
     let duplicate = "INSERT INTO payments (event_id, event_type) VALUES ('m1', 't') ON CONFLICT DO NOTHING";
     let slow = cluster.client("postgres").await;
     let prepared = cluster.client("postgres").await;
@@ -264,7 +281,11 @@ async fn health_says_what_is_wrong() {
     let health = "SELECT status, array_to_string(reasons, '; ') FROM postbox.inbox_health('payments')";
     assert_eq!(row(&client, health).await, "healthy|");
     run(&client, "INSERT INTO payments (event_id) VALUES ('a'); INSERT INTO payments (event_id, visible_at) VALUES ('b', now() + interval '1 hour')").await;
-    let age = |age: &str| format!("UPDATE postbox.inbox_batch SET ready_at = clock_timestamp() - interval '{age}' WHERE ready_at <= now()");
+    let age = |age: &str| {
+        format!(
+            "UPDATE postbox.inbox_batch SET ready_at = clock_timestamp() - interval '{age}' WHERE ready_at <= now()"
+        )
+    };
     for (waits, says) in [
         ("50 seconds", "healthy|"),
         ("2 minutes", "degraded|a message has waited for 00:02:00"),
@@ -277,11 +298,22 @@ async fn health_says_what_is_wrong() {
     assert_eq!(row(&client, health).await, "degraded|paused since 2026-01-01 00:00:00+00");
     assert_eq!(row(&client, "SELECT oldest_claimable_age FROM postbox.inbox_health()").await, "");
     run(&client, "UPDATE postbox.inbox SET paused_at = NULL").await;
-    run(&client, "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')").await;
+    run(
+        &client,
+        "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')",
+    )
+    .await;
     assert_eq!(row(&client, health).await, "degraded|1 dead letters");
     run(&client, "INSERT INTO payments (event_id) SELECT 'x' || n FROM generate_series(1, 12) n").await;
-    run(&client, "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')").await;
-    assert_eq!(row(&client, health).await, "critical|13 messages became dead letters lately, 0 were processed; 13 dead letters");
+    run(
+        &client,
+        "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')",
+    )
+    .await;
+    assert_eq!(
+        row(&client, health).await,
+        "critical|13 messages became dead letters lately, 0 were processed; 13 dead letters"
+    );
     run(&client, "SELECT postbox.discard_inbox_dead_letters('payments', every => true); UPDATE postbox.inbox_log SET at = at - interval '2 minutes'").await;
     run(&client, "UPDATE postbox.maintenance SET installed_at = now() - interval '1 hour'").await;
     let overdue = row(&client, health).await;
@@ -300,8 +332,10 @@ async fn health_says_what_is_wrong() {
     assert_eq!(row(&client, health).await, format!("degraded|arrivals wait for the transaction of pid {pid}"));
     run(&other, "COMMIT").await;
     assert_eq!(row(&client, health).await, "healthy|");
-    refused(&client, "SELECT postbox.inbox_health('nope')", "42704", "inbox \"nope\" does not exist", "inbox_status()").await;
-    refused(&client, "SELECT postbox.inbox_status('nope')", "42704", "inbox \"nope\" does not exist", "create_inbox").await;
+    refused(&client, "SELECT postbox.inbox_health('nope')", "42704", "inbox \"nope\" does not exist", "inbox_status()")
+        .await;
+    refused(&client, "SELECT postbox.inbox_status('nope')", "42704", "inbox \"nope\" does not exist", "create_inbox")
+        .await;
 }
 
 /// What psql prints that listens while it runs this: results and notifications.
@@ -313,7 +347,8 @@ fn listen(cluster: &Cluster, sql: &str) -> String {
 async fn those_who_listen_are_told_of_the_dead_and_of_health() {
     let (cluster, client) = start().await;
     inbox(&client, ", max_retries => 0").await;
-    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' FROM generate_series(1, 13) n").await;
+    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' FROM generate_series(1, 13) n")
+        .await;
     run(&client, "SELECT postbox.inbox_fail('payments', event_id, token, 'boom ' || event_id) FROM postbox.inbox_claim('payments', 'w')").await;
     let said = listen(&cluster, MAINTAIN);
     assert_eq!(said.matches(r#""kind": "inbox_dlq_message""#).count(), 11, "{said}");
