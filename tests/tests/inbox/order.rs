@@ -282,11 +282,16 @@ async fn numbers_that_are_passed_or_taken_become_dead_letters_and_never_take_a_p
     ordered(&client).await;
     run(
         &client,
-        "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('first', 'a', 2), ('second', 'a', 2), ('head', 'a', 1);
-         INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('third', 'a', 2), ('last', 'a', 3)",
+        "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('first', 'a', 2), ('second', 'a', 2), ('head', 'a', 1)",
     )
     .await;
     let head = claim(&client, CLAIM).await;
+    run(
+        &client,
+        "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('third', 'a', 2), ('last', 'a', 3)",
+    )
+    .await;
+    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
     let taken = "sequence|sequence number 2 of aggregate a has arrived with another event_id";
     assert_eq!(dead(&client).await, [format!("second|{taken}"), format!("third|{taken}")]);
     run(
