@@ -24,7 +24,9 @@ async fn complete(client: &Client) -> Vec<String> {
 }
 
 async fn fail(client: &Client, error: &str) {
-    let sql = format!("SELECT postbox.inbox_fail('payments', event_id, token, '{error}') FROM postbox.inbox_claim('payments', 'w', 100)");
+    let sql = format!(
+        "SELECT postbox.inbox_fail('payments', event_id, token, '{error}') FROM postbox.inbox_claim('payments', 'w', 100)"
+    );
     run(client, &sql).await;
 }
 
@@ -103,7 +105,12 @@ async fn filters_say_which_of_the_dead_and_a_rate_how_fast() {
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.audit").await, "0");
     for (call, code, message, hint) in [
         ("replay_inbox_dead_letters('payments')", "22023", "neither event_ids nor a filter", "every => true"),
-        ("discard_inbox_dead_letters('payments', older_than => '-1 day')", "22023", "older_than -1 days is negative", "1 day"),
+        (
+            "discard_inbox_dead_letters('payments', older_than => '-1 day')",
+            "22023",
+            "older_than -1 days is negative",
+            "1 day",
+        ),
         ("discard_inbox_dead_letters('payments', '{paid-1,nope}')", "P0002", "no dead letter \"nope\"", "dlq_payments"),
         ("discard_inbox_dead_letters('payments', '{NULL}')", "P0002", "no dead letter NULL", "dlq_payments"),
         ("replay_inbox_dead_letters('payments', every => true, rate => 0)", "22023", "rate is 0", "a second"),
@@ -113,13 +120,23 @@ async fn filters_say_which_of_the_dead_and_a_rate_how_fast() {
         refused(&client, &format!("SELECT postbox.{call}"), code, message, hint).await;
     }
     assert_eq!(row(&client, "SELECT postbox.discard_inbox_dead_letters('payments', '{paid-1,paid-2}')").await, "2");
-    assert_eq!(row(&client, "SELECT postbox.replay_inbox_dead_letters('payments', every => true, rate => 2)").await, "6");
+    assert_eq!(
+        row(&client, "SELECT postbox.replay_inbox_dead_letters('payments', every => true, rate => 2)").await,
+        "6"
+    );
     let due = "SELECT round(extract(epoch FROM ready_at - min(ready_at) OVER ())), count(*) FROM pending_payments GROUP BY ready_at ORDER BY 1";
     assert_eq!(rows(&client, due).await, ["0|2", "1|2", "2|2"]);
     let audit = "SELECT action, detail ->> 'count', detail ->> 'rate' FROM postbox.audit ORDER BY at";
     assert_eq!(rows(&client, audit).await, ["inbox_discard|2|", "inbox_replay|6|2"]);
     // The oldest first: what died first is tried first.
-    assert_eq!(row(&client, "SELECT min(event_id) FROM pending_payments WHERE ready_at = (SELECT min(ready_at) FROM pending_payments)").await, "paid-3");
+    assert_eq!(
+        row(
+            &client,
+            "SELECT min(event_id) FROM pending_payments WHERE ready_at = (SELECT min(ready_at) FROM pending_payments)"
+        )
+        .await,
+        "paid-3"
+    );
 }
 
 #[tokio::test]
@@ -133,8 +150,22 @@ async fn an_aggregate_that_waits_goes_on_in_order() {
         assert_eq!(complete(&client).await, [""; 0], "{policy}: nothing overtakes");
         let behind: &[&str] = if policy == "park" { &["a1", "a2", "a3", "b1", "b2", "b3"] } else { &["a1", "b1"] };
         assert_eq!(dead(&client).await, behind);
-        refused(&client, "SELECT postbox.replay_inbox_messages('payments', '{a2}')", "55000", "is not processed yet", "pending_payments").await;
-        refused(&client, "SELECT postbox.discard_inbox_dead_letters('payments', '{a2}')", "P0002", "no dead letter \"a2\"", "goes when that one goes").await;
+        refused(
+            &client,
+            "SELECT postbox.replay_inbox_messages('payments', '{a2}')",
+            "55000",
+            "is not processed yet",
+            "pending_payments",
+        )
+        .await;
+        refused(
+            &client,
+            "SELECT postbox.discard_inbox_dead_letters('payments', '{a2}')",
+            "P0002",
+            "no dead letter \"a2\"",
+            "goes when that one goes",
+        )
+        .await;
 
         // Tried again where it is; when it fails again, it waits again.
         assert_eq!(row(&client, "SELECT postbox.replay_inbox_messages('payments', '{a1}')").await, "1");

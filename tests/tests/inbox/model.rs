@@ -476,12 +476,10 @@ impl Inbox<'_> {
 
     async fn let_time_pass(&self) {
         for table in ["inbox_batch", "inbox_lane"] {
-            let sql =
-                "SET ready_at = now() WHERE inbox = $inbox AND token IS NULL AND ready_at > now()";
+            let sql = "SET ready_at = now() WHERE inbox = $inbox AND token IS NULL AND ready_at > now()";
             self.change(&format!("UPDATE postbox.{table} {sql}")).await;
         }
-        self.change(&format!("UPDATE {} SET visible_at = now() WHERE visible_at > now()", self.name))
-            .await;
+        self.change(&format!("UPDATE {} SET visible_at = now() WHERE visible_at > now()", self.name)).await;
     }
 }
 
