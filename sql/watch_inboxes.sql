@@ -42,7 +42,8 @@ declare
     has_more boolean;
 begin
     if box.style = 'claim' then
-        done := postbox._expire_leases(box, most_leases);
+        -- Also those that claims no longer look at.
+        done := postbox._sweep_inbox(box);
         if done > 0 then
             outcome := 'taken back';
             detail := format('%s leases that ran out', done);

@@ -398,7 +398,8 @@ fn the_guide_for_beginners_runs_from_top_to_bottom() {
     }
     assert_eq!(compared, 2);
     assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM pg_replication_slots"), "0");
-}#[test]
+}
+#[test]
 fn a_stream_goes_into_an_inbox_as_the_operations_guide_says() {
     let (shop, office) = (Cluster::start(), Cluster::start());
     shop.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events')");
@@ -430,5 +431,3 @@ fn a_stream_goes_into_an_inbox_as_the_operations_guide_says() {
     assert!(shown.starts_with("orders|postgres|to_office|"), "{shown}");
     drop(running);
 }
-
-
