@@ -133,6 +133,7 @@ create or replace function postbox._role_rights(role text)
             ('monitor',   'execute',        'function postbox._inbox_counts(int)'),
             ('monitor',   'execute',        'function postbox._count_inbox(postbox.inbox, int)'),
             ('monitor',   'execute',        'function postbox._lane_types_sql(postbox.inbox)'),
+            ('monitor',   'execute',        'function postbox._lane_size(int8multirange, text)'),
             ('monitor',   'execute',        'function postbox._lane_messages_sql(postbox.inbox, text)'),
             ('monitor',   'execute',        'function postbox._inbox_view(postbox.inbox, text)'),
             ('monitor',   'execute',        'function postbox._inbox_column(jsonb, text, text, text)'),

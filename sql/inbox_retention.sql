@@ -165,7 +165,7 @@ begin
         return false;
     end if;
     delete from postbox.inbox_sample s where s.inbox = box.id;
-    in_lanes := (select coalesce(sum(upper(u) - lower(u)), 0) from postbox._pending_lane l cross join lateral unnest(l.arrived) as u where l.inbox = box.id);
+    in_lanes := (select coalesce(sum(postbox._lane_size(l.arrived, l.blocked)), 0) from postbox._pending_lane l where l.inbox = box.id);
     execute format(
         'with looked_up as materialized (%s)
          insert into postbox.inbox_sample (inbox, event_type, pending, leased, delayed, dead, taken_at, took)

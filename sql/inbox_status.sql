@@ -58,8 +58,12 @@ begin
             ) c;
         if box.ordered_at is not null and rows <= most and not may_read then
             -- Who may not read the messages is not told their types.
-            select count(*), jsonb_build_array(jsonb_build_object('messages', coalesce(sum(upper(u) - lower(u)), 0))) into rows, in_lanes
-                from (select p.arrived from postbox._pending_lane p where p.inbox = box.id limit most + 1) l cross join lateral unnest(l.arrived) as u;
+            select count(*), jsonb_build_array(jsonb_build_object('messages', sum(l.size) filter (where not l.is_parked), 'parked', sum(l.size) filter (where l.is_parked)))
+                into rows, in_lanes
+                from (
+                    select postbox._lane_size(p.arrived, p.blocked) as size, p.blocked is not distinct from 'parked' as is_parked
+                    from postbox._pending_lane p where p.inbox = box.id limit most + 1
+                ) l;
         elsif box.ordered_at is not null and rows <= most then
             execute format(
                 'select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c))
@@ -119,7 +123,7 @@ begin
         parts as (
             select t.event_type, 0::bigint as pending, 0::bigint as leased, 0::bigint as delayed, 0::bigint as dead, t.what, t.messages, t.seconds from totals t
             union all
-            select p.type, p.messages, coalesce(p.leased, 0), coalesce(p.delayed, 0), coalesce(p.parked, 0), null, 0, 0
+            select p.type, coalesce(p.messages, 0), coalesce(p.leased, 0), coalesce(p.delayed, 0), coalesce(p.parked, 0), null, 0, 0
             from jsonb_to_recordset(counted.pending) as p(type text, messages bigint, leased bigint, delayed bigint, parked bigint)
             where counted.is_all
             union all

@@ -22,6 +22,12 @@ create or replace view postbox._pending_lane as
     select l.* from postbox.inbox_lane l where l.token is null and l.ready_at is null and l.blocked is null and l.arrived <> '{}';
 comment on view postbox._pending_lane is 'Private: lanes that messages wait in, to be read along their indexes';
 
+-- How many messages wait in a lane. The head of one that is blocked is a dead letter.
+create or replace function postbox._lane_size(arrived int8multirange, blocked text) returns bigint
+    language sql immutable parallel safe
+    return (select coalesce(sum(upper(a.numbers) - lower(a.numbers)), 0) from unnest(arrived) as a(numbers)) - (blocked is not null)::int;
+comment on function postbox._lane_size(int8multirange, text) is 'Private: how many messages wait in a lane';
+
 -- The messages of a lane l, as a subquery of alias r: those of its numbers that no other message has.
 create or replace function postbox._lane_messages_sql(box postbox.inbox, row_columns text) returns text
     language sql stable

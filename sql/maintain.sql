@@ -103,21 +103,25 @@ begin
     end;
 
     step := 'inboxes';
-    begin
-        for one in
-            select * from postbox._keep_inboxes() union all select * from postbox._watch_inbox_gaps() union all select * from postbox._watch_inbox_health()
-        loop
-            subject := one.subject;
-            outcome := one.outcome;
-            detail := one.detail;
+    for part in 1 .. 3 loop
+        begin
+            for one in
+                select * from postbox._keep_inboxes() where part = 1
+                union all select * from postbox._watch_inbox_gaps() where part = 2
+                union all select * from postbox._watch_inbox_health() where part = 3
+            loop
+                subject := one.subject;
+                outcome := one.outcome;
+                detail := one.detail;
+                return next;
+            end loop;
+        exception when others then
+            subject := null;
+            outcome := 'skipped';
+            detail := sqlerrm;
             return next;
-        end loop;
-    exception when others then
-        subject := null;
-        outcome := 'skipped';
-        detail := sqlerrm;
-        return next;
-    end;
+        end;
+    end loop;
 
     step := 'ring';
     for outbox in select r.outbox as oid, r.outbox_name as name from postbox._ring r where r.generation_bits is not null order by 2 loop
