@@ -126,16 +126,16 @@ begin
         declare
             differs pg_catalog.bool;
         begin
+            %8$s
             select %2$s into differs from %3$s r where r.%4$I operator(pg_catalog.=) new.%4$I;
             if found then
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
                     values (%5$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %6$s, 1, case when differs then array[%7$s] end);
-                return new;
             end if;
-            %8$s
             return new;
         end $body$ $sql$,
         function, postbox._inbox_differs(box, 'r', 'new'), box.relation, box.columns ->> 'event_id', box.id, event_type, id,
+        -- Before the table: a row that was found there may be removed before the unique key is looked at.
         case when box.dedup_window > box.retention then format($sql$
             perform from postbox.inbox_seen s
                 where s.inbox operator(pg_catalog.=) %1$s and s.event_id operator(pg_catalog.=) %2$s and s.until operator(pg_catalog.>) pg_catalog.clock_timestamp();
@@ -274,6 +274,7 @@ begin
         where i.id = box.id;
 
     perform postbox._arm_inbox_style(box);
+    perform postbox._make_inbox_views(box.name);
 end
 $function$;
 comment on function postbox._arm_inbox(text) is 'Private: makes the triggers of an inbox anew, as its settings are';

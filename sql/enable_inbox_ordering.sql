@@ -109,7 +109,7 @@ as $function$
 declare
     box postbox.inbox := postbox._lock_inbox(inbox);
 begin
-    perform postbox._ordered_inbox(inbox);
+    box := postbox._ordered_inbox(box);
     execute format('drop view if exists %s', postbox._inbox_view(box, 'next_' || box.name));
     execute format('drop view if exists %s', postbox._inbox_view(box, 'gaps_' || box.name));
     -- Who was handed a message keeps it, and what has been tried stays tried.

@@ -125,6 +125,73 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'insert, update, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill'),
             ('operator',  'insert',         'table postbox.audit'),
             ('operator',  'execute',        'function postbox._frame(regclass, record)'),
+            -- What an inbox shows, hands out again and keeps.
+            ('monitor',   'select',         'table postbox.inbox_keeping, postbox.inbox_total, postbox.inbox_sample, postbox.inbox_horizon, postbox.inbox_replay, postbox.inbox_seen_leaf'),
+            ('monitor',   'select',         'table postbox._pending_batch, postbox._pending_lane, postbox._log_writer, postbox._open_transaction'),
+            ('monitor',   'execute',        'function postbox.inbox_status(text)'),
+            ('monitor',   'execute',        'function postbox.inbox_health(text)'),
+            ('monitor',   'execute',        'function postbox._inbox_counts(int)'),
+            ('monitor',   'execute',        'function postbox._count_inbox(postbox.inbox, int)'),
+            ('monitor',   'execute',        'function postbox._lane_types_sql(postbox.inbox)'),
+            ('monitor',   'execute',        'function postbox._lane_size(int8multirange, text)'),
+            ('monitor',   'execute',        'function postbox._lane_messages_sql(postbox.inbox, text)'),
+            ('monitor',   'execute',        'function postbox._inbox_view(postbox.inbox, text)'),
+            ('monitor',   'execute',        'function postbox._inbox_column(jsonb, text, text, text)'),
+            ('monitor',   'execute',        'function postbox._inbox_type(postbox.inbox, text)'),
+            ('monitor',   'execute',        'function postbox._inbox_recent(int)'),
+            ('monitor',   'execute',        'function postbox._oldest_claimable(postbox.inbox)'),
+            ('monitor',   'execute',        'function postbox._removal_waits_for(postbox.inbox)'),
+            ('monitor',   'execute',        'function postbox._sort_lock(int)'),
+            ('operator',  'execute',        'function postbox.replay_inbox_messages(text, text[])'),
+            ('operator',  'execute',        'function postbox.replay_inbox_dead_letters(text, text[], text, text, interval, boolean, boolean, float8)'),
+            ('operator',  'execute',        'function postbox.discard_inbox_dead_letters(text, text[], text, text, interval, boolean, boolean)'),
+            ('operator',  'execute',        'function postbox._inbox_to_keep(text)'),
+            ('operator',  'execute',        'function postbox._check_rate(float8)'),
+            ('operator',  'execute',        'function postbox._select_inbox_dead(postbox.inbox, text[], text, text, interval, boolean)'),
+            ('operator',  'execute',        'function postbox._replay_dead(postbox.inbox, text[], float8)'),
+            ('operator',  'execute',        'function postbox._reset_rows(postbox.inbox, text[])'),
+            ('operator',  'execute',        'function postbox._note_void(postbox.inbox, text[])'),
+            ('operator',  'execute',        'function postbox._make_inbox_views(text)'),
+            ('operator',  'execute',        'function postbox._replace_inbox_view(postbox.inbox, text, text, text)'),
+            ('operator',  'insert, update', 'table postbox.inbox_replay'),
+            ('maintainer', 'execute',       'function postbox._keep_inboxes()'),
+            ('maintainer', 'execute',       'function postbox._keep_inbox(text, bigint)'),
+            ('maintainer', 'execute',       'function postbox._watch_inbox_health()'),
+            ('maintainer', 'execute',       'function postbox._settled_log_id()'),
+            ('maintainer', 'execute',       'function postbox._settle_seen()'),
+            ('maintainer', 'execute',       'function postbox._fold_inbox_log(postbox.inbox, bigint, int)'),
+            ('maintainer', 'execute',       'function postbox._sample_inbox(postbox.inbox)'),
+            ('maintainer', 'execute',       'function postbox._expired_entries(postbox.inbox, bigint, bigint, int)'),
+            ('maintainer', 'execute',       'function postbox._note_seen(postbox.inbox, int)'),
+            ('maintainer', 'execute',       'function postbox._remove_processed(postbox.inbox, int)'),
+            ('maintainer', 'execute',       'function postbox._expire_dead(postbox.inbox, int)'),
+            ('maintainer', 'execute',       'function postbox._turn_inbox_log()'),
+            ('maintainer', 'execute',       'function postbox._needs_log_leaf(text)'),
+            ('maintainer', 'execute',       'function postbox._empty_inbox_log()'),
+            ('maintainer', 'execute',       'function postbox._turn_seen()'),
+            ('maintainer', 'execute',       'function postbox._expire_leases(postbox.inbox, int, boolean)'),
+            ('maintainer', 'execute',       'function postbox._expire_lanes(postbox.inbox, int, bigint)'),
+            ('maintainer', 'execute',       'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
+            ('maintainer', 'execute',       'function postbox._block_lane(postbox.inbox, text)'),
+            ('maintainer', 'insert, update, delete', 'table postbox.inbox_keeping, postbox.inbox_total, postbox.inbox_sample, postbox.inbox_horizon, postbox.inbox_replay, postbox.inbox_seen_leaf'),
+            ('maintainer', 'insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead'),
+            ('maintainer', 'insert, update', 'table postbox.inbox_seen'),
+            ('maintainer', 'insert',        'table postbox.inbox_log'),
+            ('maintainer', 'select, truncate', 'table postbox.inbox_log_g0, postbox.inbox_log_g1, postbox.inbox_log_g2, postbox.inbox_log_g3'),
+            ('maintainer', 'truncate',      'table postbox.inbox_seen_g0, postbox.inbox_seen_g1, postbox.inbox_seen_g2'),
+            ('maintainer', 'select, update', 'sequence postbox.inbox_log_id_seq'),
+            ('operator',  'execute',        'function postbox._keeping_lock(int)'),
+            ('operator',  'execute',        'function postbox._discard_dead(postbox.inbox, text[])'),
+            ('operator',  'execute',        'function postbox._note_replay(postbox.inbox, text, text[], jsonb)'),
+            ('operator',  'execute',        'function postbox._advance_lanes(postbox.inbox, text[])'),
+            ('operator',  'execute',        'function postbox._lane_heads(postbox.inbox, text[], bigint[])'),
+            ('operator',  'execute',        'function postbox._next_number(int8multirange, bigint)'),
+            ('maintainer', 'execute',       'function postbox._keeping_lock(int)'),
+            ('maintainer', 'execute',       'function postbox._discard_dead(postbox.inbox, text[])'),
+            ('maintainer', 'execute',       'function postbox._note_replay(postbox.inbox, text, text[], jsonb)'),
+            ('maintainer', 'execute',       'function postbox._advance_lanes(postbox.inbox, text[])'),
+            ('maintainer', 'execute',       'function postbox._lane_heads(postbox.inbox, text[], bigint[])'),
+            ('maintainer', 'execute',       'function postbox._next_number(int8multirange, bigint)'),
             -- What the triggers of an inbox do, they do as the one who inserts.
             ('receiver',  'usage',          'schema postbox'),
             ('receiver',  'select',         'table postbox.inbox, postbox.inbox_tier, postbox.inbox_seen'),
@@ -134,7 +201,7 @@ create or replace function postbox._role_rights(role text)
             ('receiver',  'execute',        'function postbox._inbox(text)'),
             ('receiver',  'execute',        'function postbox._as_jsonb(json)'),
             ('worker',    'usage',          'schema postbox'),
-            ('worker',    'usage',          'sequence postbox.inbox_token'),
+            ('worker',    'usage, select',  'sequence postbox.inbox_token'),
             ('worker',    'select',         'table postbox.inbox, postbox.inbox_tier'),
             ('worker',    'select, insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead'),
             ('worker',    'select, insert', 'table postbox.inbox_log, postbox.inbox_floor'),
@@ -153,7 +220,14 @@ create or replace function postbox._role_rights(role text)
             ('worker',    'execute',        'function postbox._raise_floors(int, smallint[], boolean)'),
             ('worker',    'execute',        'function postbox._may_look(int)'),
             ('worker',    'execute',        'function postbox._note_look(int, interval)'),
-            ('worker',    'execute',        'function postbox._sort_arrivals(postbox.inbox, int)'),
+            ('worker',    'execute',        'function postbox._inbox_lock(text)'),
+            ('worker',    'execute',        'function postbox._use_inbox(text)'),
+            ('worker',    'execute',        'function postbox._sort_arrivals(postbox.inbox, int, smallint)'),
+            ('worker',    'execute',        'function postbox._tell_lanes(postbox.inbox, text[], text[], bigint[], text[], smallint[], timestamptz[])'),
+            ('worker',    'execute',        'function postbox._note_arrivals(postbox.inbox, text[], smallint[], timestamptz)'),
+            ('worker',    'execute',        'function postbox._next_number(int8multirange, bigint)'),
+            ('worker',    'execute',        'function postbox._inbox_type(postbox.inbox, text)'),
+            ('worker',    'execute',        'function postbox.inbox_is_my_partition(text, int, int)'),
             ('worker',    'execute',        'function postbox._sort_lock(int)'),
             ('worker',    'execute',        'function postbox._arrivals(postbox.inbox, text[])'),
             ('worker',    'execute',        'function postbox._lane_heads(postbox.inbox, text[], bigint[])'),
@@ -170,6 +244,13 @@ create or replace function postbox._role_rights(role text)
             ('worker',    'execute',        'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
             ('monitor',   'select',         'table postbox.inbox, postbox.inbox_tier, postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead, postbox.inbox_log, postbox.inbox_seen, postbox.inbox_floor'),
             ('monitor',   'execute',        'function postbox._inbox(text)'),
+            ('monitor',   'execute',        'function postbox._ordered_inbox(postbox.inbox)'),
+            ('monitor',   'execute',        'function postbox._gaps_sql(postbox.inbox)'),
+            ('monitor',   'execute',        'function postbox._noted_sql(postbox.inbox)'),
+            ('monitor',   'execute',        'function postbox._inbox_column(jsonb, text, text, text)'),
+            ('monitor',   'execute',        'function postbox._inbox_type(postbox.inbox, text)'),
+            ('monitor',   'execute',        'function postbox.inbox_ordering_gaps(text)'),
+            ('maintainer', 'execute',       'function postbox._watch_inbox_gaps()'),
             ('operator',  'insert, update, delete', 'table postbox.inbox, postbox.inbox_tier'),
             ('operator',  'insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead, postbox.inbox_seen, postbox.inbox_floor'),
             ('operator',  'insert',         'table postbox.inbox_log'),
@@ -177,15 +258,19 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox._check_inbox_name(text, text)'),
             ('operator',  'execute',        'function postbox._check_inbox_settings(text, int, interval, interval, interval, text, text, interval, interval)'),
             ('operator',  'execute',        'function postbox._arm_inbox(text)'),
+            ('operator',  'execute',        'function postbox._arm_refusals(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._arm_arriving(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._arm_arrived(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._arm_claimed(postbox.inbox, text)'),
+            ('operator',  'select, insert, delete', 'table postbox.inbox_floor'),
+            ('operator',  'select',         'sequence postbox.inbox_token'),
+            ('maintainer', 'select',        'sequence postbox.inbox_token'),
+            ('maintainer', 'select, insert', 'table postbox.inbox_floor'),
             ('operator',  'execute',        'function postbox._inbox_column(jsonb, text, text, text)'),
             ('operator',  'execute',        'function postbox._inbox_type(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._inbox_json(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._inbox_tier_of(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._inbox_differs(postbox.inbox, text, text)'),
-            ('operator',  'execute',        'function postbox._arm_refusals(postbox.inbox, text)'),
-            ('operator',  'execute',        'function postbox._arm_arriving(postbox.inbox, text)'),
-            ('operator',  'execute',        'function postbox._arm_arrived(postbox.inbox, text)'),
-            ('operator',  'execute',        'function postbox._arm_claimed(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._arm_inbox_style(postbox.inbox)'),
             ('operator',  'execute',        'function postbox._arm_inbox_updates(postbox.inbox)'),
             ('operator',  'execute',        'function postbox._inbox_condition(postbox.inbox, text[], text)'),
@@ -201,6 +286,37 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox.drop_inbox(text, boolean, boolean)'),
             ('operator',  'execute',        'function postbox._inbox_views(postbox.inbox)'),
             ('operator',  'execute',        'function postbox._inbox_functions(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox.enable_inbox_ordering(text, text, text, bigint, interval)'),
+            ('operator',  'execute',        'function postbox.disable_inbox_ordering(text)'),
+            ('operator',  'execute',        'function postbox.inbox_gap_skip(text, text, int8range, text)'),
+            ('operator',  'execute',        'function postbox.enable_inbox_priority(text, text, jsonb)'),
+            ('operator',  'execute',        'function postbox.disable_inbox_priority(text)'),
+            ('operator',  'execute',        'function postbox.pause_inbox(text, text)'),
+            ('operator',  'execute',        'function postbox.resume_inbox(text, text)'),
+            ('operator',  'execute',        'function postbox._set_inbox_paused(text, text, boolean)'),
+            ('operator',  'execute',        'function postbox._lock_inbox(text)'),
+            ('operator',  'execute',        'function postbox._inbox_lock(text)'),
+            ('operator',  'execute',        'function postbox._use_inbox(text)'),
+            ('operator',  'execute',        'function postbox._inbox_role_column(postbox.inbox, text, text, text[])'),
+            ('operator',  'execute',        'function postbox._inbox_view(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._make_inbox_view(postbox.inbox, text, text, text)'),
+            ('operator',  'execute',        'function postbox._inbox_is_ordered(postbox.inbox, text)'),
+            ('operator',  'execute',        'function postbox._next_sql(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox._parse_tiers(jsonb)'),
+            ('operator',  'execute',        'function postbox._retier_inbox(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox._tier_sql(postbox.inbox, smallint)'),
+            ('operator',  'execute',        'function postbox._make_tier_views(postbox.inbox, postbox.inbox_tier[])'),
+            ('operator',  'execute',        'function postbox._inbox_tiers(postbox.inbox)'),
+            ('operator',  'execute',        'function postbox._sort_arrivals(postbox.inbox, int, smallint)'),
+            ('operator',  'execute',        'function postbox._sort_lock(int)'),
+            ('operator',  'execute',        'function postbox._tell_lanes(postbox.inbox, text[], text[], bigint[], text[], smallint[], timestamptz[])'),
+            ('operator',  'execute',        'function postbox._note_arrivals(postbox.inbox, text[], smallint[], timestamptz)'),
+            ('operator',  'execute',        'function postbox._arrivals(postbox.inbox, text[])'),
+            ('operator',  'execute',        'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
+            ('operator',  'execute',        'function postbox._next_number(int8multirange, bigint)'),
+            ('operator',  'execute',        'function postbox._advance_lanes(postbox.inbox, text[])'),
+            ('operator',  'execute',        'function postbox._lane_heads(postbox.inbox, text[], bigint[])'),
+            ('operator',  'execute',        'function postbox._expire_leases(postbox.inbox, int, boolean)'),
             ('operator',  'execute',        'function postbox.repair_inbox(text)')
         ) as r(role, right_name, object)
         -- An operator and a maintainer see what a monitor sees.
@@ -226,7 +342,7 @@ create or replace function postbox._publisher_rights(outbox regclass)
     end;
 comment on function postbox._publisher_rights(regclass) is 'Private: what publishing to an outbox needs';
 
--- What maintain() does to an outbox: it reads and truncates leaves, and moves the sequence.
+-- What maintain() does to an outbox: it reads and truncates leaves, and moves the sequence. Of an inbox it removes messages.
 create or replace function postbox._maintainer_rights(outbox regclass)
     returns table (right_name text, object text)
     language sql stable strict parallel safe
@@ -237,9 +353,20 @@ create or replace function postbox._maintainer_rights(outbox regclass)
         union all
         select 'select, truncate', format('table %s', l.leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox
         union all
-        select 'select, update', format('sequence %s', r.sequence::regclass) from postbox._ring r where r.outbox = _maintainer_rights.outbox and r.sequence is not null;
+        select 'select, update', format('sequence %s', r.sequence::regclass) from postbox._ring r where r.outbox = _maintainer_rights.outbox and r.sequence is not null
+        union all
+        select r.right_name, r.object
+        from postbox.inbox i
+        join pg_class c on c.oid = i.relation
+        join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral (values
+            ('usage', format('schema %I', n.nspname)),
+            ('select, delete', format('table %I.%I', n.nspname, c.relname)),
+            ('select', format('table %I.%I', n.nspname, 'pending_' || i.name))
+        ) as r(right_name, object)
+        where i.relation = _maintainer_rights.outbox;
     end;
-comment on function postbox._maintainer_rights(regclass) is 'Private: what maintaining an outbox needs';
+comment on function postbox._maintainer_rights(regclass) is 'Private: what maintaining an outbox or inbox needs';
 
 -- What an INSERT into an inbox needs: its trigger looks whether the message is there.
 create or replace function postbox._receiver_rights(inbox regclass)
@@ -299,11 +426,11 @@ declare
     grantee_name name;
     target regclass;
     rights record;
-    -- A maintainer's are outboxes.
+    is_inbox boolean;
     of_inboxes constant boolean := role in ('receiver', 'worker');
     of_tables constant boolean := of_inboxes or role in ('publisher', 'maintainer');
     noun constant text := case when of_inboxes then 'inbox' else 'outbox' end;
-    needed constant text := case role when 'publisher' then 'insert' when 'receiver' then 'insert' when 'worker' then 'select' else 'truncate' end;
+    needed text;
 begin
     select r.rolname into grantee_name from pg_roles r where r.oid = grantee;
     if not found then
@@ -324,8 +451,9 @@ begin
                 else 'Leave the list out.' end;
     end if;
     foreach target in array coalesce(outboxes, '{}') loop
-        if target is null or not (case when of_inboxes then exists (select from postbox.inbox i where i.relation = target)
-                else exists (select from postbox._marker m where m.outbox = target) end) then
+        is_inbox := exists (select from postbox.inbox i where i.relation = target);
+        if target is null or not ((is_inbox and (of_inboxes or role = 'maintainer'))
+                or (not of_inboxes and exists (select from postbox._marker m where m.outbox = target))) then
             raise exception using errcode = 'wrong_object_type',
                 message = format('%s is not an %s', coalesce('"' || target::text || '"', 'NULL'), noun),
                 hint = format('postbox.%s_status() lists the %ses.', noun, noun);
@@ -350,6 +478,8 @@ begin
             execute format(statement, rights.right_name, rights.object, grantee_name);
         end loop;
         -- GRANT by somebody who may not grant is a warning only.
+        needed := case role when 'publisher' then 'insert' when 'receiver' then 'insert' when 'worker' then 'select'
+            else case when exists (select from postbox.inbox i where i.relation = target) then 'delete' else 'truncate' end end;
         if verb = 'grant' and not has_table_privilege(grantee, target, needed) then
             raise exception using errcode = 'insufficient_privilege',
                 message = format('role "%s" may not grant %s on %s "%s"', current_user, upper(needed), noun, target),
@@ -374,7 +504,7 @@ create or replace function postbox.grant_role(role text, grantee regrole, outbox
         select postbox._change_role('grant', role, grantee, outboxes);
     end;
 comment on function postbox.grant_role(text, regrole, regclass[]) is
-    'Grants what a publisher or maintainer (of these outboxes), receiver or worker (of these inboxes), consumer, operator or monitor needs';
+    'Grants what a publisher or maintainer (of these outboxes; a maintainer of inboxes too), receiver or worker (of these inboxes), consumer, operator or monitor needs';
 
 create or replace function postbox.revoke_role(role text, grantee regrole, outboxes regclass[] default null) returns void
     language sql volatile

@@ -1,19 +1,11 @@
 -- Handing out messages. A claim locks what it takes with SKIP LOCKED, so that workers never wait for one another, and marks it with a
 -- token of its own.
 
--- Whoever works with an inbox shares this lock until the commit; who changes its shape has it alone (_lock_inbox).
-create or replace function postbox._inbox_lock(inbox text) returns bigint
-    language sql immutable parallel safe
-    return hashtextextended('postbox.inbox ' || coalesce(inbox, ''), 0);
-comment on function postbox._inbox_lock(text) is 'Private: the key of the advisory lock of an inbox';
-
 create or replace function postbox._inbox(inbox text) returns postbox.inbox
-    language plpgsql volatile
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    -- An expression, where PERFORM would be a statement.
-    locked constant boolean := pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) is not null;
     box postbox.inbox;
 begin
     select * into box from postbox.inbox i where i.name = _inbox.inbox;
@@ -32,7 +24,26 @@ begin
     return box;
 end
 $function$;
-comment on function postbox._inbox(text) is 'Private: an inbox by its name, which keeps its shape until the commit';
+comment on function postbox._inbox(text) is 'Private: an inbox by its name';
+
+-- Whoever works with an inbox shares this lock until the commit; who changes its shape has it alone (_lock_inbox).
+create or replace function postbox._inbox_lock(inbox text) returns bigint
+    language sql immutable parallel safe
+    return hashtextextended('postbox.inbox ' || coalesce(inbox, ''), 0);
+comment on function postbox._inbox_lock(text) is 'Private: the key of the advisory lock of an inbox';
+
+create or replace function postbox._use_inbox(inbox text) returns postbox.inbox
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    -- An expression, where PERFORM would be a statement.
+    locked constant boolean := pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) is not null;
+begin
+    return postbox._inbox(inbox);
+end
+$function$;
+comment on function postbox._use_inbox(text) is 'Private: an inbox by its name, which keeps its shape until the commit';
 
 -- The wait before attempt n + 1: random up to initial * 2^(n-1), at most the maximum.
 create or replace function postbox._inbox_backoff(initial interval, most interval, attempts int) returns interval
@@ -225,7 +236,7 @@ create or replace function postbox.inbox_claim(
     set plan_cache_mode = force_generic_plan
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     lease bigint;
     lease_until timestamptz;
     tiers smallint[] := '{0}';

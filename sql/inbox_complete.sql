@@ -98,7 +98,7 @@ create or replace function postbox.inbox_complete(inbox text, event_ids text[], 
     set plan_cache_mode = force_generic_plan
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     done text[];
     missing record;
 begin

@@ -30,7 +30,7 @@ create or replace function postbox.inbox_fail(inbox text, event_id text, token b
     set plan_cache_mode = force_generic_plan
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     failed postbox.inbox_batch;
     outcome text;
 begin
@@ -54,7 +54,8 @@ begin
         perform postbox._bury(box, event_id, failed.event_type, failed.tier, 'failed', error, failed.attempts, failed.first_failed_at, clock_timestamp());
         return 'dead';
     end if;
-    insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', failed.event_type, 1);
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+        values (box.id, clock_timestamp(), 'failed', failed.event_type, 1, array[inbox_fail.event_id]);
     insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, event_type, error, first_failed_at, last_failed_at, event_ids)
         values (box.id, failed.tier,
             clock_timestamp() + coalesce(retry_after, postbox._inbox_backoff(box.backoff_initial, box.backoff_max, failed.attempts)),
@@ -75,7 +76,7 @@ create or replace function postbox.inbox_release(inbox text, event_ids text[], t
     set plan_cache_mode = force_generic_plan
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     released text[];
     given_back text[];
     missing record;
@@ -113,7 +114,7 @@ create or replace function postbox.inbox_extend(inbox text, event_ids text[], to
     set plan_cache_mode = force_generic_plan
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
     until constant timestamptz := clock_timestamp() + visibility_seconds * interval '1 second';
     held text[];
     held_in_lanes text[];
@@ -190,8 +191,8 @@ begin
             select lost.inbox, lost.tier, clock_timestamp(), lost.attempts, case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end,
                 lost.event_type, reason, coalesce(lost.first_failed_at, clock_timestamp()), clock_timestamp(), array[e.id]
             from unnest(lost.event_ids) as e(id);
-        insert into postbox.inbox_log (inbox, at, what, event_type, messages)
-            values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids));
+        insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+            values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids), lost.event_ids);
     end loop;
     if box.ordered_at is not null then
         found_lanes := postbox._expire_lanes(box, most, floor);

@@ -76,14 +76,14 @@ comment on function postbox._gaps_sql(postbox.inbox) is 'Private: a query for th
 
 create or replace function postbox.inbox_ordering_gaps(inbox text default null)
     returns table (inbox_name text, aggregate_id text, missing int8range, since timestamptz, age interval)
-    language plpgsql volatile
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     box postbox.inbox;
 begin
     if inbox is not null then
-        perform postbox._ordered_inbox(inbox);
+        perform postbox._ordered_inbox(postbox._inbox(inbox));
     end if;
     for box in
         select i.* from postbox.inbox i
@@ -96,12 +96,10 @@ $function$;
 comment on function postbox.inbox_ordering_gaps(text) is
     'The sequence numbers that ordered inboxes wait for: a row for each missing range, with the time when the message behind it was received';
 
-create or replace function postbox._ordered_inbox(inbox text) returns postbox.inbox
-    language plpgsql volatile
+create or replace function postbox._ordered_inbox(box postbox.inbox) returns postbox.inbox
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $function$
-declare
-    box constant postbox.inbox := postbox._inbox(inbox);
 begin
     if box.ordered_at is null then
         raise exception using errcode = 'object_not_in_prerequisite_state',
@@ -111,14 +109,14 @@ begin
     return box;
 end
 $function$;
-comment on function postbox._ordered_inbox(text) is 'Private: an inbox that must be ordered';
+comment on function postbox._ordered_inbox(postbox.inbox) is 'Private: an inbox that must be ordered';
 
 create or replace function postbox.inbox_gap_skip(inbox text, aggregate text, range int8range, reason text) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    box constant postbox.inbox := postbox._ordered_inbox(inbox);
+    box constant postbox.inbox := postbox._ordered_inbox(postbox._use_inbox(inbox));
     lane postbox.inbox_lane;
     missing int8multirange;
     received text;
@@ -173,7 +171,7 @@ $function$;
 comment on function postbox.inbox_gap_skip(text, text, int8range, text) is
     'Gives up sequence numbers that will never come, for a reason that postbox.audit keeps; one that comes all the same becomes a dead letter. The number of them';
 
--- Called by maintenance. What is waited for shows when arrivals have been sorted, which nobody else may be doing.
+-- Called by maintenance.
 create or replace function postbox._watch_inbox_gaps() returns table (subject text, outcome text, detail text)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -184,11 +182,6 @@ declare
     known record;
 begin
     for box in select i.* from postbox.inbox i where i.ordered_at is not null order by i.name loop
-        -- Somebody changes it just now.
-        continue when not pg_try_advisory_xact_lock_shared(postbox._inbox_lock(box.name));
-        select i.* into box from postbox.inbox i where i.id = box.id and i.ordered_at is not null;
-        continue when not found;
-        perform postbox._sort_arrivals(box, 500);
         -- Where the table does not say when a message was received, a gap is as old as it is known here.
         execute format(
             'select count(*) as gaps, (array_agg(g.aggregate_id order by g.since, g.aggregate_id, g.missing))[1] as aggregate_id,

@@ -52,7 +52,7 @@ create or replace function postbox._sort_arrivals(box postbox.inbox, most int, t
 as $function$
 declare
     enough constant int := least(greatest(4 * most, 100), 2000);
-    lowest constant int := coalesce(-1 - through, -32768);
+    last constant int := coalesce(-1 - through, -32768);
     now constant timestamptz := clock_timestamp();
     slot int;
     note record;
@@ -64,7 +64,7 @@ declare
     tiers smallint[];
     dues timestamptz[];
 begin
-    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier between lowest and -1 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
+    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier between last and -1 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
         return 0;
     end if;
     -- Two that sort would wait for one another where both make the lane of a new aggregate.
@@ -72,7 +72,7 @@ begin
         return 0;
     end if;
     -- Whoever sorts begins with the first tier, so that a flood of others does not hold it up. Nobody else takes notes away.
-    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id and -1 - t.tier >= lowest union select 0 order by 1 loop
+    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id and -1 - t.tier >= last union select 0 order by 1 loop
         for note in
             select b.ctid as place, b.event_ids from postbox.inbox_batch b
             where b.inbox = box.id and b.tier = -1 - slot and b.token is null and b.crashes < 2 and b.ready_at <= now
@@ -120,14 +120,23 @@ create or replace function postbox._tell_lanes(
 as $function$
 declare
     wanted constant text[] := array(select distinct k from unnest(keys) as k);
+    start_keys text[];
+    starts bigint[];
     free text[];
     held record;
     wrong record;
 begin
+    if box.sequence_start is null then
+        -- What has come and is not sorted yet counts too.
+        execute format('select array_agg(k.key), array_agg((select min(r.%I) from %s r where r.%I = k.key::%s)::bigint) from unnest($1) as k(key)',
+            box.columns ->> 'sequence_num', box.relation, box.columns ->> 'aggregate_id', postbox._inbox_type(box, 'aggregate_id'))
+            into start_keys, starts using wanted;
+    end if;
     -- An insertion that finds a lane waits for whoever is changing it, even if it does nothing then. There is a conflict for old snapshots only.
     insert into postbox.inbox_lane (inbox, key, next)
-        select box.id, a.key, coalesce(box.sequence_start, a.lowest)
-        from (select u.key, min(u.seq) as lowest from unnest(keys, seqs) as u(key, seq) group by u.key) a
+        select box.id, a.key, coalesce(box.sequence_start, s.start)
+        from unnest(wanted) as a(key)
+        left join unnest(start_keys, starts) as s(key, start) on s.key = a.key
         left join (select l.key from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted)) k on k.key = a.key
         where k.key is null
         on conflict on constraint inbox_lane_pkey do nothing;
@@ -296,7 +305,8 @@ begin
         perform postbox._block_lane(box, failed.key);
         return 'dead';
     end if;
-    insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', failed.event_type, 1);
+    insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+        values (box.id, clock_timestamp(), 'failed', failed.event_type, 1, array[failed.event_id]);
     -- The whole lane waits, or a later message would overtake.
     update postbox.inbox_lane l
         set token = null, lease_until = null, leased_at = null, worker = null, alone = null, crashes = 0, error = _fail_lane.error,
@@ -319,7 +329,7 @@ begin
         update postbox.inbox_lane l
             set token = null, lease_until = null, leased_at = null, worker = null, alone = null, attempts = l.attempts - 1
             from unnest(event_ids, tokens) as u(id, token)
-            where l.inbox = box.id and l.token = u.token and l.event_id = u.id
+            where l.inbox = box.id and l.token = any (tokens) and l.token = u.token and l.event_id = u.id
             returning l.event_id
     )
     select array_agg(g.event_id) into released from given_back g;
@@ -350,7 +360,8 @@ begin
             perform postbox._block_lane(box, lost.key);
             continue;
         end if;
-        insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (box.id, clock_timestamp(), 'failed', lost.event_type, 1);
+        insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+            values (box.id, clock_timestamp(), 'failed', lost.event_type, 1, array[lost.event_id]);
         update postbox.inbox_lane l
             set token = null, lease_until = null, leased_at = null, worker = null, alone = null, ready_at = clock_timestamp(),
                 crashes = case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end, error = reason,

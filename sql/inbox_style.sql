@@ -135,11 +135,10 @@ begin
     end if;
     -- DROP EXTENSION takes them along: without the tables of Postbox every INSERT would fail.
     if exists (select from pg_extension e where e.extname = 'postbox') then
-        for ours in
-            select t.tgname, t.tgfoid::regprocedure as function from pg_trigger t
-            where t.tgrelid = box.relation and t.tgname ~ '^postbox_inbox_' and t.tgfoid in (select f::oid from postbox._inbox_functions(box) f)
-        loop
+        for ours in select f as function from postbox._inbox_functions(box) f loop
             execute format('alter function %s depends on extension postbox', ours.function);
+        end loop;
+        for ours in select t.tgname from pg_trigger t where t.tgrelid = box.relation and t.tgname ~ '^postbox_inbox_' loop
             execute format('alter trigger %I on %s depends on extension postbox', ours.tgname, box.relation);
         end loop;
     end if;

@@ -12,6 +12,7 @@ declare
     outbox record;
     one record;
     emptied boolean := false;
+    overdue timestamptz;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = 'active_sql_transaction',
@@ -44,12 +45,18 @@ begin
         return;
     end if;
 
+    select m.overdue_since into overdue from postbox.maintenance_status m;
+
     -- First, while nothing is written. Not in a subtransaction, which would have an id of its own.
     step := 'sample';
     if postbox._take_sample() then
         outcome := 'taken';
         detail := null;
         return next;
+    end if;
+
+    if overdue is not null then
+        perform postbox._alert('maintenance_overdue', 'maintain', jsonb_build_object('overdue_since', overdue, 'last_run', last_run));
     end if;
 
     step := 'cleanup';
@@ -95,6 +102,27 @@ begin
         return next;
     end;
 
+    step := 'inboxes';
+    for part in 1 .. 3 loop
+        begin
+            for one in
+                select * from postbox._keep_inboxes() where part = 1
+                union all select * from postbox._watch_inbox_gaps() where part = 2
+                union all select * from postbox._watch_inbox_health() where part = 3
+            loop
+                subject := one.subject;
+                outcome := one.outcome;
+                detail := one.detail;
+                return next;
+            end loop;
+        exception when others then
+            subject := null;
+            outcome := 'skipped';
+            detail := sqlerrm;
+            return next;
+        end;
+    end loop;
+
     step := 'ring';
     for outbox in select r.outbox as oid, r.outbox_name as name from postbox._ring r where r.generation_bits is not null order by 2 loop
         subject := outbox.name;
@@ -126,7 +154,7 @@ begin
         return next;
     end;
 
-    -- Last, as a leaf is locked from here to the commit; one of all outboxes. Who waited longest comes first.
+    -- Late, as a leaf is locked from here to the commit; one of all outboxes. Who waited longest comes first.
     step := 'retention';
     for outbox in
         select r.outbox as oid, r.outbox_name as name
@@ -168,6 +196,27 @@ begin
         end if;
     end loop;
 
+    step := 'inbox_rings';
+    begin
+        for one in
+            select 'inbox_log' as subject, t.outcome, t.detail from postbox._turn_inbox_log() t
+            union all select 'inbox_log', t.outcome, t.detail from postbox._empty_inbox_log() t
+            union all select 'inbox_seen', t.outcome, t.detail from postbox._turn_seen() t
+        loop
+            if one.outcome <> 'nothing' then
+                subject := one.subject;
+                outcome := one.outcome;
+                detail := one.detail;
+                return next;
+            end if;
+        end loop;
+    exception when others then
+        subject := null;
+        outcome := 'skipped';
+        detail := sqlerrm;
+        return next;
+    end;
+
     -- Who finds nothing to do writes nothing, or a server would never come to rest.
     if pg_current_xact_id_if_assigned() is not null then
         update postbox.maintenance m set last_run = clock_timestamp(), role = session_user, application = current_setting('application_name');
@@ -175,4 +224,4 @@ begin
 end
 $function$;
 comment on function postbox.maintain(boolean) is
-    'Maintains outboxes and groups: samples, retention, alerts, WAL budgets, slots that were left behind. Nothing if it was done in the last 10 seconds, unless forced';
+    'Maintains outboxes, groups and inboxes: samples, retention, alerts, WAL budgets, slots and leases that were left behind. Nothing if it was done in the last 10 seconds, unless forced';

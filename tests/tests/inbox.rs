@@ -1,8 +1,13 @@
-//! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
+//! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
+mod dead;
+mod keeping;
+mod killed;
+mod lifecycle;
 mod model;
 mod order;
 mod receiving;
+mod seeing;
 mod storm;
 mod tiers;
 

@@ -22,7 +22,8 @@ async fn send(client: Client, mut messages: Vec<(usize, usize)>, mut random: Std
     messages.shuffle(&mut random);
     while !messages.is_empty() {
         let some = messages.split_off(messages.len().saturating_sub(random.random_range(1..20)));
-        let values: Vec<String> = some.iter().map(|(key, number)| format!("('{key}-{number}', '{key}', {number}, '{{}}')")).collect();
+        let values: Vec<String> =
+            some.iter().map(|(key, number)| format!("('{key}-{number}', '{key}', {number}, '{{}}')")).collect();
         let insert = format!(
             "INSERT INTO payments (event_id, aggregate_id, sequence_num, payload) VALUES {} ON CONFLICT DO NOTHING",
             values.join(", ")
@@ -78,7 +79,10 @@ async fn work(cluster: Arc<Cluster>, name: usize, mut random: StdRng) -> [usize;
             let (key, number) = message.0.split_once('-').expect("an id");
             let number: i64 = number.parse().expect("a number");
             transaction
-                .execute("INSERT INTO effect (key, number, worker) VALUES ($1, $2, $3)", &[&key, &number, &(name as i32)])
+                .execute(
+                    "INSERT INTO effect (key, number, worker) VALUES ($1, $2, $3)",
+                    &[&key, &number, &(name as i32)],
+                )
                 .await
                 .expect("the effect");
             match try_complete(transaction.client(), std::slice::from_ref(&message)).await {
@@ -109,14 +113,20 @@ async fn storm() {
     )
     .await;
     let cluster = Arc::new(cluster);
-    let mut messages: Vec<(usize, usize)> = (0..KEYS).flat_map(|key| (1..=EACH).map(move |number| (key, number))).collect();
+    let mut messages: Vec<(usize, usize)> =
+        (0..KEYS).flat_map(|key| (1..=EACH).map(move |number| (key, number))).collect();
     messages.shuffle(&mut random);
     let mut senders = Vec::new();
     for part in messages.chunks(messages.len().div_ceil(3)) {
-        senders.push(spawn_local(send(cluster.client("postgres").await, part.to_vec(), StdRng::seed_from_u64(random.random()))));
+        senders.push(spawn_local(send(
+            cluster.client("postgres").await,
+            part.to_vec(),
+            StdRng::seed_from_u64(random.random()),
+        )));
     }
-    let workers: Vec<_> =
-        (0..8).map(|name| spawn_local(work(Arc::clone(&cluster), name, StdRng::seed_from_u64(random.random())))).collect();
+    let workers: Vec<_> = (0..8)
+        .map(|name| spawn_local(work(Arc::clone(&cluster), name, StdRng::seed_from_u64(random.random()))))
+        .collect();
     for sender in senders {
         sender.await.expect("a sender");
     }
@@ -129,12 +139,22 @@ async fn storm() {
     println!("claims: {} worked on, {} lost with their worker, {} overstayed", fates[0], fates[1], fates[2]);
     let wrong = "SELECT key, number, place FROM (SELECT *, row_number() OVER (PARTITION BY key ORDER BY id) AS place FROM effect) e WHERE number <> place";
     assert_eq!(rows(&client, wrong).await, [""; 0], "out of order, or twice");
-    assert_eq!(row(&client, "SELECT count(*), count(DISTINCT (key, number)) FROM effect").await, format!("{0}|{0}", KEYS * EACH));
+    assert_eq!(
+        row(&client, "SELECT count(*), count(DISTINCT (key, number)) FROM effect").await,
+        format!("{0}|{0}", KEYS * EACH)
+    );
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_dead").await, "0");
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_batch").await, "0");
     assert_eq!(
-        row(&client, "SELECT count(*) FROM postbox.inbox_lane WHERE next <> 41 OR arrived <> '{}' OR token IS NOT NULL").await,
+        row(
+            &client,
+            "SELECT count(*) FROM postbox.inbox_lane WHERE next <> 41 OR arrived <> '{}' OR token IS NOT NULL"
+        )
+        .await,
         "0"
     );
-    assert_eq!(row(&client, "SELECT sum(messages) FROM postbox.inbox_log WHERE what = 'processed'").await, (KEYS * EACH).to_string());
+    assert_eq!(
+        row(&client, "SELECT sum(messages) FROM postbox.inbox_log WHERE what = 'processed'").await,
+        (KEYS * EACH).to_string()
+    );
 }

@@ -47,7 +47,14 @@ async fn the_first_tier_is_served_first_and_each_may_be_asked_for() {
     complete(&client, &background).await;
     assert_eq!(pending(&client, "background").await, [""; 0]);
     assert_eq!(claimed(&client, "'payments', 'w', 50").await, ["99.a", "NULL.a"]);
-    refused(&client, "SELECT postbox.inbox_claim('payments', 'w', tier => 'nosuch')", "42704", "no tier \"nosuch\"", "enable_inbox_priority").await;
+    refused(
+        &client,
+        "SELECT postbox.inbox_claim('payments', 'w', tier => 'nosuch')",
+        "42704",
+        "no tier \"nosuch\"",
+        "enable_inbox_priority",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -62,18 +69,38 @@ async fn each_priority_belongs_to_one_tier() {
     enable("{}", "must be an array of 1 to 100", "For instance: [{").await;
     enable("[]", "must be an array of 1 to 100", "For instance: [{").await;
     enable("[1]", "tier 1 is no object", "For instance: [{").await;
-    enable(r#"[{"name": "a", "weight": 3}]"#, "has an unknown \"weight\"", "name, lowest, highest, pace and concurrency").await;
+    enable(
+        r#"[{"name": "a", "weight": 3}]"#,
+        "has an unknown \"weight\"",
+        "name, lowest, highest, pace and concurrency",
+    )
+    .await;
     enable(r#"[{"lowest": 3}]"#, "has no name", "give each its own").await;
     enable(r#"[{"name": "a.b"}]"#, "has no name, one with a dot", "give each its own").await;
-    enable(r#"[{"name": "a", "lowest": 0}, {"name": "a", "highest": -1}]"#, "that of another tier", "give each its own").await;
+    enable(
+        r#"[{"name": "a", "lowest": 0}, {"name": "a", "highest": -1}]"#,
+        "that of another tier",
+        "give each its own",
+    )
+    .await;
     enable(r#"[{"name": "a", "lowest": "high"}]"#, "invalid input syntax for type integer", "are integers").await;
     enable(r#"[{"name": "a", "pace": "soon"}]"#, "invalid input syntax for type interval", "pace is an interval").await;
     enable(r#"[{"name": "a", "pace": "0"}]"#, "has pace 00:00:00", "more than 0").await;
     enable(r#"[{"name": "a", "concurrency": 0}]"#, "concurrency 0", "1 to 1000").await;
     enable(r#"[{"name": "a", "lowest": 2, "highest": 1}]"#, "goes from 2 to 1", "must not be above").await;
-    enable(r#"[{"name": "a", "lowest": 5}, {"name": "b", "highest": 5}]"#, "\"b\" overlaps another one at priority 5", "one tier").await;
+    enable(
+        r#"[{"name": "a", "lowest": 5}, {"name": "b", "highest": 5}]"#,
+        "\"b\" overlaps another one at priority 5",
+        "one tier",
+    )
+    .await;
     enable(r#"[{"name": "a"}, {"name": "b"}]"#, "\"b\" overlaps another one at priority 0", "one tier").await;
-    enable(r#"[{"name": "a", "lowest": 5}, {"name": "b", "highest": 3}]"#, "no tier has priority 4", "without priority has 0").await;
+    enable(
+        r#"[{"name": "a", "lowest": 5}, {"name": "b", "highest": 3}]"#,
+        "no tier has priority 4",
+        "without priority has 0",
+    )
+    .await;
     enable(r#"[{"name": "a", "lowest": 1}]"#, "no tier has priority 0", "without priority has 0").await;
     enable(r#"[{"name": "a", "highest": 7}]"#, "no tier has priority 8", "without priority has 0").await;
     let long = "l".repeat(60);
@@ -87,7 +114,14 @@ async fn each_priority_belongs_to_one_tier() {
     enable("'payments', 'payload', '[]'", "42804", "it cannot be the priority", "smallint, integer, bigint").await;
     run(&client, "UPDATE postbox.inbox SET columns = columns - 'priority'").await;
     enable("'payments', 'nosuch', '[]'", "42703", "no column \"nosuch\" for the priority", "smallint").await;
-    refused(&client, "SELECT postbox.disable_inbox_priority('payments')", "55000", "has no tiers", "enable_inbox_priority").await;
+    refused(
+        &client,
+        "SELECT postbox.disable_inbox_priority('payments')",
+        "55000",
+        "has no tiers",
+        "enable_inbox_priority",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -142,20 +176,29 @@ async fn an_aggregate_is_in_the_tier_of_its_next_message() {
              ('a-2', 'a', 2, 100), ('a-3', 'a', 3, -1), ('b-1', 'b', 1, 100), ('b-2', 'b', 2, -1), ('c-1', 'c', 1, 5), ('a-1', 'a', 1, -1)",
     )
     .await;
-    assert_eq!(rows(&client, "SELECT event_id, tier FROM next_payments ORDER BY 1").await, ["a-1|background", "b-1|critical", "c-1|normal"]);
+    assert_eq!(
+        rows(&client, "SELECT event_id, tier FROM next_payments ORDER BY 1").await,
+        ["a-1|background", "b-1|critical", "c-1|normal"]
+    );
     // The critical message of a waits for one in the background.
     let critical = claim(&client, "'payments', 'w', 50, tier => 'critical'").await;
     assert_eq!(critical[0].0, "b-1");
     assert_eq!(critical.len(), 1);
     complete(&client, &critical).await;
     assert_eq!(claimed(&client, "'payments', 'w', 50, tier => 'critical'").await, [""; 0]);
-    assert_eq!(rows(&client, "SELECT event_id, tier FROM next_payments ORDER BY 1").await, ["a-1|background", "b-2|background", "c-1|normal"]);
+    assert_eq!(
+        rows(&client, "SELECT event_id, tier FROM next_payments ORDER BY 1").await,
+        ["a-1|background", "b-2|background", "c-1|normal"]
+    );
     let background = claim(&client, "'payments', 'w', 50, tier => 'background'").await;
     complete(&client, &background).await;
     assert_eq!(claimed(&client, "'payments', 'w', 50, tier => 'critical'").await, ["a-2"]);
     assert_eq!(pending(&client, "critical").await, ["a-2", "a-3"], "those behind are where the aggregate is");
     run(&client, "SELECT postbox.disable_inbox_priority('payments')").await;
-    assert_eq!(rows(&client, "SELECT key, tier FROM postbox.inbox_lane WHERE event_id IS NOT NULL ORDER BY 1").await, ["a|0", "c|0"]);
+    assert_eq!(
+        rows(&client, "SELECT key, tier FROM postbox.inbox_lane WHERE event_id IS NOT NULL ORDER BY 1").await,
+        ["a|0", "c|0"]
+    );
     assert_eq!(claimed(&client, "'payments', 'w', 50").await, ["c-1"]);
 }
 
@@ -168,9 +211,17 @@ async fn a_flood_in_one_tier_costs_another_nothing() {
         }
         let round = async |name: &str| {
             run(&client, &format!("INSERT INTO payments (event_id, aggregate_id, sequence_num, priority) VALUES ('{name}', '{name}', 1, 100)")).await;
-            let used = buffers(&client, "SELECT * FROM postbox.inbox_claim('payments', 'w', 1, tier => 'critical')").await;
-            assert_eq!(row(&client, &format!("SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 1, tier => 'critical')")).await, "0");
-            let held = row(&client, &format!("SELECT count(*) FROM pending_payments_critical WHERE event_id = '{name}' AND attempts = 1")).await;
+            let used =
+                buffers(&client, "SELECT * FROM postbox.inbox_claim('payments', 'w', 1, tier => 'critical')").await;
+            assert_eq!(
+                row(&client, "SELECT count(*) FROM postbox.inbox_claim('payments', 'w', 1, tier => 'critical')").await,
+                "0"
+            );
+            let held = row(
+                &client,
+                &format!("SELECT count(*) FROM pending_payments_critical WHERE event_id = '{name}' AND attempts = 1"),
+            )
+            .await;
             assert_eq!(held, "1", "{name} was handed out");
             used
         };
@@ -207,9 +258,15 @@ async fn a_paused_inbox_or_tier_hands_out_nothing_until_it_is_resumed() {
     assert_eq!(claimed(&client, "'payments', 'w', 50").await, ["0.a"]);
     assert_eq!(
         rows(&client, "SELECT action, subject, detail FROM postbox.audit").await,
-        [r"inbox_paused|payments|{}", r#"inbox_paused|payments|{"tier": "normal"}"#, r"inbox_resumed|payments|{}", r#"inbox_resumed|payments|{"tier": "normal"}"#]
+        [
+            r"inbox_paused|payments|{}",
+            r#"inbox_paused|payments|{"tier": "normal"}"#,
+            r"inbox_resumed|payments|{}",
+            r#"inbox_resumed|payments|{"tier": "normal"}"#
+        ]
     );
-    refused(&client, "SELECT postbox.pause_inbox('payments', 'nosuch')", "42704", "no tier \"nosuch\"", "whole inbox").await;
+    refused(&client, "SELECT postbox.pause_inbox('payments', 'nosuch')", "42704", "no tier \"nosuch\"", "whole inbox")
+        .await;
     refused(&client, "SELECT postbox.resume_inbox('nosuch')", "42704", "does not exist", "inbox_status").await;
 }
 
@@ -224,7 +281,11 @@ async fn every_aggregate_belongs_to_one_worker_for_good() {
     // The same on every server and in every version.
     let mine = "SELECT string_agg(w::text, '' ORDER BY k, w) FROM unnest('{a,b,ada,42,order-7,\"\"}'::text[]) k, generate_series(0, 6) w WHERE postbox.inbox_is_my_partition(k, w, 7)";
     assert_eq!(row(&client, mine).await, "116520");
-    assert_eq!(row(&client, "SELECT postbox.inbox_is_my_partition(NULL, 0, 3), postbox.inbox_is_my_partition(NULL, 1, 3)").await, "t|f");
+    assert_eq!(
+        row(&client, "SELECT postbox.inbox_is_my_partition(NULL, 0, 3), postbox.inbox_is_my_partition(NULL, 1, 3)")
+            .await,
+        "t|f"
+    );
     for (worker, total) in [("4", "4"), ("-1", "4"), ("0", "0"), ("NULL", "4"), ("0", "NULL")] {
         let sql = format!("SELECT postbox.inbox_is_my_partition('a', {worker}, {total})");
         refused(&client, &sql, "22023", &format!("worker {worker} of {total} does not exist"), "counted from 0").await;

@@ -98,6 +98,15 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
 }
 
 #[tokio::test]
+async fn roles_name_functions_that_there_are() {
+    let (_cluster, client) = start().await;
+    let unknown = "SELECT DISTINCT r.object FROM unnest('{publisher,consumer,receiver,worker,operator,monitor,maintainer}'::text[]) AS role,
+            postbox._role_rights(role) r
+        WHERE r.object ~ '^function ' AND to_regprocedure(substr(r.object, 10)) IS NULL";
+    assert_eq!(rows(&client, unknown).await, [""; 0]);
+}
+
+#[tokio::test]
 async fn functions_run_as_their_caller_pin_their_search_path_and_are_described() {
     let (_cluster, client) = start().await;
     let definers = "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'postbox'::regnamespace AND prosecdef";

@@ -216,7 +216,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
     let pgmq = queues.iter().position(|&queue| queue == Queue::Pgmq);
     for (which, queue) in queues.iter().enumerate() {
         let beside = |samples: &[Samples], digits: usize| {
-            pgmq.map_or_else(String::new, |pgmq| format!("{:.digits$}", samples[which].median() / samples[pgmq].median()))
+            pgmq.map_or_else(String::new, |pgmq| {
+                format!("{:.digits$}", samples[which].median() / samples[pgmq].median())
+            })
         };
         report.row(
             vec![
@@ -232,7 +234,11 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
         if let Some(pgmq) = pgmq.filter(|&pgmq| pgmq != which) {
             let time = rates[pgmq].median() / rates[which].median();
             report.target(format!("{}: time per message, × pgmq", queue.name()), time, 0.5);
-            report.target(format!("{}: WAL per message, × pgmq", queue.name()), wal[which].median() / wal[pgmq].median(), 0.5);
+            report.target(
+                format!("{}: WAL per message, × pgmq", queue.name()),
+                wal[which].median() / wal[pgmq].median(),
+                0.5,
+            );
         }
     }
     report.note("ids are random UUIDs; pgmq numbers its messages itself and notices no duplicates");
