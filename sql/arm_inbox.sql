@@ -174,6 +174,9 @@ begin
         begin
             select array_agg(a.event_id), array_agg(a.event_type), array_agg(a.tier), max(a.due) into ids, types, tiers, last_due
                 from (select %3$s as event_id, %4$s as event_type, %5$s as tier, %6$s as due from arrivals a) a;
+            if ids is null then
+                return null;
+            end if;
             if cardinality(ids) <= 50 and types = array_fill(types[1], array[cardinality(ids)]) and tiers = array_fill(tiers[1], array[cardinality(ids)])
                 and (last_due is null or last_due <= now)
             then

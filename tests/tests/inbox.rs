@@ -1,4 +1,5 @@
 //! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
+//! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
 mod circle;
 mod dead;

@@ -383,9 +383,8 @@ async fn an_inbox_follows_what_is_renamed_and_keeps_its_columns() {
     .await;
     assert_eq!(row(&client, "SELECT postbox.inbox_receive('payments', 'b', '2')").await, "duplicate");
     assert_eq!(handed_out(&client, "payments").await, ["a||1", "b||2"]);
-    let functions =
-        "SELECT string_agg(oid::regprocedure::text, ' ' ORDER BY proname) FROM pg_proc WHERE proname ~ '^payments_'";
-    assert_eq!(row(&client, functions).await, "shop.payments_arrived() shop.payments_arriving()");
+    let places = "SELECT DISTINCT pronamespace::regnamespace FROM pg_proc WHERE proname ~ '^payments_'";
+    assert_eq!(rows(&client, places).await, ["shop"]);
     run(&client, "SELECT postbox.drop_inbox('payments', cascade => true)").await;
     assert_eq!(row(&client, "SELECT count(*) FROM pg_proc WHERE proname ~ '^payments_'").await, "0");
 
