@@ -145,9 +145,7 @@ begin
             end if;$sql$, box.id, id, event_type)
         else '' end);
     execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
-    -- inbox_receive_batch looks for duplicates itself, all at once.
-    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row %s execute function %s()', box.relation,
-        case when box.dedup_window <= box.retention then 'when (current_setting(''postbox.receiving'', true) is distinct from ''batch'')' else '' end, function);
+    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row execute function %s()', box.relation, function);
 end
 $function$;
 comment on function postbox._arm_arriving(postbox.inbox, text) is 'Private: makes the trigger that notes duplicates';
@@ -169,19 +167,20 @@ begin
         create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
         declare
             ids text[];
-            lowest smallint;
-            highest smallint;
-            first text;
-            last text;
-            typed bigint;
-            delayed boolean;
+            types text[];
+            tiers smallint[];
+            last_due timestamptz;
             now constant timestamptz := clock_timestamp();
         begin
-            select array_agg(a.event_id), min(a.tier), max(a.tier), min(a.event_type collate "C"), max(a.event_type collate "C"), count(a.event_type), bool_or(a.due > now)
-                into ids, lowest, highest, first, last, typed, delayed
+            select array_agg(a.event_id), array_agg(a.event_type), array_agg(a.tier), max(a.due) into ids, types, tiers, last_due
                 from (select %3$s as event_id, %4$s as event_type, %5$s as tier, %6$s as due from arrivals a) a;
-            if cardinality(ids) <= 50 and lowest = highest and typed in (0, cardinality(ids)) and first is not distinct from last and delayed is not true then
-                insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids) values (%2$s, lowest, now, first, ids);
+            if ids is null then
+                return null;
+            end if;
+            if cardinality(ids) <= 50 and types = array_fill(types[1], array[cardinality(ids)]) and tiers = array_fill(tiers[1], array[cardinality(ids)])
+                and (last_due is null or last_due <= now)
+            then
+                insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids) values (%2$s, tiers[1], now, types[1], ids);
                 return null;
             end if;
             insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids)
@@ -230,69 +229,6 @@ end
 $function$;
 comment on function postbox._arm_claimed(postbox.inbox, text) is 'Private: makes the function that reads what was claimed';
 
--- What inbox_receive_batch does. What came again is looked for only if fewer messages came in than were given.
-create or replace function postbox._arm_received(box postbox.inbox, function text) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-as $function$
-declare
-    cols text;
-    vals text;
-    differs text;
-begin
-    select string_agg(format('%I', g.col), ', ' order by g.n), string_agg(g.value, ', ' order by g.n),
-            coalesce(max(format(case g.type when 'json' then 'postbox._as_jsonb(r.%I) is distinct from g.payload' else 'r.%I is distinct from ' || g.value end, g.col))
-                filter (where g.role = 'payload'), 'false')
-        into cols, vals, differs
-        from (
-            select r.role, r.n, t.type, box.columns ->> r.role as col,
-                case when r.role in ('payload', 'headers') then postbox._from_jsonb(t.type, 'g.' || r.role) else format('g.%s::%s', r.role, t.type) end as value
-            from unnest(array['event_id', 'payload', 'event_type', 'source', 'aggregate_id', 'sequence_num', 'priority', 'headers', 'visible_at', 'trace_id'])
-                with ordinality as r(role, n)
-            cross join lateral (select postbox._inbox_type(box, r.role) as type) t
-            where box.columns ? r.role
-        ) g;
-    execute format($sql$
-        create or replace function %1$s(
-            ids text[], payloads jsonb[], types text[], sources text[], aggregates text[], numbers bigint[], priorities int[], headers jsonb[], dues timestamptz[],
-            traces text[], out received int, out duplicates int, out conflicts int
-        ) language plpgsql volatile as $body$
-        declare
-            different text[];
-        begin
-            insert into %2$s (%3$s)
-                select %4$s
-                from unnest(ids, payloads, types, sources, aggregates, numbers, priorities, headers, dues, traces)
-                    as g(event_id, payload, event_type, source, aggregate_id, sequence_num, priority, headers, visible_at, trace_id)
-                on conflict (%5$I) do nothing;
-            get diagnostics received = row_count;
-            duplicates := 0;
-            conflicts := 0;
-            if received = cardinality(ids) then
-                return;
-            end if;
-            -- A transaction that was inserting the same id has ended by now: this snapshot sees it.
-            select coalesce(array_agg(g.event_id), '{}') into different
-                from unnest(ids, payloads) as g(event_id, payload)
-                join %2$s r on r.%5$I operator(pg_catalog.=) g.event_id::%6$s
-                where %7$s;
-            conflicts := cardinality(different);
-            duplicates := cardinality(ids) - received - conflicts;
-            %8$s
-        end $body$ $sql$,
-        function, box.relation, cols, vals, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'), differs,
-        -- Otherwise the trigger has noted them.
-        case when box.dedup_window <= box.retention then format($sql$
-            insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
-                select %s, clock_timestamp(), n.what, (select min(t) from unnest(types) t having count(distinct t) = 1), n.messages, n.ids
-                from (values ('duplicate', duplicates, null::text[]), ('conflict', conflicts, different)) as n(what, messages, ids)
-                where n.messages > 0;$sql$, box.id) else '' end);
-    execute format('comment on function %s(text[], jsonb[], text[], text[], text[], bigint[], int[], jsonb[], timestamptz[], text[]) is %L', function,
-        format('What inbox_receive_batch does for inbox %s, made by Postbox', box.name));
-end
-$function$;
-comment on function postbox._arm_received(postbox.inbox, text) is 'Private: makes the function that receives many messages';
-
 create or replace function postbox._arm_inbox(inbox_name text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -306,7 +242,6 @@ begin
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation;
     perform postbox._arm_refusals(box, format('%I.%I', namespace, box.name || '_refused'));
     perform postbox._arm_arriving(box, format('%I.%I', namespace, box.name || '_arriving'));
-    perform postbox._arm_received(box, format('%I.%I', namespace, box.name || '_received'));
     -- In style update the table itself says what is pending.
     if box.style = 'claim' then
         perform postbox._arm_arrived(box, format('%I.%I', namespace, box.name || '_arrived'));
@@ -315,7 +250,6 @@ begin
 
     update postbox.inbox i set
         tiered = exists (select from postbox.inbox_tier t where t.inbox = i.id),
-        received_sql = format('select * from %I.%I($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)', namespace, box.name || '_received'),
         claimed_sql = format('select * from %I.%I($1, $2, $3)', namespace, box.name || '_claimed'),
         heads_sql = case when box.ordered_at is not null then format(
             'select k.key, h.id, h.type, h.tier, h.visible_at

@@ -25,10 +25,8 @@ create table postbox.inbox (
     tiered            boolean     not null default false,
     paused_at         timestamptz,
     created_at        timestamptz not null default clock_timestamp(),
-    -- Queries on the table, made by _arm_inbox: the messages of a claim, those that
-    -- come in by inbox_receive_batch, the heads of lanes, what is to be sorted into lanes.
+    -- Queries on the table, made by _arm_inbox: the messages of a claim, the heads of lanes, what is to be sorted into lanes.
     claimed_sql       text,
-    received_sql      text,
     heads_sql         text,
     arrivals_sql      text,
     -- Those of inbox_receive.

@@ -205,8 +205,7 @@ begin
                     newest,
                     (select b.token from postbox.inbox_batch b where b.inbox = box.id and b.token >= floor order by b.token limit 1),
                     (select l.token from postbox.inbox_lane l where l.inbox = box.id and l.token >= floor order by l.token limit 1))),
-                s.last_value
-            from postbox.inbox_token s;
+                pg_sequence_last_value('postbox.inbox_token');
     end if;
     return expired;
 end

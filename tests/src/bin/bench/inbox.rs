@@ -56,9 +56,7 @@ pub(crate) fn prepare(cluster: &Cluster) -> Outcome<bool> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Queue {
     /// INSERT, `inbox_claim`, `inbox_complete`.
-    Insert,
-    /// `inbox_receive_batch` instead of the INSERT.
-    Receive,
+    Postbox,
     /// `send_batch`, `read`, `archive`.
     Pgmq,
 }
@@ -66,14 +64,13 @@ pub(crate) enum Queue {
 impl Queue {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Insert => "Postbox, INSERT",
-            Self::Receive => "Postbox, inbox_receive_batch",
+            Self::Postbox => "Postbox",
             Self::Pgmq => "pgmq",
         }
     }
 
     pub(crate) fn all(with_pgmq: bool) -> &'static [Self] {
-        if with_pgmq { &[Self::Pgmq, Self::Insert, Self::Receive] } else { &[Self::Insert, Self::Receive] }
+        if with_pgmq { &[Self::Pgmq, Self::Postbox] } else { &[Self::Postbox] }
     }
 }
 
@@ -90,14 +87,9 @@ impl Worker {
     pub(crate) async fn start(cluster: &Cluster, queue: Queue) -> Outcome<Self> {
         let client = cluster.client(DATABASE).await;
         let [receive, claim, complete] = match queue {
-            Queue::Insert => [
+            Queue::Postbox => [
                 "INSERT INTO payments (event_id, event_type, payload)
                  SELECT id, 'purchase.confirmed', payload::jsonb FROM unnest($1::text[], $2::text[]) AS m (id, payload) ON CONFLICT DO NOTHING",
-                "SELECT event_id, token, payload, headers, attempts FROM postbox.inbox_claim('payments', 'bench', $1)",
-                "SELECT postbox.inbox_complete('payments', $1, $2)",
-            ],
-            Queue::Receive => [
-                "SELECT postbox.inbox_receive_batch('payments', $1, $2::text[]::jsonb[], array_fill('purchase.confirmed'::text, array[cardinality($1)]))",
                 "SELECT event_id, token, payload, headers, attempts FROM postbox.inbox_claim('payments', 'bench', $1)",
                 "SELECT postbox.inbox_complete('payments', $1, $2)",
             ],
@@ -118,7 +110,7 @@ impl Worker {
         let both: [&(dyn ToSql + Sync); 2] = [&ids, &&payloads[..]];
         match self.queue {
             Queue::Pgmq => self.client.query(&self.receive, &both[1..]).await?,
-            Queue::Insert | Queue::Receive => self.client.query(&self.receive, &both).await?,
+            Queue::Postbox => self.client.query(&self.receive, &both).await?,
         };
         Ok(())
     }
@@ -136,7 +128,7 @@ impl Worker {
                 let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
                 self.client.query(&self.complete, &[&ids]).await?;
             }
-            Queue::Insert | Queue::Receive => {
+            Queue::Postbox => {
                 let (ids, tokens): (Vec<&str>, Vec<i64>) =
                     rows.iter().map(|row| (row.get::<_, &str>(0), row.get::<_, i64>(1))).unzip();
                 self.client.query(&self.complete, &[&ids, &tokens]).await?;
