@@ -286,7 +286,6 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox._arm_arriving(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._arm_arrived(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._arm_claimed(postbox.inbox, text)'),
-            ('operator',  'execute',        'function postbox._arm_received(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._block_lane(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._inbox_differs(postbox.inbox, text, text)'),
             ('operator',  'execute',        'function postbox._expire_lanes(postbox.inbox, int, bigint)'),
