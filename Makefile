@@ -9,7 +9,7 @@ OLDER_TESTS = harness:: messages:: transport::refusals:: docs:: decoding::
 PG_CONFIG ?= pg_config
 SUDO ?=
 # What `make fuzz` runs, and for how many seconds each.
-TARGETS ?= frames options conninfo messages jsonb
+TARGETS ?= frames options conninfo login messages jsonb
 FUZZ_SECONDS ?= 60
 
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -30,7 +30,7 @@ SHELL = /bin/bash
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL = help
-.PHONY: help demo circle test test-older test-all build install lint bench failpoints fuzz mutants
+.PHONY: help demo circle test test-older test-all build install lint bench failpoints sanitize fuzz mutants
 
 help: ## Print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -113,6 +113,17 @@ bench: build $(MAJORS:%=server-%) $(MAJORS:%=floor-%) ## Measure; ARGS="…" goe
 
 mutants: failpoints server-$(NEWEST) ## Break the code in every way of tests/mutations/: each must fail the tests that it names; ONLY=word chooses
 	@tests/mutants $(NEWEST) '$(ONLY)'
+
+# The crates forbid unsafe code; what they use does not (lz4_flex, memchr). Only a nightly compiler has the sanitizer's runtime.
+sanitize: ## Run the tests of the stream's crates under AddressSanitizer; needs a nightly toolchain
+	@target=$$(rustc -vV | sed -n 's/^host: //p')
+	if ! ls "$$(rustc +nightly --print target-libdir 2>/dev/null)"/librustc-*_rt.asan.a >/dev/null 2>&1; then
+	    echo 'No nightly toolchain with the AddressSanitizer runtime: rustup toolchain install nightly' >&2
+	    exit 1
+	fi
+	# With a target named, build scripts and macros are left alone.
+	RUSTFLAGS=-Zsanitizer=address $(CARGO) +nightly test --locked --target "$$target" --target-dir "$$CARGO_TARGET_DIR/sanitize" \
+	    -p postbox-wire -p postbox-jsonb --lib --tests
 
 # Without a sanitizer, so that the stable compiler will do: safe code shows its faults as panics.
 fuzz: ## Fuzz each target in tests/fuzz for FUZZ_SECONDS=60; TARGETS="frames options" chooses

@@ -220,7 +220,6 @@ create or replace function postbox._role_rights(role text)
             ('receiver',  'insert (inbox, tier, ready_at, event_type, event_ids)', 'table postbox.inbox_batch'),
             ('receiver',  'insert (inbox, at, what, event_type, messages, event_ids)', 'table postbox.inbox_log'),
             ('receiver',  'execute',        'function postbox.inbox_receive(text, text, jsonb, text, text, text, bigint, int, jsonb, timestamptz, text)'),
-            ('receiver',  'execute',        'function postbox.inbox_receive_batch(text, text[], jsonb[], text[], text[], text[], bigint[], int[], jsonb[], timestamptz[], text[])'),
             ('receiver',  'execute',        'function postbox._inbox(text)'),
             ('receiver',  'execute',        'function postbox._as_jsonb(json)'),
             ('worker',    'usage',          'schema postbox'),

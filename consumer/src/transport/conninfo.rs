@@ -8,15 +8,16 @@ mod service;
 mod syntax;
 mod tls;
 
-use std::env;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use std::{env, fs};
 
 pub(super) use self::hosts::{Host, Place, SOCKET_DIR};
 use self::keywords::Settings;
 pub(super) use self::methods::{Method, Methods};
 pub(super) use self::password::Password;
+use self::service::Reader;
 pub(super) use self::tls::{CertMode, Identity, Revoked, Roots, SslMode, Tls, UserFile};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -97,7 +98,7 @@ impl ConnInfo {
     /// # Errors
     /// [`ErrorKind::Usage`], naming the keyword or variable.
     pub fn parse(string: &str) -> Result<Self> {
-        Self::from_sources(Some(string), &environment)
+        Self::from_sources(Some(string), &environment, &|file| fs::read(file))
     }
 
     /// The database that is connected to.
@@ -110,7 +111,7 @@ impl ConnInfo {
     /// # Errors
     /// [`ErrorKind::Usage`], naming the keyword or variable.
     pub fn from_env() -> Result<Self> {
-        Self::from_sources(None, &environment)
+        Self::from_sources(None, &environment, &|file| fs::read(file))
     }
 
     /// [`parse`](Self::parse) of a string that was given, else [`from_env`](Self::from_env).
@@ -118,7 +119,7 @@ impl ConnInfo {
     /// # Errors
     /// [`ErrorKind::Usage`], naming the keyword or variable.
     pub fn resolve(string: Option<&str>) -> Result<Self> {
-        Self::from_sources(string, &environment)
+        Self::from_sources(string, &environment, &|file| fs::read(file))
     }
 
     /// The role to log in as.
@@ -139,10 +140,10 @@ impl ConnInfo {
         }
     }
 
-    pub(super) fn from_sources(string: Option<&str>, env: &dyn Fn(&str) -> Result<Option<String>>) -> Result<Self> {
+    pub(super) fn from_sources(string: Option<&str>, env: Env<'_>, reader: Reader<'_>) -> Result<Self> {
         let settings = match string {
-            Some(string) => Settings::new(string, "the connection string", env)?,
-            None => Settings::new(&env("DATABASE_URL")?.unwrap_or_default(), "DATABASE_URL", env)?,
+            Some(string) => Settings::new(string, "the connection string", env, reader)?,
+            None => Settings::new(&env("DATABASE_URL")?.unwrap_or_default(), "DATABASE_URL", env, reader)?,
         };
         let user = match settings.get("user") {
             Some(user) => user.to_owned(),
@@ -203,6 +204,9 @@ impl FromStr for ConnInfo {
     }
 }
 
+/// What knows the environment's variables.
+type Env<'a> = &'a dyn Fn(&str) -> Result<Option<String>>;
+
 fn environment(name: &str) -> Result<Option<String>> {
     match env::var(name) {
         Ok(value) => Ok(Some(value)),
@@ -257,9 +261,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(string: Option<&str>, env: &[(&str, &str)]) -> Result<ConnInfo> {
-        ConnInfo::from_sources(string, &|name| {
-            Ok(env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
-        })
+        let env = |name: &str| Ok(env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()));
+        ConnInfo::from_sources(string, &env, &|file| fs::read(file))
     }
 
     fn hosts(info: &ConnInfo) -> String {

@@ -4,18 +4,34 @@ use std::hint::black_box;
 
 use tokio::io::{join, sink};
 
+use super::auth::{Credentials, log_in};
 use super::conninfo::ConnInfo;
 use super::copy::of_stream;
+use super::identity::Shown;
 use super::link::Link;
 use super::refusal::About;
 
-/// Reads a connection string, with nothing in the environment. Those that name files are left out: files are not what is
-/// tried here.
+/// Reads a connection string, with nothing in the environment and no files: what is behind a zero byte is what every file holds.
 pub fn connection_string(text: &str) {
-    if text.contains("service") || text.contains("file") {
-        return;
-    }
-    let _ = black_box(ConnInfo::from_sources(Some(text), &|_| Ok(None)));
+    let (string, file) = text.split_once('\0').unwrap_or((text, ""));
+    let _ = black_box(ConnInfo::from_sources(Some(string), &|_| Ok(None), &|_| Ok(file.into())));
+}
+
+/// Logs in to a server that says this, whatever it is told. What it says of SCRAM is read up to the nonce, which it cannot know.
+pub async fn login_bytes(bytes: &[u8]) {
+    let info = ConnInfo::from_sources(Some("host=h user=u password=p"), &|_| Ok(None), &|_| Ok(Vec::new()));
+    let info = info.expect("a connection string");
+    let credentials = Credentials {
+        user: info.user(),
+        password: info.password(&info.hosts[0]),
+        clear_text: true,
+        end_point: Some(b"certificate".to_vec()),
+        channel_binding: info.channel_binding,
+        methods: &info.methods,
+        certificate: (info.tls.identity.mode, Shown::Unasked),
+    };
+    let mut link = Link::new(join(bytes, sink()), About::default());
+    let _ = black_box(log_in(&mut link, &[("user", info.user())], credentials).await);
 }
 
 /// Reads what a server sends in a stream, up to the first error or the end.

@@ -57,11 +57,17 @@ pub fn options(bytes: &[u8]) {
     let _ = parse_selectors(text);
 }
 
-/// A connection string.
+/// A connection string, and behind a zero byte what the service file holds that it may name.
 pub fn conninfo(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         hostile::connection_string(text);
     }
+}
+
+/// All that a server sends before it lets a client in, and its greeting.
+pub fn login(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(hostile::login_bytes(bytes));
 }
 
 /// All that a server sends in a replication stream.

@@ -8,10 +8,11 @@ type Target = fn(&[u8]);
 
 #[test]
 fn the_corpus_does_no_harm() {
-    let targets: [(&str, Target); 5] = [
+    let targets: [(&str, Target); 6] = [
         ("frames", postbox_fuzz::frames),
         ("options", postbox_fuzz::options),
         ("conninfo", postbox_fuzz::conninfo),
+        ("login", postbox_fuzz::login),
         ("messages", postbox_fuzz::messages),
         ("jsonb", postbox_fuzz::jsonb),
     ];

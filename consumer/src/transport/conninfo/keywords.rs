@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{service, syntax};
+use super::{Env, service, syntax};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Keywords that have an effect, each with its environment variable.
@@ -92,7 +92,7 @@ struct Setting {
 
 impl Settings {
     /// Reads `string`, which came from `origin`, the service that it or `env` names, and then `env`.
-    pub(super) fn new(string: &str, origin: &str, env: &dyn Fn(&str) -> Result<Option<String>>) -> Result<Self> {
+    pub(super) fn new(string: &str, origin: &str, env: Env<'_>, reader: service::Reader<'_>) -> Result<Self> {
         let mut settings = Self(Vec::new());
         for (keyword, value) in syntax::parse(string)? {
             if let Some(keyword) = effective(&keyword, &value, origin)? {
@@ -100,7 +100,7 @@ impl Settings {
                 settings.0.push(Setting { keyword, value, origin: origin.to_owned() });
             }
         }
-        settings.add_service(env)?;
+        settings.add_service(env, reader)?;
         let fixed = FIXED.iter().map(|(keyword, variable, _)| (*keyword, *variable));
         let refused = REFUSED.iter().map(|(keyword, variable, _)| (*keyword, *variable));
         for (keyword, variable) in SUPPORTED.into_iter().chain(fixed).chain(refused) {
@@ -122,7 +122,7 @@ impl Settings {
     }
 
     /// Adds what the service says and nothing earlier does.
-    fn add_service(&mut self, env: &dyn Fn(&str) -> Result<Option<String>>) -> Result<()> {
+    fn add_service(&mut self, env: Env<'_>, reader: service::Reader<'_>) -> Result<()> {
         // One that is given and empty hides the variable.
         let given = |keyword: &str, variable: &str| match self.gives(keyword) {
             true => Ok(self.get(keyword).map(str::to_owned)),
@@ -133,7 +133,7 @@ impl Settings {
             named: given(SERVICE_FILE, "PGSERVICEFILE")?,
             system: env("PGSYSCONFDIR")?.filter(|dir| !dir.is_empty()),
         };
-        for line in service::read(&name, &files)? {
+        for line in service::read(&name, &files, reader)? {
             let origin = format!("service file {}, line {}", line.file, line.number);
             if [SERVICE, SERVICE_FILE].contains(&line.keyword.as_str()) {
                 return Err(Error::new(ErrorKind::Usage, format!("{} within a service in {origin}", line.keyword))

@@ -1,6 +1,5 @@
 //! Service files: sections of settings, each under the name of a service.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,22 +25,34 @@ pub(super) struct Line {
     pub(super) number: usize,
 }
 
+/// What reads a file.
+pub(super) type Reader<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
+
 /// The settings of service `name`.
-pub(super) fn read(name: &str, files: &Files) -> Result<Vec<Line>> {
+pub(super) fn read(name: &str, files: &Files, reader: Reader<'_>) -> Result<Vec<Line>> {
     let system = Path::new(files.system.as_deref().unwrap_or(SYSTEM_DIR)).join("pg_service.conf");
     let first = match &files.named {
         // As in libpq a file that is named has to be there.
         Some(file) => Some(PathBuf::from(file)),
-        None => in_home(".pg_service.conf").filter(|file| file.exists()),
+        None => in_home(".pg_service.conf"),
     };
-    let candidates = first.into_iter().chain(Some(system).filter(|file| file.exists())).collect::<Vec<_>>();
-    for file in &candidates {
-        let text = fs::read(file).map_err(|error| unreadable(file, error))?;
-        if let Some(lines) = search(&text, name, file)? {
+    let mut seen = Vec::new();
+    for file in first.into_iter().chain([system]) {
+        let is_named = seen.is_empty() && files.named.is_some();
+        let text = match reader(&file) {
+            Err(error)
+                if !is_named && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
+            text => text.map_err(|error| unreadable(&file, error))?,
+        };
+        if let Some(lines) = search(&text, name, &file)? {
             return Ok(lines);
         }
+        seen.push(file);
     }
-    let looked = match candidates.as_slice() {
+    let looked = match seen.as_slice() {
         [] => "there is no service file".to_owned(),
         files => {
             let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
