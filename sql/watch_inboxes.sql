@@ -42,7 +42,7 @@ declare
     has_more boolean;
 begin
     if box.style = 'claim' then
-        done := postbox._expire_leases(box, most_leases);
+        done := postbox._sweep_inbox(box, most_leases);
         if done > 0 then
             outcome := 'taken back';
             detail := format('%s leases that ran out', done);
