@@ -242,8 +242,7 @@ declare
     tiers smallint[] := '{0}';
     matching bigint;
     ordered constant boolean := box.ordered_at is not null;
-    -- Where everybody is busy, one in eight also does what those do that find nothing.
-    tidying constant boolean := random() < 0.125;
+    tidying boolean;
     everywhere boolean;
     began timestamptz;
     got record;
@@ -283,6 +282,8 @@ begin
         return;
     end if;
     lease := nextval('postbox.inbox_token');
+    -- Where everybody is busy, one in eight also does what those do that find nothing.
+    tidying := lease % 8 = 0;
     lease_until := clock_timestamp() + visibility_seconds * interval '1 second';
 
     if ordered then

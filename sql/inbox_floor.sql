@@ -66,8 +66,9 @@ end
 $function$;
 comment on function postbox._note_look(int, interval) is 'Private: what it took to look below the floor';
 
--- Removes floors that count no more, and lowers those that something came to lie below. The result is how many messages' leases were over.
-create or replace function postbox._sweep_inbox(box postbox.inbox) returns int
+-- Removes floors that count no more, and lowers those that something came to lie below. Takes back leases that ran out, up to `most`;
+-- the result is how many.
+create or replace function postbox._sweep_inbox(box postbox.inbox, most int) returns int
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -103,7 +104,7 @@ begin
             ) newest
             where late < newest.ready_at;
     end loop;
-    return postbox._expire_leases(box, 1000, true);
+    return postbox._expire_leases(box, most, true);
 end
 $function$;
-comment on function postbox._sweep_inbox(postbox.inbox) is 'Private: looks below the floors of an inbox; to be called by maintenance';
+comment on function postbox._sweep_inbox(postbox.inbox, int) is 'Private: looks below the floors of an inbox, and takes back leases that ran out';

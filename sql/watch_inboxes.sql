@@ -43,7 +43,7 @@ declare
 begin
     if box.style = 'claim' then
         -- Also those that claims no longer look at.
-        done := postbox._sweep_inbox(box);
+        done := postbox._sweep_inbox(box, most_leases);
         if done > 0 then
             outcome := 'taken back';
             detail := format('%s leases that ran out', done);

@@ -9,7 +9,8 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
-  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention, groups, inbox (default: all)
+  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention, groups, inbox,
+            inbox-claims, inbox-held, inbox-ordered (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
   --pg      major version of the server in target/pg (default: 18)
@@ -44,10 +45,16 @@ pub(crate) enum Part {
     Groups,
     /// Receiving, claiming and completing.
     Inbox,
+    /// What a claim costs when much waits or was processed.
+    InboxClaims,
+    /// Inboxes while a transaction is held open.
+    InboxHeld,
+    /// An ordered inbox.
+    InboxOrdered,
 }
 
 impl Part {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 16] = [
         Self::Small,
         Self::Bulk,
         Self::None,
@@ -61,6 +68,9 @@ impl Part {
         Self::Retention,
         Self::Groups,
         Self::Inbox,
+        Self::InboxClaims,
+        Self::InboxHeld,
+        Self::InboxOrdered,
     ];
 }
 
@@ -80,6 +90,9 @@ impl fmt::Display for Part {
             Self::Retention => "retention",
             Self::Groups => "groups",
             Self::Inbox => "inbox",
+            Self::InboxClaims => "inbox-claims",
+            Self::InboxHeld => "inbox-held",
+            Self::InboxOrdered => "inbox-ordered",
         })
     }
 }

@@ -8,6 +8,9 @@ mod decode;
 mod drain;
 mod groups;
 mod inbox;
+mod inbox_claims;
+mod inbox_held;
+mod inbox_ordered;
 mod latency;
 mod measure;
 mod memory;
@@ -79,5 +82,8 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::Retention => retention::run(arguments).await,
         Part::Groups => groups::run(arguments),
         Part::Inbox => inbox::run(arguments).await,
+        Part::InboxClaims => inbox_claims::run(arguments).await,
+        Part::InboxHeld => inbox_held::run(arguments).await,
+        Part::InboxOrdered => inbox_ordered::run(arguments).await,
     }
 }
