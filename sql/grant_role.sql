@@ -190,7 +190,6 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'execute',       'function postbox._expire_leases(postbox.inbox, int, boolean)'),
             ('maintainer', 'select, insert, update, delete', 'table postbox.inbox_floor'),
             ('maintainer', 'select, usage', 'sequence postbox.inbox_token'),
-            ('maintainer', 'execute',       'function postbox._sweep_inbox(postbox.inbox)'),
             ('maintainer', 'execute',       'function postbox._durable()'),
             ('maintainer', 'execute',       'function postbox._expire_lanes(postbox.inbox, int, bigint)'),
             ('maintainer', 'execute',       'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
