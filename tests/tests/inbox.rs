@@ -1,5 +1,6 @@
 //! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
+mod claim;
 mod dead;
 mod keeping;
 mod killed;
