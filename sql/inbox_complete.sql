@@ -103,7 +103,7 @@ declare
     missing record;
 begin
     -- Mostly it is what was claimed, as it was claimed.
-    if box.ordered_at is null and cardinality(event_ids) = cardinality(tokens) and tokens = array_fill(tokens[1], array[cardinality(tokens)]) then
+    if box.ordered_at is null and cardinality(event_ids) = cardinality(tokens) and tokens = array_fill(tokens[1], array[coalesce(cardinality(tokens), 0)]) then
         with taken as (
             delete from postbox.inbox_batch b
             where b.inbox = box.id and b.token = tokens[1] and b.event_ids = inbox_complete.event_ids

@@ -92,9 +92,11 @@ begin
         insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
             select t.inbox, t.tier, t.ready_at, t.attempts - 1, t.crashes, t.event_type, t.error, t.first_failed_at, t.last_failed_at, t.event_ids
             from taken t
-            returning inbox_batch.event_ids
+            returning inbox_batch.tier, inbox_batch.ready_at, inbox_batch.event_ids
+    ), lowered as materialized (
+        select p.event_ids, postbox._lower_floor(box.id, 'batch', p.tier, p.ready_at) from put p
     )
-    select array_agg(e.id) into given_back from put p cross join lateral unnest(p.event_ids) as e(id);
+    select array_agg(e.id) into given_back from lowered l cross join lateral unnest(l.event_ids) as e(id);
     released := coalesce(released, '{}') || coalesce(given_back, '{}');
     for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (released) limit 1 loop
         perform postbox._stale_token(box, missing.id, missing.token);

@@ -39,6 +39,22 @@ end
 $function$;
 comment on function postbox._raise_floors(int, smallint[], boolean) is 'Private: lets claims begin to look later, twice a second at most';
 
+-- For a message that comes back to where it was.
+create or replace function postbox._lower_floor(inbox int, kind text, tier smallint, ready_at timestamptz) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
+            select _lower_floor.inbox, _lower_floor.kind, _lower_floor.tier, clock_timestamp(), _lower_floor.ready_at
+            from (
+                select f.ready_at from postbox.inbox_floor f
+                where f.inbox = _lower_floor.inbox and f.kind = _lower_floor.kind and f.tier = _lower_floor.tier
+                order by f.at desc limit 1
+            ) newest
+            where _lower_floor.ready_at < newest.ready_at;
+    end;
+comment on function postbox._lower_floor(int, text, smallint, timestamptz) is 'Private: lets claims begin to look earlier';
+
 -- Looking below is dear when much is gone that is not vacuumed: then not one time in twenty is spent on it.
 create or replace function postbox._may_look(inbox int) returns boolean
     language plpgsql volatile
@@ -95,14 +111,7 @@ begin
         else
             continue;
         end if;
-        insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
-            select box.id, queue.kind, queue.tier, clock_timestamp(), late
-            from (
-                select f.ready_at from postbox.inbox_floor f
-                where f.inbox = box.id and f.kind = queue.kind and f.tier = queue.tier
-                order by f.at desc limit 1
-            ) newest
-            where late < newest.ready_at;
+        perform postbox._lower_floor(box.id, queue.kind, queue.tier, late);
     end loop;
     return postbox._expire_leases(box, most, true);
 end

@@ -330,7 +330,7 @@ begin
             set token = null, lease_until = null, leased_at = null, worker = null, alone = null, attempts = l.attempts - 1
             from unnest(event_ids, tokens) as u(id, token)
             where l.inbox = box.id and l.token = any (tokens) and l.token = u.token and l.event_id = u.id
-            returning l.event_id
+            returning l.event_id, postbox._lower_floor(l.inbox, 'lane', l.tier, l.ready_at)
     )
     select array_agg(g.event_id) into released from given_back g;
     return coalesce(released, '{}');

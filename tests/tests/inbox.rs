@@ -2,6 +2,7 @@
 //! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
 mod circle;
+mod claim;
 mod dead;
 mod keeping;
 mod killed;

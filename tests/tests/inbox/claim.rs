@@ -1,0 +1,296 @@
+//! What claims hand out, and what becomes of leases: who has one, for how long, and that a stale one does nothing.
+
+use tokio_postgres::Client;
+
+use super::order::buffers;
+use super::{claim, claimed, complete, try_complete};
+use crate::sql::{error, refused, row, rows, run, start};
+
+const CLAIM: &str = "'payments', 'worker', 50";
+
+async fn receive(client: &Client, ids: &str) {
+    run(client, &format!("INSERT INTO payments (event_id, event_type, payload) SELECT id, 't', '{{}}' FROM {ids}"))
+        .await;
+}
+
+fn ids(messages: &[(String, i64)]) -> Vec<&str> {
+    messages.iter().map(|(id, _)| id.as_str()).collect()
+}
+
+/// Makes every lease one that has run out.
+async fn let_leases_run_out(client: &Client) {
+    run(
+        client,
+        "UPDATE postbox.inbox_batch SET lease_until = clock_timestamp() - interval '1 second' WHERE token IS NOT NULL",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn batches_stay_whole_unless_they_are_larger_than_the_claim() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    receive(&client, "generate_series(1, 3) n, lateral (SELECT 'a' || n AS id) i").await;
+    for id in ["b", "c"] {
+        receive(&client, &format!("(VALUES ('{id}')) v (id)")).await;
+    }
+    receive(&client, "generate_series(1, 5) n, lateral (SELECT 'd' || n AS id) i").await;
+
+    let first = claim(&client, "'payments', 'w', 2").await;
+    assert_eq!(ids(&first), ["a1", "a2"], "larger than the claim: parted");
+    let second = claim(&client, "'payments', 'w', 4").await;
+    assert_eq!(ids(&second), ["a3", "b", "c"], "the next one would be too many, and stays whole");
+    let third = claim(&client, CLAIM).await;
+    assert_eq!(ids(&third), ["d1", "d2", "d3", "d4", "d5"]);
+    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
+    assert_eq!(row(&client, "SELECT count(*), min(attempts), max(attempts) FROM postbox.inbox_batch").await, "5|1|1");
+    for messages in [&first, &second, &third] {
+        complete(&client, messages).await;
+    }
+    assert_eq!(row(&client, "SELECT sum(messages) FROM postbox.inbox_log WHERE what = 'processed'").await, "10");
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_batch").await, "0");
+}
+
+#[tokio::test]
+async fn many_arrivals_come_in_batches_of_50_and_types_apart() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "SELECT postbox.create_inbox('payments');
+         INSERT INTO payments (event_id, event_type, visible_at)
+             SELECT lpad(n::text, 3, '0'), CASE WHEN n % 4 = 0 THEN 'quarter' END, CASE WHEN n = 7 THEN now() + interval '1 hour' END FROM generate_series(1, 120) n",
+    )
+    .await;
+    let batches = "SELECT event_type, cardinality(event_ids), event_ids[1], ready_at > now() FROM postbox.inbox_batch ORDER BY 4, 1, 3";
+    assert_eq!(rows(&client, batches).await, ["quarter|30|004|f", "|50|001|f", "|39|069|f", "|1|007|t"]);
+    assert_eq!(claim(&client, "'payments', 'w', 1000").await.len(), 119);
+}
+
+#[tokio::test]
+async fn workers_that_claim_at_the_same_time_share_and_nobody_waits() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    for n in 1..=8 {
+        receive(&client, &format!("generate_series(1, 3) m, lateral (SELECT '{n}-' || m AS id) i")).await;
+    }
+    let mut seen = Vec::new();
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        let worker = cluster.client("postgres").await;
+        run(&worker, "SET lock_timeout = '1ms'; BEGIN").await;
+        seen.extend(claimed(&worker, "'payments', 'w', 6").await);
+        workers.push(worker);
+    }
+    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 24, "each message once");
+    run(&workers[0], "ROLLBACK").await;
+    assert_eq!(claimed(&client, CLAIM).await.len(), 6, "what was not committed is handed out again");
+}
+
+#[tokio::test]
+async fn what_is_committed_late_below_the_floor_is_found() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    let late = cluster.client("postgres").await;
+    let floor = "SELECT ready_at FROM postbox.inbox_floor WHERE kind = 'batch' ORDER BY at DESC LIMIT 1";
+    run(&late, "BEGIN").await;
+    receive(&late, "(VALUES ('late')) v (id)").await;
+    // The floor rises with the queue: from what it was ten seconds ago, to what waits now.
+    receive(&client, "(VALUES ('one')) v (id)").await;
+    run(&client, "SELECT postbox._raise_floors(1, '{0}', false)").await;
+    assert_eq!(row(&client, floor).await, "-infinity", "at first nobody knows what else is under way");
+    let age = "UPDATE postbox.inbox_floor SET at = at - interval '10 seconds'";
+    run(&client, age).await;
+    run(&client, "SELECT postbox._raise_floors(1, '{0}', false)").await;
+    let above = format!("SELECT ({floor}) < (SELECT ready_at FROM postbox.inbox_batch WHERE event_ids = '{{one}}')");
+    assert_eq!(row(&client, &above).await, "t", "ten seconds ago and one more");
+    run(&client, "UPDATE postbox.inbox_floor SET at = clock_timestamp() + interval '1 second'; SELECT postbox._raise_floors(1, '{0}', false)").await;
+    assert_eq!(row(&client, &above).await, "t", "not more than twice a second");
+
+    // The transaction took longer than the floor allows for.
+    run(&client, "INSERT INTO postbox.inbox_floor (inbox, kind, tier, at, ready_at) SELECT 1, 'batch', 0, clock_timestamp() + interval '2 seconds', ready_at FROM postbox.inbox_batch").await;
+    run(&late, "COMMIT").await;
+    let [(id, _)] = &claim(&client, "'payments', 'w', 1").await[..] else { panic!("one is handed out") };
+    assert_eq!(id, "one", "claims begin at the floor");
+    assert_eq!(claimed(&client, CLAIM).await, ["late"], "who finds nothing looks below");
+
+    // Maintenance lowers the floor where everybody is busy.
+    run(&late, "BEGIN").await;
+    receive(&late, "(VALUES ('later')) v (id)").await;
+    receive(&client, "(VALUES ('two'), ('three')) v (id)").await;
+    run(&client, "INSERT INTO postbox.inbox_floor (inbox, kind, tier, at, ready_at) SELECT 1, 'batch', 0, clock_timestamp() + interval '3 seconds', ready_at FROM postbox.inbox_batch WHERE token IS NULL").await;
+    run(&late, "COMMIT").await;
+    // In a second, so that what is swept is newer.
+    run(&client, "UPDATE postbox.inbox_floor SET at = at - interval '1 minute'").await;
+    run(&client, "SELECT postbox._sweep_inbox(i, 100) FROM postbox.inbox i").await;
+    assert_eq!(ids(&claim(&client, "'payments', 'w', 1").await), ["later"]);
+    assert_eq!(claimed(&client, CLAIM).await, ["three", "two"]);
+}
+
+#[tokio::test]
+async fn whom_leases_run_out_on_is_handed_out_alone_and_then_given_up() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments', max_retries => 2)").await;
+    receive(&client, "(VALUES ('a'), ('b'), ('killer')) v (id)").await;
+    for company in [3, 3] {
+        assert_eq!(claim(&client, CLAIM).await.len(), company);
+        let_leases_run_out(&client).await;
+    }
+    // Its neighbours are known to be innocent one by one.
+    let mut alone = Vec::new();
+    loop {
+        let messages = claim(&client, CLAIM).await;
+        let [(id, _)] = &messages[..] else { break };
+        alone.push(id.clone());
+        if id == "killer" {
+            let_leases_run_out(&client).await;
+            if alone.iter().filter(|id| *id == "killer").count() > 3 {
+                panic!("{alone:?}");
+            }
+        } else {
+            complete(&client, &messages).await;
+        }
+    }
+    assert!(alone.contains(&"a".to_owned()) && alone.contains(&"b".to_owned()), "{alone:?}");
+    assert_eq!(rows(&client, "SELECT event_id, why FROM postbox.inbox_dead").await, ["killer|crashed"]);
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_batch").await, "0");
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_holds_until_the_message_is_handed_out_again() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    receive(&client, "(VALUES ('a')) v (id)").await;
+    let late = claim(&client, CLAIM).await;
+    let_leases_run_out(&client).await;
+    complete(&client, &late).await;
+
+    receive(&client, "(VALUES ('b')) v (id)").await;
+    let old = claim(&client, CLAIM).await;
+    let_leases_run_out(&client).await;
+    let new = claim(&client, CLAIM).await;
+    assert_eq!(ids(&new), ["b"]);
+    assert!(new[0].1 > old[0].1, "tokens grow");
+    let refusal = try_complete(&client, &old).await.expect_err("the token is stale");
+    assert_eq!(refusal.code().map(tokio_postgres::error::SqlState::code), Some("PB002"));
+    complete(&client, &new).await;
+    try_complete(&client, &new).await.expect_err("it is done");
+}
+
+#[tokio::test]
+async fn a_stale_token_raises_in_every_verb_and_undoes_what_was_done() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments'); CREATE TABLE effect (n int)").await;
+    receive(&client, "(VALUES ('a'), ('b')) v (id)").await;
+    let messages = claim(&client, CLAIM).await;
+    let (token, stale) = (messages[0].1, messages[0].1 + 1_000);
+    for verb in [
+        format!("postbox.inbox_complete('payments', '{{a}}', '{{{stale}}}')"),
+        // One of both is enough.
+        format!("postbox.inbox_complete('payments', '{{a,b}}', '{{{token},{stale}}}')"),
+        format!("postbox.inbox_complete('payments', '{{a,c}}', '{{{token},{token}}}')"),
+        format!("postbox.inbox_fail('payments', 'a', {stale}, 'no')"),
+        format!("postbox.inbox_extend('payments', '{{a}}', '{{{stale}}}')"),
+        format!("postbox.inbox_extend('payments', '{{a,b}}', '{{{token},{stale}}}')"),
+        format!("postbox.inbox_release('payments', '{{a}}', '{{{stale}}}')"),
+        format!("postbox.inbox_release('payments', '{{b,a}}', '{{{stale},{token}}}')"),
+    ] {
+        let refusal = error(&client, &format!("BEGIN; INSERT INTO effect VALUES (1); SELECT {verb}")).await;
+        assert_eq!(refusal.code().code(), "PB002", "{verb}: {refusal:?}");
+        assert!(refusal.hint().is_some_and(|hint| hint.contains("Roll back")), "{verb}: {refusal:?}");
+        run(&client, "ROLLBACK").await;
+    }
+    assert_eq!(row(&client, "SELECT count(*) FROM effect").await, "0");
+    complete(&client, &messages).await;
+    for (arguments, code, message) in [
+        ("'{a}', NULL", "22023", "1 messages"),
+        ("'{a}', '{1,2}'", "22023", "with 2 tokens"),
+        ("'{NULL}', '{1}'", "22004", "is NULL"),
+        ("'{a}', '{NULL}'", "22004", "is NULL"),
+    ] {
+        refused(
+            &client,
+            &format!("SELECT postbox.inbox_complete('payments', {arguments})"),
+            code,
+            message,
+            "inbox_claim",
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn part_of_a_claim_may_be_completed_failed_released_and_extended() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments', backoff_initial => '10 seconds', backoff_max => '25 seconds', max_retries => 4)").await;
+    receive(&client, "(VALUES ('a'), ('b'), ('c'), ('d')) v (id)").await;
+    let messages = claim(&client, CLAIM).await;
+    let token = messages[0].1;
+    let held =
+        "SELECT string_agg(e, ',' ORDER BY e) FROM postbox.inbox_batch, unnest(event_ids) e WHERE token IS NOT NULL";
+    complete(&client, &messages[1..2]).await;
+    assert_eq!(row(&client, held).await, "a,c,d");
+    run(&client, &format!("SELECT postbox.inbox_release('payments', '{{c}}', '{{{token}}}')")).await;
+    assert_eq!(row(&client, held).await, "a,d");
+    let extended = format!(
+        "SELECT postbox.inbox_extend('payments', '{{a}}', '{{{token}}}', 3600) > clock_timestamp() + interval '59 minutes'"
+    );
+    assert_eq!(row(&client, &extended).await, "t");
+    assert_eq!(row(&client, &format!("SELECT postbox.inbox_fail('payments', 'd', {token}, 'no')")).await, "retry");
+    let wait = "SELECT ready_at - last_failed_at BETWEEN '0' AND least(interval '25 seconds', interval '10 seconds' * power(2, attempts - 1)), attempts, error FROM postbox.inbox_batch WHERE 'd' = ANY (event_ids)";
+    assert_eq!(row(&client, wait).await, "t|1|no");
+    // Released: handed out at once, as if it had not been.
+    let again = rows(&client, "SELECT event_id, attempts FROM postbox.inbox_claim('payments', 'w')").await;
+    assert_eq!(again, ["c|1"]);
+    for attempt in 2..=5 {
+        run(&client, "UPDATE postbox.inbox_batch SET ready_at = clock_timestamp() WHERE token IS NULL").await;
+        let messages = claim(&client, CLAIM).await;
+        let [(id, token)] = &messages[..] else { panic!("{messages:?}") };
+        assert_eq!(id, "d");
+        let outcome = row(&client, &format!("SELECT postbox.inbox_fail('payments', 'd', {token}, 'no')")).await;
+        if attempt < 5 {
+            assert_eq!(outcome, "retry");
+            assert!(row(&client, wait).await.starts_with(&format!("t|{attempt}|")));
+        } else {
+            assert_eq!(outcome, "dead", "the first attempt and four more");
+        }
+    }
+    assert_eq!(rows(&client, "SELECT event_id, why, attempts FROM postbox.inbox_dead").await, ["d|failed|5"]);
+}
+
+#[tokio::test]
+async fn what_is_released_is_found_again_although_the_floor_rose() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    receive(&client, "(VALUES ('first')) v (id)").await;
+    let first = claim(&client, CLAIM).await;
+    receive(&client, "(VALUES ('second')) v (id)").await;
+    run(&client, "INSERT INTO postbox.inbox_floor (inbox, kind, tier, at, ready_at) SELECT 1, 'batch', 0, clock_timestamp(), ready_at FROM postbox.inbox_batch WHERE token IS NULL").await;
+    run(&client, &format!("SELECT postbox.inbox_release('payments', '{{first}}', '{{{}}}')", first[0].1)).await;
+    assert_eq!(ids(&claim(&client, "'payments', 'w', 1").await), ["first"], "before what came later");
+}
+
+#[tokio::test]
+async fn plans_made_when_there_is_little_do_when_there_is_much() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    receive(&client, "(VALUES ('a'), ('b')) v (id)").await;
+    run(&client, "VACUUM ANALYZE").await;
+    // Plans are kept from here on.
+    for n in 0..8 {
+        receive(&client, &format!("(VALUES ('{n}')) v (id)")).await;
+        complete(&client, &claim(&client, "'payments', 'w', 1").await).await;
+    }
+    let other = cluster.client("postgres").await;
+    run(&other, "ALTER TABLE payments SET (autovacuum_enabled = off)").await;
+    for part in 0..20 {
+        receive(&other, &format!("generate_series(1, 1000) n, lateral (SELECT '{part}-' || n AS id) i")).await;
+    }
+    let insert = buffers(&client, "INSERT INTO payments (event_id) VALUES ('new')").await;
+    let claim = buffers(&client, "SELECT * FROM postbox.inbox_claim('payments', 'w', 1)").await;
+    println!("INSERT {insert} buffers, claim {claim}");
+    assert!(insert < 60, "an INSERT touches {insert} buffers");
+    assert!(claim < 150, "a claim touches {claim} buffers");
+}
