@@ -34,6 +34,7 @@ declare
     -- What one run does at most.
     most_messages constant int := 5000;
     most_entries constant int := 50000;
+    -- That of _sweep_inbox.
     most_leases constant int := 1000;
     most_dead constant int := 1000;
     box constant postbox.inbox := postbox._inbox(inbox);
@@ -42,7 +43,7 @@ declare
     has_more boolean;
 begin
     if box.style = 'claim' then
-        done := postbox._expire_leases(box, most_leases);
+        done := postbox._sweep_inbox(box);
         if done > 0 then
             outcome := 'taken back';
             detail := format('%s leases that ran out', done);
