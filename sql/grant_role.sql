@@ -296,6 +296,8 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'insert, delete', 'table postbox.inbox_floor'),
             ('maintainer', 'execute',       'function postbox._sweep_inbox(postbox.inbox, int)'),
             ('maintainer', 'execute',       'function postbox._lower_floor(int, text, smallint, timestamptz)'),
+            ('maintainer', 'select, insert, delete', 'table postbox.inbox_floor'),
+            ('maintainer', 'execute',       'function postbox._sweep_inbox(postbox.inbox)'),
             ('operator',  'execute',        'function postbox._inbox_column(jsonb, text, text, text)'),
             ('operator',  'execute',        'function postbox._inbox_type(postbox.inbox, text)'),
             ('operator',  'execute',        'function postbox._inbox_json(postbox.inbox, text)'),

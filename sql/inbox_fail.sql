@@ -204,7 +204,8 @@ begin
         insert into postbox.inbox_floor (inbox, kind, tier, at, token, newest)
             select box.id, 'lease', 0, clock_timestamp(),
                 greatest(floor, least(
-                    newest,
+                    -- The first time nothing is known of claims that are not committed yet.
+                    coalesce(newest, 0),
                     (select b.token from postbox.inbox_batch b where b.inbox = box.id and b.token >= floor order by b.token limit 1),
                     (select l.token from postbox.inbox_lane l where l.inbox = box.id and l.token >= floor order by l.token limit 1))),
                 pg_sequence_last_value('postbox.inbox_token');
