@@ -1,5 +1,4 @@
 //! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
-//! The inbox: receiving, working, order, dead letters, and what it says of itself.
 
 mod circle;
 mod claim;
