@@ -11,7 +11,7 @@ mod order;
 mod receiving;
 mod seeing;
 mod storm;
-mod stream;
+pub(crate) mod stream;
 mod tiers;
 mod worker;
 

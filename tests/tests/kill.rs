@@ -84,7 +84,8 @@ fn every_failpoint_has_a_row() {
     let listed = text.split_once("STEPS: &[&str] = &[").and_then(|(_, rest)| rest.split_once("];")).expect("a list").0;
     let listed: BTreeSet<_> = listed.split('"').skip(1).step_by(2).map(str::to_owned).collect();
     let name = |row: &&str| row.split('@').next().unwrap_or_default().to_owned();
-    let rows: BTreeSet<_> = exec::STEPS.iter().chain(stdout::STEPS).map(name).collect();
+    let rows: BTreeSet<_> =
+        exec::STEPS.iter().chain(stdout::STEPS).chain(crate::inbox::stream::STEPS).map(name).collect();
     assert!(!rows.is_empty());
     assert_eq!(reached, listed, "consumer/src/failpoint.rs lists others than the code reaches");
     assert_eq!(rows, listed, "the matrix has rows for others");

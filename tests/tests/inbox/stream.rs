@@ -391,6 +391,7 @@ fn run(step: &str, fault: Fault) {
 
 macro_rules! matrix {
     ($($name:ident: $step:literal;)*) => {
+        pub(crate) const STEPS: &[&str] = &[$($step),*];
         mod member_killed { $(#[test] fn $name() { super::run($step, super::Fault::Member); })* }
         mod shop_crashed { $(#[test] fn $name() { super::run($step, super::Fault::Shop); })* }
         mod office_crashed { $(#[test] fn $name() { super::run($step, super::Fault::Office); })* }
