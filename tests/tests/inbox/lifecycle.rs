@@ -398,7 +398,8 @@ async fn an_inbox_follows_what_is_renamed_and_keeps_its_columns() {
         row(&client, "SELECT what, messages FROM postbox.inbox_log WHERE what = 'processed'").await,
         "processed|1"
     );
-    run(&client, "DROP TRIGGER postbox_inbox_changing ON updated; ALTER TABLE updated DROP COLUMN source CASCADE").await;
+    run(&client, "DROP TRIGGER postbox_inbox_changing ON updated; ALTER TABLE updated DROP COLUMN source CASCADE")
+        .await;
     refused(&client, "SELECT postbox.repair_inbox('updated')", "55000", "postbox_inbox_changing", "drop_inbox").await;
     refused(&client, "SELECT postbox.repair_inbox('none')", "42704", "does not exist", "inbox_status").await;
 }
