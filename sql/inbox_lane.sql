@@ -209,9 +209,11 @@ declare
 begin
     select array_agg(n.key), array_agg(n.next) into keys, nexts
         from (
-            select l.key, l.arrived, postbox._next_number(l.skipped, l.next) as next
+            select l.key, l.arrived, case when l.skipped = '{}' then l.next + 1 else postbox._next_number(l.skipped, l.next) end as next
             from postbox.inbox_lane l
             where l.inbox = box.id and l.key = any (lane_keys)
+            -- So that it is called once for each.
+            offset 0
         ) n
         where n.arrived @> n.next;
     -- A message that its owner has deleted leaves a gap.
@@ -226,9 +228,10 @@ begin
             select p.key, p.next, h.event_id, h.event_type, h.tier, h.visible_at,
                    p.arrived * int8multirange(int8range(p.next + (h.event_id is null)::int, null)) as arrived
             from (
-                select o.key, o.arrived, postbox._next_number(o.skipped, o.next) as next
+                select o.key, o.arrived, case when o.skipped = '{}' then o.next + 1 else postbox._next_number(o.skipped, o.next) end as next
                 from postbox.inbox_lane o
                 where o.inbox = box.id and o.key = any (lane_keys)
+                offset 0
             ) p
             left join postbox._lane_heads(box, keys, nexts) h on h.key = p.key
         ) n
