@@ -278,7 +278,7 @@ fn several_groups_are_served_as_the_operations_guide_says() {
     let files: Vec<_> = blocks("docs/operations.md").into_iter().filter(|(language, _)| language == "toml").collect();
     assert_eq!(files.len(), 1);
     fs::write(curl.path("FILE"), &files[0].1).unwrap();
-    let serve = spans("docs/operations.md", "postbox serve").remove(0);
+    let serve = spans("docs/operations.md", "postbox serve FILE").remove(0);
     let mut serve = Running(curl.postbox(&cluster, &serve).stdout(Stdio::piped()).spawn().unwrap());
     cluster.psql("postgres", "SELECT postbox.publish('order_events', 'order.paid', '1')");
     curl.wait_until_sent(&["order.paid"]);
