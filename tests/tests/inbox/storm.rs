@@ -66,10 +66,11 @@ async fn work(cluster: Arc<Cluster>, name: usize, mut random: StdRng) -> [usize;
                 fates[2] += 1;
                 let over = "SELECT count(*) FROM postbox.inbox_lane WHERE token = $1";
                 let (token, client) = (messages[0].1, &client);
-                // All may dawdle at once: then it is maintenance that takes the leases back.
-                let sweep = "SELECT postbox._sweep_inbox(i, 1000) FROM postbox.inbox i";
+                // All may dawdle at once, so each also asks for messages, as an idle worker does, and gives them back.
+                let idle = "SELECT postbox.inbox_release('payments', array_agg(event_id), array_agg(token))
+                    FROM postbox.inbox_claim('payments', 'idle', 1, 1) HAVING count(*) > 0";
                 wait_until_async("somebody else has them", Duration::from_secs(60), async || {
-                    client.execute(sweep, &[]).await.expect("a sweep");
+                    client.execute(idle, &[]).await.expect("a claim");
                     (client.query_one(over, &[&token]).await.expect("a count").get::<_, i64>(0) == 0).then_some(())
                 })
                 .await;
