@@ -262,6 +262,7 @@ create or replace function postbox._role_rights(role text)
             ('worker',    'execute',        'function postbox._block_lane(postbox.inbox, text)'),
             ('worker',    'execute',        'function postbox._check_tokens(postbox.inbox, text[], bigint[])'),
             ('worker',    'execute',        'function postbox._stale_token(postbox.inbox, text, bigint)'),
+            ('worker',    'execute',        'function postbox._require_held(postbox.inbox, text[], bigint[], text[])'),
             ('worker',    'execute',        'function postbox._take_from_batches(postbox.inbox, text[], bigint[])'),
             ('worker',    'execute',        'function postbox._expire_leases(postbox.inbox, int, boolean)'),
             ('worker',    'execute',        'function postbox._expire_lanes(postbox.inbox, int, bigint)'),

@@ -14,6 +14,20 @@ end
 $function$;
 comment on function postbox._stale_token(postbox.inbox, text, bigint) is 'Private: raises PB002';
 
+create or replace function postbox._require_held(box postbox.inbox, event_ids text[], tokens bigint[], held text[]) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    missing record;
+begin
+    for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (held) limit 1 loop
+        perform postbox._stale_token(box, missing.id, missing.token);
+    end loop;
+end
+$function$;
+comment on function postbox._require_held(postbox.inbox, text[], bigint[], text[]) is 'Private: raises PB002 unless the tokens held all of these messages';
+
 create or replace function postbox._check_tokens(box postbox.inbox, event_ids text[], tokens bigint[]) returns void
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -100,7 +114,6 @@ as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
     done text[];
-    missing record;
 begin
     -- Mostly it is what was claimed, as it was claimed.
     if box.ordered_at is null and cardinality(event_ids) = cardinality(tokens) and tokens = array_fill(tokens[1], array[coalesce(cardinality(tokens), 0)]) then
@@ -134,9 +147,7 @@ begin
     )
     select coalesce(done, '{}') || coalesce(array_agg(e.id), '{}') into done from logged l cross join lateral unnest(l.event_ids) as e(id);
     if cardinality(done) < cardinality(event_ids) then
-        for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (done) limit 1 loop
-            perform postbox._stale_token(box, missing.id, missing.token);
-        end loop;
+        perform postbox._require_held(box, event_ids, tokens, done);
     end if;
 end
 $function$;

@@ -79,7 +79,6 @@ declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
     released text[];
     given_back text[];
-    missing record;
 begin
     perform postbox._check_tokens(box, event_ids, tokens);
     if box.ordered_at is not null then
@@ -98,9 +97,7 @@ begin
     )
     select array_agg(e.id) into given_back from lowered l cross join lateral unnest(l.event_ids) as e(id);
     released := coalesce(released, '{}') || coalesce(given_back, '{}');
-    for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (released) limit 1 loop
-        perform postbox._stale_token(box, missing.id, missing.token);
-    end loop;
+    perform postbox._require_held(box, event_ids, tokens, released);
 end
 $function$;
 comment on function postbox.inbox_release(text, text[], bigint[]) is
@@ -120,7 +117,6 @@ declare
     until constant timestamptz := clock_timestamp() + visibility_seconds * interval '1 second';
     held text[];
     held_in_lanes text[];
-    missing record;
 begin
     perform postbox._check_tokens(box, event_ids, tokens);
     if visibility_seconds is null or visibility_seconds not between 1 and 43200 then
@@ -144,9 +140,7 @@ begin
     )
     select array_agg(e.event_id) into held_in_lanes from extended e;
     held := coalesce(held, '{}') || coalesce(held_in_lanes, '{}');
-    for missing in select u.id, u.token from unnest(event_ids, tokens) as u(id, token) where u.id <> all (held) limit 1 loop
-        perform postbox._stale_token(box, missing.id, missing.token);
-    end loop;
+    perform postbox._require_held(box, event_ids, tokens, held);
     return until;
 end
 $function$;
