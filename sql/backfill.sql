@@ -54,14 +54,32 @@ comment on function postbox._start_backfill(text, pg_snapshot[], text, boolean) 
 
 -- The next stored events of a group, in the order of seq, each in a frame of its own. `after` is the last one that was read, NULL
 -- for where the backfill stands.
+--
+-- An outbox has no index by seq. So it is looked through once, for where the rows are, and a held cursor keeps that list for
+-- this session: it holds back neither vacuum nor anybody's lock while events are delivered. After an error it has lost its
+-- place, and another session must go on.
 create or replace function postbox._stored_events(group_name text, outbox oid, after bigint, rows int)
     returns table (seq bigint, frame bytea)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
+    -- A chunk is a small part of a table: by place, whatever the planner thinks of it.
+    set enable_seqscan = off
+    set jit = off
 as $function$
 declare
+    listed refcursor := 'postbox_stored_' || outbox;
     backfill postbox.backfill;
     marker postbox._marker;
+    outbox_name text;
+    seq_column text;
+    wanted text;
+    leaves oid[] := '{}';
+    places tid[] := '{}';
+    seqs bigint[] := '{}';
+    leaf oid;
+    place tid;
+    row_seq bigint;
+    in_place bigint;
 begin
     select * into backfill from postbox.backfill b where b.group_name = _stored_events.group_name and b.outbox = _stored_events.outbox::regclass;
     select * into marker from postbox._marker m where m.outbox = _stored_events.outbox;
@@ -70,20 +88,49 @@ begin
         return;
     end if;
     perform postbox._require_replayable(marker.outbox, 'delivering stored events');
-    return query execute format(
-        'select chunk.seq, postbox._frame(%1$s::regclass, chunk.stored)
-         from (
-            select o.%2$I as seq, o as stored
-            from %3$I.%4$I o
-            where o.%2$I > $1
-              and (pg_visible_in_snapshot(o.%5$I, $2) or o.%2$I <= $5)
-              and not postbox._is_done(o.%5$I, $3)
-            order by o.%2$I
-            limit $4
-         ) chunk',
-        marker.outbox, postbox._marker_column(marker.arguments, 'seq'), marker.schema, marker.name,
-        postbox._marker_column(marker.arguments, 'xid'))
-        using greatest(after, backfill.position), backfill.upto, backfill.done, rows, backfill.restored_upto;
+    outbox_name := format('%I.%I', marker.schema, marker.name);
+    seq_column := quote_ident(postbox._marker_column(marker.arguments, 'seq'));
+    wanted := format(
+        '(pg_visible_in_snapshot(o.%1$I, %2$L) or o.%3$s <= %4$L)
+         and (cardinality(%5$L::pg_snapshot[]) = 0
+            or exists (select from unnest(%5$L::pg_snapshot[]) as d(snapshot) where pg_visible_in_snapshot(o.%1$I, d.snapshot) is not true))',
+        postbox._marker_column(marker.arguments, 'xid'), backfill.upto, seq_column, backfill.restored_upto, backfill.done);
+    if after is null and exists (select from pg_cursors c where c.name = listed::text) then
+        close listed;
+    end if;
+    if not exists (select from pg_cursors c where c.name = listed::text) then
+        execute format(
+            'declare %I no scroll cursor with hold for
+             select o.tableoid, o.ctid, o.%2$s from %3$s o where o.%2$s > %4$L and %5$s order by o.%2$s',
+            listed, seq_column, outbox_name, greatest(after, backfill.position), wanted);
+    end if;
+    while cardinality(seqs) < rows loop
+        fetch listed into leaf, place, row_seq;
+        exit when not found;
+        leaves := leaves || leaf;
+        places := places || place;
+        seqs := seqs || row_seq;
+    end loop;
+    execute format(
+        'select count(*) from unnest($1, $2, $3) as l(leaf, place, seq)
+         join %s o on o.tableoid = l.leaf and o.ctid = l.place and o.%s = l.seq
+         where o.ctid = any ($2)', outbox_name, seq_column)
+        into in_place using leaves, places, seqs;
+    if in_place = cardinality(seqs) then
+        return query execute format(
+            'select l.seq, postbox._frame(%s::regclass, o)
+             from unnest($1, $2, $3) with ordinality as l(leaf, place, seq, number)
+             join %s o on o.tableoid = l.leaf and o.ctid = l.place and o.%s = l.seq
+             where o.ctid = any ($2)
+             order by l.number', outbox, outbox_name, seq_column)
+            using leaves, places, seqs;
+    else
+        -- Its owner has updated or removed rows since.
+        return query execute format(
+            'select o.%2$s, postbox._frame(%1$s::regclass, o) from %3$s o where o.%2$s = any ($1) and %4$s order by o.%2$s',
+            outbox, seq_column, outbox_name, wanted)
+            using seqs;
+    end if;
 end
 $function$;
 comment on function postbox._stored_events(text, oid, bigint, int) is 'Private: the next rows that a group is given from the table';

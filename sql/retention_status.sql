@@ -16,14 +16,15 @@ comment on column postbox.maintenance_status.overdue_since is
 
 create or replace view postbox.retention_status as
     with moment as materialized (
-        select r.outbox, r.generation_bits, kept.retention, kept.critical_bytes, (postbox._moment_before(kept.retention)).snapshot as snapshot
+        select r.outbox, r.generation_bits, r.last_seq, kept.retention, kept.critical_bytes, (postbox._moment_before(kept.retention)).snapshot as snapshot
         from postbox._ring r
         cross join lateral postbox._retention(r.outbox) kept
     ),
     leaf as materialized (
-        select l.outbox, l.leaf, l.leaf_name, l.number, l.distance, pg_total_relation_size(l.leaf) as bytes, l.heap_bytes,
+        select m.outbox, l.leaf, l.leaf_name, l.number, l.distance, pg_total_relation_size(l.leaf) as bytes, l.heap_bytes,
                case when pg_stat_get_live_tuples(l.leaf) > 0 then pg_stat_get_live_tuples(l.leaf) else greatest(c.reltuples, 0)::bigint end as rows_estimate
-        from postbox._leaf l
+        from moment m
+        cross join lateral postbox._leaves(m.outbox, m.generation_bits, m.last_seq) l
         join pg_class c on c.oid = l.leaf
     ),
     pin as materialized (
@@ -65,22 +66,23 @@ create or replace view postbox.retention_status as
         from pin p, postbox.maintenance_status s
         where s.overdue_since is not null
     )
-    select m.name::text                                                      as name,
-           m.schema::text                                                    as schema,
-           case when moment.generation_bits is not null then moment.retention end as retention,
+    select c.relname::text                                                   as name,
+           n.nspname::text                                                   as schema,
+           case when m.generation_bits is not null then m.retention end as retention,
            storage.bytes                                                     as bytes,
-           moment.critical_bytes                                             as critical_bytes,
-           storage.bytes >= moment.critical_bytes                            as is_critical,
+           m.critical_bytes                                                  as critical_bytes,
+           storage.bytes >= m.critical_bytes                                 as is_critical,
            leaves.leaves                                                     as leaves,
            leaves.full_leaves                                                as full_leaves,
-           case when moment.generation_bits is null then array['an adopted table, whose rows are its owner''s to remove']
+           case when m.generation_bits is null then array['an adopted table, whose rows are its owner''s to remove']
                 else array(select p.words from pinned p where p.outbox = m.outbox order by 1) end as pinned_by,
            coalesce(leaves.full_leaves = 3, false)                           as is_ring_full,
            d.at                                                              as last_removed_at,
-           coalesce(d.rows, case when moment.generation_bits is not null then 0 end) as removed_rows,
+           coalesce(d.rows, case when m.generation_bits is not null then 0 end) as removed_rows,
            d.snapshot                                                        as removed_snapshot
-    from postbox._marker m
-    join moment on moment.outbox = m.outbox
+    from moment m
+    join pg_class c on c.oid = m.outbox
+    join pg_namespace n on n.oid = c.relnamespace
     cross join lateral (
         -- Of a table without partitions there is no tree.
         select coalesce((select sum(pg_total_relation_size(t.relid)) from pg_partition_tree(m.outbox) t), pg_total_relation_size(m.outbox))::bigint as bytes

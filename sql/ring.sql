@@ -25,27 +25,36 @@ create or replace view postbox._ring as
     ) sequence on true;
 comment on view postbox._ring is 'Private: the outboxes, how they are partitioned (NULL: adopted, or not by us) and how far their sequence is';
 
+-- The leaves of one ring; inlined where it is called.
+create or replace function postbox._leaves(outbox oid, generation_bits int, last_seq bigint)
+    returns table (leaf oid, leaf_name text, number int, distance int, heap_bytes bigint)
+    language sql stable
+    begin atomic
+        select c.oid,
+               format('%I.%I', n.nspname, c.relname),
+               substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int,
+               -- 0 for the leaf that takes rows now, 1 for the one that is next, which is the oldest.
+               (substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int - ((coalesce(_leaves.last_seq, sampled.last_seq, 0) + 1) >> _leaves.generation_bits) & 3)::int,
+               pg_relation_size(c.oid)
+        from pg_inherits i
+        join pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind = 'r'
+        join pg_namespace n on n.oid = c.relnamespace
+        left join lateral (
+            -- For roles that may not read the sequence.
+            select s.last_seqs[array_position(s.outboxes, _leaves.outbox)] as last_seq
+            from postbox.sample s
+            where _leaves.last_seq is null
+            order by s.taken_at desc
+            limit 1
+        ) sampled on true
+        where i.inhparent = _leaves.outbox and _leaves.generation_bits is not null;
+    end;
+comment on function postbox._leaves(oid, int, bigint) is 'Private: the leaves of a ring';
+
 create or replace view postbox._leaf as
-    select r.outbox                                                             as outbox,
-           c.oid                                                                as leaf,
-           format('%I.%I', n.nspname, c.relname)                                as leaf_name,
-           substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int        as number,
-           -- 0 for the leaf that takes rows now, 1 for the one that is next, which is the oldest.
-           (substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int - ((coalesce(r.last_seq, sampled.last_seq, 0) + 1) >> r.generation_bits) & 3)::int as distance,
-           pg_relation_size(c.oid)                                              as heap_bytes
+    select r.outbox as outbox, l.leaf as leaf, l.leaf_name as leaf_name, l.number as number, l.distance as distance, l.heap_bytes as heap_bytes
     from postbox._ring r
-    join pg_inherits i on i.inhparent = r.outbox
-    join pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind = 'r'
-    join pg_namespace n on n.oid = c.relnamespace
-    left join lateral (
-        -- For roles that may not read the sequence.
-        select s.last_seqs[array_position(s.outboxes, r.outbox)] as last_seq
-        from postbox.sample s
-        where r.last_seq is null
-        order by s.taken_at desc
-        limit 1
-    ) sampled on true
-    where r.generation_bits is not null;
+    cross join lateral postbox._leaves(r.outbox, r.generation_bits, r.last_seq) l;
 comment on view postbox._leaf is 'Private: the leaves of the rings';
 
 create or replace function postbox._retention(outbox oid, out retention interval, out critical_bytes bigint)
@@ -98,6 +107,7 @@ begin
             message = format('the critical size of outbox "%s" is %s bytes, must be more than 0', name, coalesce(critical_bytes::text, 'NULL')),
             hint = 'From this size on there is an alert; the default is 10737418240, 10 GB.';
     end if;
+    perform postbox._durable();
     insert into postbox.outbox_setting as s (outbox, retention, critical_bytes)
         values (_set_retention.outbox, _set_retention.retention, _set_retention.critical_bytes)
     on conflict on constraint outbox_setting_pkey do update set

@@ -9,6 +9,7 @@ mod failover;
 mod random;
 mod recover;
 mod seek;
+mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -1,0 +1,63 @@
+//! How stored events are read: by the place where they lie, of which a list is made once.
+
+use tokio_postgres::Client;
+
+use super::{Office, execute};
+
+/// Asks for the next 100 and keeps what came, which is told by the seq.
+const NEXT: &str =
+    "INSERT INTO came (seq) SELECT seq FROM postbox._stored_events('g', 'orders'::regclass, (SELECT max(seq) FROM came), 100)";
+
+/// A group that is to be given what is stored, and a session that reads it.
+async fn reader(office: &Office) -> Client {
+    office.psql("INSERT INTO orders (type, payload) SELECT 'stored:' || n, '{}' FROM generate_series(1, 500) n");
+    office.create("earliest");
+    let client = office.client().await;
+    execute(&client, "CREATE TEMP TABLE came (number int GENERATED ALWAYS AS IDENTITY, seq bigint)").await;
+    client
+}
+
+async fn came(client: &Client) -> Vec<i64> {
+    let rows = client.query("SELECT seq FROM came ORDER BY number", &[]).await.expect("rows");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// There is no index by seq: to look for each chunk anew would take a time that grows with the square of the size.
+#[tokio::test]
+async fn the_table_is_looked_through_once() {
+    let office = Office::open();
+    let client = reader(&office).await;
+    execute(&client, &format!("BEGIN; {}", format!("{NEXT};").repeat(6))).await;
+    let sql = "SELECT sum(seq_scan)::bigint FROM pg_stat_xact_user_tables WHERE relname LIKE 'orders\\_g_'";
+    let scans: i64 = client.query_one(sql, &[]).await.expect("statistics").get(0);
+    assert_eq!(scans, 4, "one for each leaf");
+    assert_eq!(came(&client).await, (1..=500).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn rows_that_their_owner_changes_meanwhile_come_as_they_are_then() {
+    let office = Office::open();
+    let client = reader(&office).await;
+    execute(&client, NEXT).await;
+    office.psql("UPDATE orders SET headers = '{}' WHERE seq BETWEEN 150 AND 250; DELETE FROM orders WHERE seq = 350");
+    office.psql("VACUUM orders");
+    // New rows where old ones lay; they are the slot's to send.
+    office.psql("INSERT INTO orders (type, payload) SELECT 'new:' || n, '{}' FROM generate_series(1, 200) n");
+    for _ in 0..5 {
+        execute(&client, NEXT).await;
+    }
+    assert_eq!(came(&client).await, (1..=500).filter(|&seq| seq != 350).collect::<Vec<_>>());
+}
+
+/// Nothing is held back while events are delivered: no old row from vacuum, nobody from the table.
+#[tokio::test]
+async fn reading_holds_nothing_back() {
+    let office = Office::open();
+    let client = reader(&office).await;
+    execute(&client, NEXT).await;
+    let held = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid())
+        + (SELECT count(*) FROM pg_locks WHERE relation IN (SELECT relid FROM pg_partition_tree('orders')))";
+    assert_eq!(office.psql(held), "0");
+    execute(&client, &format!("{NEXT};").repeat(5)).await;
+    assert_eq!(came(&client).await, (1..=500).collect::<Vec<_>>());
+}
