@@ -30,9 +30,11 @@ create or replace view postbox._leaf as
            c.oid                                                                as leaf,
            format('%I.%I', n.nspname, c.relname)                                as leaf_name,
            substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int        as number,
+           claims.leaf                                                          as claims_leaf,
+           claims.leaf_name                                                     as claims_leaf_name,
            -- 0 for the leaf that takes rows now, 1 for the one that is next, which is the oldest.
            (substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int - ((coalesce(r.last_seq, sampled.last_seq, 0) + 1) >> r.generation_bits) & 3)::int as distance,
-           pg_relation_size(c.oid)                                              as heap_bytes
+           pg_relation_size(c.oid) + coalesce(pg_relation_size(claims.leaf), 0) as heap_bytes
     from postbox._ring r
     join pg_inherits i on i.inhparent = r.outbox
     join pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind = 'r'
@@ -45,6 +47,15 @@ create or replace view postbox._leaf as
         order by s.taken_at desc
         limit 1
     ) sampled on true
+    left join lateral (
+        -- The claims of its events.
+        select kc.oid as leaf, format('%I.%I', kn.nspname, kc.relname) as leaf_name
+        from postbox._claim_check k
+        join pg_inherits ki on ki.inhparent = k.claims
+        join pg_class kc on kc.oid = ki.inhrelid and kc.relispartition and kc.relkind = 'r'
+        join pg_namespace kn on kn.oid = kc.relnamespace
+        where k.outbox = r.outbox and pg_get_expr(kc.relpartbound, kc.oid) = pg_get_expr(c.relpartbound, c.oid)
+    ) claims on true
     where r.generation_bits is not null;
 comment on view postbox._leaf is 'Private: the leaves of the rings';
 
