@@ -17,7 +17,8 @@ create or replace function postbox.decode(frame bytea)
         ordinal     bigint,
         commit_time timestamptz,
         xid         xid8,
-        error       jsonb
+        error       jsonb,
+        claim       jsonb
     )
     language sql stable strict parallel safe
     begin atomic
@@ -31,9 +32,10 @@ create or replace function postbox.decode(frame bytea)
                (event ->> 'ordinal')::bigint,
                (event ->> 'commit_time')::timestamptz,
                (event ->> 'xid')::xid8,
-               (event ->> 'error')::jsonb
+               (event ->> 'error')::jsonb,
+               (event ->> 'claim')::jsonb
         from unnest(postbox._decode_lines(frame)) with ordinality as listed(line, n)
         cross join lateral cast(regexp_replace(convert_from(line, 'UTF8'), '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g') as json) as event
         order by n;
     end;
-comment on function postbox.decode(bytea) is 'The events of a frame of the output plugin, as pg_logical_slot_peek_binary_changes returns it; the position of a stored row is NULL';
+comment on function postbox.decode(bytea) is 'The events of a frame of the output plugin, as pg_logical_slot_peek_binary_changes returns it; the position of a stored row is NULL, and a chunk of a claim has neither id nor type';

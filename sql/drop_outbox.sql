@@ -12,6 +12,7 @@ declare
     target regclass;
     is_adopted boolean;
     readers text;
+    claims text;
 begin
     if name is null or schema is null then
         raise exception using errcode = 'null_value_not_allowed',
@@ -48,7 +49,8 @@ begin
     if is_adopted then
         execute format('drop trigger postbox_outbox on %I.%I', schema, name);
     else
-        execute format('drop table %I.%I', schema, name);
+        select format(', %I.%I', k.schema, k.name) into claims from postbox._claim_check k where k.outbox = target;
+        execute format('drop table %I.%I%s', schema, name, claims);
     end if;
 end
 $function$;

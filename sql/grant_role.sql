@@ -12,6 +12,19 @@ create or replace function postbox._role_rights(role text)
             ('publisher', 'execute',        'function postbox.publish(text, text, jsonb, text, jsonb, uuid)'),
             ('publisher', 'execute',        'function postbox.publish(text, text, json, text, jsonb, uuid)'),
             ('publisher', 'execute',        'function postbox.publish(text, text, bytea, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox.publish_batch(text, text, text, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox.publish_batch(text, text, jsonb[], text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox.publish_large(text, text, text, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox.publish_large(text, text, bytea, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox._require_outbox(regclass, text, text)'),
+            ('publisher', 'execute',        'function postbox._publish_query(regclass, text, text, text, text, jsonb, uuid, text)'),
+            ('publisher', 'execute',        'function postbox._publish_array(regclass, text, text, jsonb[], text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox._publish_rows(regclass, text, refcursor, text, jsonb, uuid, text)'),
+            ('publisher', 'execute',        'function postbox._publish_large(regclass, text, text, bytea, text, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox._publish_claim(regclass, bigint, text, bigint, int, bigint, bytea, text, text, jsonb, uuid)'),
+            ('publisher', 'execute',        'function postbox._append_claim(regclass, bigint, bytea, boolean, int, int, bigint, bytea)'),
+            ('publisher', 'execute',        'function postbox._fetch(refcursor, int, text)'),
+            ('publisher', 'select',         'table postbox._claim_check, postbox._marker'),
             ('publisher', 'execute',        'function postbox.emit(text, text, text, text, jsonb, uuid)'),
             ('publisher', 'execute',        'function postbox.emit(text, text, jsonb, text, jsonb, uuid)'),
             ('publisher', 'execute',        'function postbox.emit(text, text, bytea, text, jsonb, uuid)'),
@@ -43,6 +56,9 @@ create or replace function postbox._role_rights(role text)
             ('consumer',  'execute',        'function postbox._delivered_dead_letter(text, bigint, bigint)'),
             ('consumer',  'execute',        'function postbox._fail_dead_letter(text, bigint, bigint, bytea, bigint)'),
             ('consumer',  'execute',        'function postbox._stream_source(text)'),
+            ('consumer',  'select',         'table postbox._claim_check'),
+            ('consumer',  'execute',        'function postbox.claim_chunks(text, bigint, int, int, xid8)'),
+            ('consumer',  'execute',        'function postbox._claim_chunks(regclass, text, bigint, int, int, xid8)'),
             ('receiver',  'execute',        'function postbox._open_inbox_stream(text, bigint, int, oid, text, text, timestamptz, pg_lsn, bigint, text, text, text)'),
             ('receiver',  'execute',        'function postbox._stream_into_inbox(bigint, bigint, pg_lsn, bigint, text[], text[], text[], text[], text[], bytea[], text[])'),
             ('receiver',  'execute',        'function postbox._inbox(text)'),
@@ -58,6 +74,9 @@ create or replace function postbox._role_rights(role text)
             ('monitor',   'select',         'table postbox.consumer_group, postbox.consumer_group_outbox'),
             ('monitor',   'select',         'table postbox.consumer_status, postbox.active_leases, postbox.consumer_lag'),
             ('monitor',   'select',         'table postbox.retention_status, postbox.maintenance_status'),
+            ('monitor',   'select',         'table postbox.claim_checks, postbox._claim_check'),
+            ('monitor',   'execute',        'function postbox.outbox_rows_consumed(text)'),
+            ('monitor',   'execute',        'function postbox._outbox_rows_consumed(regclass, text)'),
             -- What a view calls, it calls as the one who reads it.
             ('monitor',   'select',         'table postbox.outbox_setting, postbox.sample, postbox._server, postbox.audit'),
             ('monitor',   'execute',        'function postbox._member_lock(text)'),
@@ -84,7 +103,7 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'execute',       'function postbox._retain(oid)'),
             ('maintainer', 'execute',       'function postbox._required(oid)'),
             ('maintainer', 'execute',       'function postbox._probe(text, bigint, bigint, pg_snapshot[])'),
-            ('maintainer', 'execute',       'function postbox._empty_leaf(oid, oid, text, pg_snapshot[])'),
+            ('maintainer', 'execute',       'function postbox._empty_leaf(oid, oid, text, oid, text, pg_snapshot[])'),
             ('maintainer', 'execute',       'function postbox._earliest(pg_snapshot[])'),
             ('maintainer', 'execute',       'function postbox._includes(pg_snapshot, pg_snapshot)'),
             ('maintainer', 'execute',       'function postbox._note_leaf(oid, oid, xid8, text)'),
@@ -109,6 +128,9 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox.set_emit(text, boolean)'),
             ('operator',  'execute',        'function postbox._set_emit(regclass, text, boolean)'),
             ('operator',  'execute',        'function postbox.create_outbox(text, text, text, bigint)'),
+            ('operator',  'execute',        'function postbox.enable_claim_check(text, int, int)'),
+            ('operator',  'execute',        'function postbox._enable_claim_check(regclass, text, int, int)'),
+            ('operator',  'execute',        'function postbox._mark_claims(regclass, regclass, int, int)'),
             ('operator',  'execute',        'function postbox.adopt_outbox(text, text, text, text, text, text, text, text, text[], text, text)'),
             ('operator',  'execute',        'function postbox._layout(text)'),
             ('operator',  'execute',        'function postbox._lock_key(regclass)'),
@@ -365,7 +387,13 @@ create or replace function postbox._publisher_rights(outbox regclass)
         join pg_class s on s.oid = d.objid and s.relkind = 'S'
         join pg_namespace n on n.oid = s.relnamespace
         where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass
-          and d.refobjid = _publisher_rights.outbox and d.deptype = 'a';
+          and d.refobjid = _publisher_rights.outbox and d.deptype = 'a'
+        union all
+        -- A claim is written before its event, under its seq.
+        select r.right_name, r.object
+        from postbox._claim_check k
+        cross join lateral (values ('insert', format('table %I.%I', k.schema, k.name)), ('usage', format('sequence %s', k.sequence::regclass))) as r(right_name, object)
+        where k.outbox = _publisher_rights.outbox;
     end;
 comment on function postbox._publisher_rights(regclass) is 'Private: what publishing to an outbox needs';
 
@@ -379,6 +407,8 @@ create or replace function postbox._maintainer_rights(outbox regclass)
         select 'select, truncate', format('table %I.%I', m.schema, m.name) from postbox._marker m where m.outbox = _maintainer_rights.outbox
         union all
         select 'select, truncate', format('table %s', l.leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox
+        union all
+        select 'select, truncate', format('table %s', l.claims_leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox and l.claims_leaf is not null
         union all
         select 'select, update', format('sequence %s', r.sequence::regclass) from postbox._ring r where r.outbox = _maintainer_rights.outbox and r.sequence is not null
         union all

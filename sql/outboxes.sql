@@ -45,7 +45,8 @@ create or replace view postbox.outboxes as
         -- The counters are the fresher ones, but a crash of the server resets them.
         select sum(case when pg_stat_get_live_tuples(c.oid) > 0 then pg_stat_get_live_tuples(c.oid)
                         else greatest(c.reltuples, 0) end)::bigint as rows_estimate,
-               coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint as bytes
+               coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+                   + coalesce((select sum(pg_total_relation_size(t.relid)) from postbox._claim_check k, pg_partition_tree(k.claims) t where k.outbox = m.outbox), 0)::bigint as bytes
         from part
         join pg_class c on c.oid = part.oid
         where c.relkind = 'r'

@@ -11,6 +11,8 @@
 -- * A new need. Only starting at earliest, seek and recover make a group need more than before, and who does that holds the
 --   outbox's lock (_lock_key), as we do from before we look at the needs until we commit.
 -- * ACCESS EXCLUSIVE comes last, for TRUNCATE alone: two that wait for each other are parted by lock_timeout.
+-- * Claims of an outbox (claim_check.sql) are written by the transaction of their event, so what holds for the event holds for
+--   them. Their leaf is locked with that of the events: a transaction that has written a claim, and not its event yet, is seen.
 -- * A slot that lags still has the rows: they come from the WAL, and decoding takes no heed of TRUNCATE.
 
 -- Every row that may go is visible in all of these; NULL: every row is needed, or who needs it cannot be told.
@@ -84,7 +86,7 @@ comment on function postbox._probe(text, bigint, bigint, pg_snapshot[]) is 'Priv
 
 -- Empties a leaf if it may. The outcome is emptied, pinned (a row is needed) or busy (somebody has it locked).
 create or replace function postbox._empty_leaf(
-    outbox oid, leaf oid, leaf_name text, snapshots pg_snapshot[],
+    outbox oid, leaf oid, leaf_name text, claims_leaf oid, claims_leaf_name text, snapshots pg_snapshot[],
     out outcome text, out rows bigint, out waits_for xid8, out reason text
 )
     language plpgsql volatile
@@ -112,6 +114,10 @@ begin
     end if;
     rows := 0;
     begin
+        -- First, as publishers write the claim first and then its event.
+        if claims_leaf is not null then
+            execute format('lock table only %s in share mode', claims_leaf_name);
+        end if;
         execute format('lock table only %s in share mode', leaf_name);
         -- The ring may have gone on into it meanwhile.
         if exists (select from postbox._leaf l where l.leaf = _empty_leaf.leaf and l.distance = 0) then
@@ -128,14 +134,17 @@ begin
             end if;
             rows := rows + found_rows.rows;
             block := block + chunk;
-            if exists (select from pg_locks k where k.relation = _empty_leaf.leaf and k.locktype = 'relation' and not k.granted
+            if exists (select from pg_locks k where k.relation in (_empty_leaf.leaf, _empty_leaf.claims_leaf) and k.locktype = 'relation' and not k.granted
                           and k.database = (select d.oid from pg_database d where d.datname = current_database())) then
                 raise exception using errcode = 'lock_not_available', message = 'somebody waits to write to it',
                     hint = 'The next run tries again.';
             end if;
         end loop;
+        if claims_leaf is not null then
+            execute format('lock table only %s in access exclusive mode', claims_leaf_name);
+        end if;
         execute format('lock table only %s in access exclusive mode', leaf_name);
-        execute format('truncate table only %s', leaf_name);
+        execute format('truncate table only %s%s', leaf_name, ', only ' || claims_leaf_name);
         outcome := 'emptied';
     exception
         -- The subtransaction's locks are gone by now.
@@ -151,7 +160,7 @@ begin
     end;
 end
 $function$;
-comment on function postbox._empty_leaf(oid, oid, text, pg_snapshot[]) is 'Private: truncates a leaf if no row of it is needed any more';
+comment on function postbox._empty_leaf(oid, oid, text, oid, text, pg_snapshot[]) is 'Private: truncates a leaf if no row of it is needed any more';
 
 create or replace function postbox._note_removed(outbox oid, snapshots pg_snapshot[], rows bigint) returns void
     language plpgsql volatile
@@ -233,7 +242,7 @@ begin
     -- When the next leaf begins to take rows any moment now, publishers shall not find it locked.
     about_to_wrap := ((ring.last_seq + 1) & ((1::bigint << ring.generation_bits) - 1)) > (1::bigint << ring.generation_bits) / 16 * 15;
     for candidate in
-        select l.leaf, l.leaf_name, l.distance from postbox._leaf l where l.outbox = _retain.outbox and l.distance > 0 and l.heap_bytes > 0 order by l.distance
+        select l.* from postbox._leaf l where l.outbox = _retain.outbox and l.distance > 0 and l.heap_bytes > 0 order by l.distance
     loop
         if required.snapshots is null then
             perform postbox._note_leaf(candidate.leaf, outbox, null, required.reason);
@@ -241,12 +250,12 @@ begin
             continue;
         end if;
         continue when candidate.distance = 1 and about_to_wrap;
-        emptied := postbox._empty_leaf(outbox, candidate.leaf, candidate.leaf_name, required.snapshots);
+        emptied := postbox._empty_leaf(outbox, candidate.leaf, candidate.leaf_name, candidate.claims_leaf, candidate.claims_leaf_name, required.snapshots);
         if emptied.outcome = 'emptied' then
             perform postbox._note_removed(outbox, required.snapshots, emptied.rows);
             delete from postbox.leaf l where l.leaf = candidate.leaf;
             insert into postbox.audit (action, subject, detail)
-                values ('truncate', ring.outbox_name, jsonb_build_object('leaf', candidate.leaf_name, 'rows', emptied.rows));
+                values ('truncate', ring.outbox_name, jsonb_strip_nulls(jsonb_build_object('leaf', candidate.leaf_name, 'rows', emptied.rows, 'claims', candidate.claims_leaf_name)));
             outcome := 'emptied';
             detail := format('%s with %s rows', candidate.leaf_name, emptied.rows);
             return;

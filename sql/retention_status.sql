@@ -21,14 +21,14 @@ create or replace view postbox.retention_status as
         cross join lateral postbox._retention(r.outbox) kept
     ),
     leaf as materialized (
-        select m.outbox, l.leaf, l.leaf_name, l.number, l.distance, pg_total_relation_size(l.leaf) as bytes, l.heap_bytes,
+        select m.outbox, l.leaf, l.leaf_name, l.number, l.distance, l.claims_leaf, pg_total_relation_size(l.leaf) + coalesce(pg_total_relation_size(l.claims_leaf), 0) as bytes, l.heap_bytes,
                case when pg_stat_get_live_tuples(l.leaf) > 0 then pg_stat_get_live_tuples(l.leaf) else greatest(c.reltuples, 0)::bigint end as rows_estimate
         from moment m
         cross join lateral postbox._leaves(m.outbox, m.generation_bits, m.last_seq) l
         join pg_class c on c.oid = l.leaf
     ),
     pin as materialized (
-        select l.outbox, n.reason, n.waits_for, l.leaf, n.noted_at
+        select l.outbox, n.reason, n.waits_for, l.leaf, l.claims_leaf, n.noted_at
         from leaf l
         left join postbox.leaf n on n.leaf = l.leaf
         where l.distance > 0 and l.heap_bytes > 0
@@ -51,7 +51,7 @@ create or replace view postbox.retention_status as
                 when x.gid is not null then format('prepared transaction %L, which has used it', x.gid)
                 else format('process %s (%s), which has used it', k.pid, coalesce(nullif(a.application_name, ''), 'unnamed')) end
         from pin p
-        join pg_locks k on k.locktype = 'relation' and k.relation = p.leaf and k.granted and k.pid is distinct from pg_backend_pid()
+        join pg_locks k on k.locktype = 'relation' and k.relation in (p.leaf, p.claims_leaf) and k.granted and k.pid is distinct from pg_backend_pid()
             and k.database = (select d.oid from pg_database d where d.datname = current_database())
         left join pg_stat_activity a on a.pid = k.pid
         -- A prepared transaction keeps the virtual id of the session that prepared it.
@@ -85,7 +85,8 @@ create or replace view postbox.retention_status as
     join pg_namespace n on n.oid = c.relnamespace
     cross join lateral (
         -- Of a table without partitions there is no tree.
-        select coalesce((select sum(pg_total_relation_size(t.relid)) from pg_partition_tree(m.outbox) t), pg_total_relation_size(m.outbox))::bigint as bytes
+        select case when m.generation_bits is not null then (select coalesce(sum(l.bytes), 0) from leaf l where l.outbox = m.outbox)
+            else coalesce((select sum(pg_total_relation_size(t.relid)) from pg_partition_tree(m.outbox) t), pg_total_relation_size(m.outbox)) end::bigint as bytes
     ) storage
     left join postbox.removed d on d.outbox = m.outbox
     cross join lateral (

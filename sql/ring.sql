@@ -27,15 +27,17 @@ comment on view postbox._ring is 'Private: the outboxes, how they are partitione
 
 -- The leaves of one ring; inlined where it is called.
 create or replace function postbox._leaves(outbox oid, generation_bits int, last_seq bigint)
-    returns table (leaf oid, leaf_name text, number int, distance int, heap_bytes bigint)
+    returns table (leaf oid, leaf_name text, claims_leaf oid, claims_leaf_name text, number int, distance int, heap_bytes bigint)
     language sql stable
     begin atomic
         select c.oid,
                format('%I.%I', n.nspname, c.relname),
+               claims.leaf,
+               claims.leaf_name,
                substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int,
                -- 0 for the leaf that takes rows now, 1 for the one that is next, which is the oldest.
                (substring(pg_get_expr(c.relpartbound, c.oid) from '\d+')::int - ((coalesce(_leaves.last_seq, sampled.last_seq, 0) + 1) >> _leaves.generation_bits) & 3)::int,
-               pg_relation_size(c.oid)
+               pg_relation_size(c.oid) + coalesce(pg_relation_size(claims.leaf), 0)
         from pg_inherits i
         join pg_class c on c.oid = i.inhrelid and c.relispartition and c.relkind = 'r'
         join pg_namespace n on n.oid = c.relnamespace
@@ -47,12 +49,22 @@ create or replace function postbox._leaves(outbox oid, generation_bits int, last
             order by s.taken_at desc
             limit 1
         ) sampled on true
+        left join lateral (
+            -- The claims of its events.
+            select kc.oid as leaf, format('%I.%I', kn.nspname, kc.relname) as leaf_name
+            from pg_trigger t
+            join pg_inherits ki on ki.inhparent = t.tgrelid
+            join pg_class kc on kc.oid = ki.inhrelid and kc.relispartition and kc.relkind = 'r'
+            join pg_namespace kn on kn.oid = kc.relnamespace
+            where t.tgconstrrelid = _leaves.outbox and t.tgname = 'postbox_claims' and t.tgparentid = 0
+              and pg_get_expr(kc.relpartbound, kc.oid) = pg_get_expr(c.relpartbound, c.oid)
+        ) claims on true
         where i.inhparent = _leaves.outbox and _leaves.generation_bits is not null;
     end;
 comment on function postbox._leaves(oid, int, bigint) is 'Private: the leaves of a ring';
 
 create or replace view postbox._leaf as
-    select r.outbox as outbox, l.leaf as leaf, l.leaf_name as leaf_name, l.number as number, l.distance as distance, l.heap_bytes as heap_bytes
+    select r.outbox as outbox, l.*
     from postbox._ring r
     cross join lateral postbox._leaves(r.outbox, r.generation_bits, r.last_seq) l;
 comment on view postbox._leaf is 'Private: the leaves of the rings';

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod claim;
 mod dead_letter;
 mod delivery;
 mod group;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use futures_util::FutureExt;
-use postbox_wire::{Compression, Lsn, Origin};
+use postbox_wire::{Claims, Compression, Lsn, Origin};
 
 use crate::consumer::{Builder, Source};
 use crate::dispatch::Limits;
@@ -62,6 +63,9 @@ enum Command {
     /// Outboxes
     #[command(subcommand)]
     Outbox(Outbox),
+    /// Claims: the data of events that are too large to carry it
+    #[command(subcommand)]
+    Claim(claim::Claim),
     /// Inboxes: work on their messages, see what they hold, deal with what failed
     #[command(subcommand)]
     Inbox(inbox::Inbox),
@@ -123,6 +127,10 @@ struct Run {
     /// Leave maintenance to others: by default it calls postbox.maintain() now and then, as every process does; one at a time gets to work
     #[arg(long)]
     no_maintenance: bool,
+    /// What comes of events whose data lies in the claims of their outbox [default: stream with --sink stdout and --format
+    /// native, otherwise reference]
+    #[arg(long, value_enum)]
+    claims: Option<ClaimsName>,
     #[command(flatten)]
     target: inbox_target::Target,
     #[command(flatten)]
@@ -154,6 +162,14 @@ enum CompressionName {
     Lz4,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ClaimsName {
+    /// The event alone; postbox claim fetch gets the data
+    Reference,
+    /// The data in lines of 64 KiB at most, and then the event
+    Stream,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum OriginName {
     Any,
@@ -179,6 +195,7 @@ impl Cli {
             Command::Group(command) => command.execute(&info).await,
             Command::DeadLetter(command) => command.execute(&info).await,
             Command::Inbox(command) => command.execute(self.database, &info).await,
+            Command::Claim(command) => command.execute(&info).await,
             Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,
             Command::Maintain { once: true } => {
                 let steps = maintain::maintain_once(&connect_sql(&info).await?).await?.into_iter().map(|step| {
@@ -207,6 +224,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
     let settings = arguments.delivery.settings(arguments.sink, arguments.group.is_some())?;
     let sink = arguments.sink(info)?;
+    let claims = arguments.claims()?;
     let mut builder = Builder::new(database)
         .slot_wait(arguments.slot_wait)
         .session_timeout(arguments.session_timeout)
@@ -222,6 +240,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         OriginName::Any => Origin::Any,
         OriginName::None => Origin::None,
     };
+    builder.options.claims = claims;
     // Over all terms.
     builder.maintenance = false;
     let _maintenance = (!arguments.no_maintenance).then(|| maintain::Beside::start(info.clone()));
@@ -229,6 +248,20 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
 }
 
 impl Run {
+    /// Lines can carry the data of claims; what takes an event at a time gets the reference.
+    fn claims(&self) -> Result<Claims> {
+        let streams = self.sink == SinkName::Stdout && self.format == FormatName::Native;
+        match self.claims {
+            None if streams => Ok(Claims::Stream),
+            Some(ClaimsName::Stream) if streams => Ok(Claims::Stream),
+            Some(ClaimsName::Stream) => {
+                Err(Error::new(ErrorKind::Usage, "--claims stream needs --sink stdout and --format native")
+                    .with_hint("Other sinks get the reference; postbox claim fetch gets the data."))
+            }
+            None | Some(ClaimsName::Reference) => Ok(Claims::Reference),
+        }
+    }
+
     fn sink(&self, info: &ConnInfo) -> Result<Sink> {
         if let Some(source) = self.cloudevents_source.as_deref().filter(|source| !is_uri_reference(source)) {
             let message = format!("--cloudevents-source \"{}\" is not a URI reference", source.escape_debug());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use futures_util::FutureExt;
-use postbox_wire::{Compression, Lsn, Names, Options, Origin, OutboxSelector};
+use postbox_wire::{Claims, Compression, Lsn, Names, Options, Origin, OutboxSelector};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::dispatch::Limits;
@@ -310,7 +310,7 @@ impl Builder {
         Self {
             conninfo,
             source: None,
-            options: Options { names: Names::Stream, ..Options::default() },
+            options: Options { names: Names::Stream, claims: Claims::Reference, ..Options::default() },
             queue_bytes: 16 << 20,
             confirm_interval: Duration::from_millis(100),
             slot_wait: Duration::from_secs(10),
@@ -375,6 +375,14 @@ impl Builder {
     #[must_use]
     pub fn compression(mut self, compression: Compression) -> Self {
         self.options.compression = compression;
+        self
+    }
+
+    /// What comes of an event whose data lies in the claims of its outbox: the event with a reference ([`Claims::Reference`], unless
+    /// asked otherwise), or before it the data in chunks ([`Claims::Stream`]), each a delivery to be acknowledged, of 64 KiB at most.
+    #[must_use]
+    pub fn claims(mut self, claims: Claims) -> Self {
+        self.options.claims = claims;
         self
     }
 
@@ -473,11 +481,13 @@ impl Builder {
     /// # Errors
     /// As [`connect`](Self::connect), for either database; the inbox does not exist, or takes no message at all.
     pub async fn deliver_into(
-        self,
+        mut self,
         target: &InboxTarget,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Result<u64> {
         let info = ConnInfo::resolve(self.conninfo.as_deref())?;
+        // A chunk is no message.
+        self.options.claims = Claims::Reference;
         let settings = Settings { max_processing: self.max_processing, ..Settings::default() };
         run::terms(self, &info, &Sink::Inbox(target.clone()), &settings, Limits::default(), stop.boxed().shared()).await
     }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use postbox_wire::{DecodeError, Decoder, Lsn, Transaction, expand};
+use postbox_wire::{DecodeError, Decoder, Entry, Lsn, Transaction, expand};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Event, EventError, EventId};
+use crate::event::{ClaimChunk, Event, EventError, EventId};
 
 /// Reads the frames of one connection, in order.
 #[derive(Debug, Default)]
@@ -56,8 +56,11 @@ impl FrameReader {
             ));
         }
         let mut events = Vec::new();
-        while let Some(event) = frame.next_event().map_err(not_a_frame)? {
-            events.push(own(bytes, &transaction, event));
+        while let Some(entry) = frame.next_entry().map_err(not_a_frame)? {
+            events.push(match entry {
+                Entry::Event(event) => own(bytes, &transaction, event),
+                Entry::Chunk(chunk) => own_chunk(bytes, &transaction, chunk),
+            });
         }
         self.last_commit = transaction.commit_lsn;
         self.unfinished = (!last).then_some(transaction.commit_lsn);
@@ -90,7 +93,7 @@ fn not_a_frame(error: DecodeError) -> Error {
 /// The event with its own reference to the frame's bytes.
 fn own(frame: &Bytes, transaction: &Transaction, event: postbox_wire::Event<'_>) -> Event {
     let text = |text: &str| text_of(frame, text);
-    let postbox_wire::Event { outbox, ordinal, id, seq, event_type, key, headers, payload, error } = event;
+    let postbox_wire::Event { outbox, ordinal, id, seq, event_type, key, headers, payload, claim, error } = event;
     let Transaction { commit_lsn, end_lsn, commit_time, xid } = *transaction;
     Event {
         outbox,
@@ -104,6 +107,8 @@ fn own(frame: &Bytes, transaction: &Transaction, event: postbox_wire::Event<'_>)
         key: key.map(text),
         headers: headers.map(text),
         payload: payload.map(|payload| frame.slice_ref(payload)),
+        claim: claim.map(text),
+        chunk: None,
         commit_lsn,
         ordinal,
         commit_time,
@@ -115,6 +120,29 @@ fn own(frame: &Bytes, transaction: &Transaction, event: postbox_wire::Event<'_>)
                 raw: error.raw.iter().map(|raw| (text(raw.column), frame.slice_ref(raw.bytes))).collect(),
             })
         }),
+        end_lsn,
+    }
+}
+
+/// A chunk of a claim, which is delivered as events are.
+fn own_chunk(frame: &Bytes, transaction: &Transaction, chunk: postbox_wire::Chunk<'_>) -> Event {
+    let postbox_wire::Chunk { outbox, ordinal, seq, number, rows, data } = chunk;
+    let Transaction { commit_lsn, end_lsn, commit_time, xid } = *transaction;
+    Event {
+        outbox,
+        id: None,
+        seq: Some(seq),
+        event_type: ByteString::new(),
+        key: None,
+        headers: None,
+        payload: Some(frame.slice_ref(data)),
+        claim: None,
+        chunk: Some(ClaimChunk { seq, number, rows }),
+        commit_lsn,
+        ordinal,
+        commit_time,
+        xid,
+        error: None,
         end_lsn,
     }
 }
@@ -147,6 +175,7 @@ mod tests {
                 key: Some("k"),
                 headers: None,
                 payload: Some(b"words"),
+                claim: None,
                 error: None,
             };
             encoder.event(&transaction, &event, &mut slot);

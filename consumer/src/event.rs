@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use postbox_wire::{Encoder, ErrorCode, Lsn, NameSlot, Names, Outbox, PgMicros, RawColumn, Transaction, json};
+use postbox_wire::{Chunk, Encoder, ErrorCode, Lsn, NameSlot, Names, Outbox, PgMicros, RawColumn, Transaction, json};
 
 /// A committed event.
 #[derive(Clone, Debug)]
@@ -25,6 +25,11 @@ pub struct Event {
     pub headers: Option<ByteString>,
     /// To be read by `outbox.payload_type`; absent where it is NULL.
     pub payload: Option<Bytes>,
+    /// Set if the event's data lies in the claims of the outbox: the JSON that says what there is. [`ClaimReader`](crate::ClaimReader) gets the data.
+    pub claim: Option<ByteString>,
+    /// Set if this is no event but a part of the data of one that follows in its transaction, where
+    /// [`Builder::claims`](crate::Builder::claims) asks for such: the data is the [`payload`](Self::payload), and there is no id.
+    pub chunk: Option<ClaimChunk>,
     /// The position of the transaction's commit; 0/0 where it is not known, as the event was read from the table. With [`ordinal`](Self::ordinal) it is the event's place in the log, but no
     /// identity: after a failover another event may stand there.
     pub commit_lsn: Lsn,
@@ -38,6 +43,18 @@ pub struct Event {
     /// Why the row is not a whole event: what could not be represented, and its bytes.
     pub error: Option<Arc<EventError>>,
     pub(crate) end_lsn: Lsn,
+}
+
+/// A part of the data of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClaimChunk {
+    /// That of the event whose data it is.
+    pub seq: i64,
+    /// Chunks of a claim are counted from 0.
+    pub number: u32,
+    /// Rows that end in it.
+    pub rows: u32,
 }
 
 /// The id of an event.
@@ -67,7 +84,14 @@ pub struct EventError {
 impl Event {
     /// Writes the event in the native JSON form, without a newline: to a `Vec<u8>`, or piece by piece to any [`JsonOutput`](crate::JsonOutput).
     pub fn write_json(&self, out: &mut impl json::Output) {
-        self.as_wire(|transaction, event| json::write(out, transaction, event));
+        let Some(chunk) = &self.chunk else {
+            return self.as_wire(|transaction, event| json::write(out, transaction, event));
+        };
+        let ClaimChunk { seq, number, rows } = *chunk;
+        let data = self.payload.as_deref().unwrap_or_default();
+        let outbox = Arc::clone(&self.outbox);
+        let chunk = Chunk { outbox, ordinal: self.ordinal, seq, number, rows, data };
+        json::write_chunk(out, &self.transaction(), &chunk);
     }
 
     /// The event as a frame of the plugin that stands alone.
@@ -89,6 +113,7 @@ impl Event {
             + self.key.as_ref().map_or(0, |key| key.len())
             + self.headers.as_ref().map_or(0, |headers| headers.len())
             + self.payload.as_ref().map_or(0, |payload| payload.len())
+            + self.claim.as_ref().map_or(0, |claim| claim.len())
             + raw
     }
 
@@ -98,6 +123,7 @@ impl Event {
         text(&mut self.event_type);
         self.key.as_mut().map(text);
         self.headers.as_mut().map(text);
+        self.claim.as_mut().map(text);
         if let Some(payload) = &mut self.payload {
             *payload = Bytes::copy_from_slice(payload);
         }
@@ -125,10 +151,15 @@ impl Event {
             key: self.key.as_deref(),
             headers: self.headers.as_deref(),
             payload: self.payload.as_deref(),
+            claim: self.claim.as_deref(),
             error,
         };
+        take(&self.transaction(), &event)
+    }
+
+    fn transaction(&self) -> Transaction {
         let Self { commit_lsn, end_lsn, commit_time, xid, .. } = *self;
-        take(&Transaction { commit_lsn, end_lsn, commit_time, xid }, &event)
+        Transaction { commit_lsn, end_lsn, commit_time, xid }
     }
 }
 

@@ -7,17 +7,18 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
-use postbox_wire::Lsn;
+use postbox_wire::{Claims, ErrorCode, Lsn};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::backfill::{Backfill, Chunk, FIRST_ROWS};
 use crate::backoff::Backoff;
+use crate::claim::ClaimReader;
 use crate::consumer::{Builder, Source};
 use crate::decode::FrameReader;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Event;
+use crate::event::{ClaimChunk, Event, EventError};
 use crate::failpoint;
 use crate::lease::{Lease, Moment};
 use crate::member::{Lost, Membership, Place, can_recover};
@@ -482,26 +483,20 @@ impl Feed {
     /// Hands stored events out and waits until they are acknowledged. Each counts as a transaction without a position.
     async fn deliver_stored(&self, chunk: Chunk, place: &Place) -> Result<()> {
         let lost = async || Err(place.lost().await.into_error(place.group()));
-        let connection = self.shared.connection.load(Ordering::Relaxed);
         let mut events = chunk.events.into_iter().peekable();
-        while events.peek().is_some() {
+        while let Some(first) = events.peek_mut() {
+            if first.claim.is_some() && self.builder.options.claims == Claims::Stream {
+                self.deliver_claim(first, place).await?;
+            }
             let mut bytes = 0;
             let mut parts = Vec::new();
-            while let Some(event) = events.next_if(|_| bytes < TOGETHER_BYTES) {
-                bytes += size_of::<Event>() + event.payload.as_ref().map_or(0, Bytes::len);
-                let mut progress = self.shared.progress();
-                let transaction = progress.begin(Lsn::default());
-                progress.frame(1, true);
-                parts.push(Part { transaction, end: Some(Lsn::default()), events: vec![event] });
+            while let Some(event) =
+                events.next_if(|event| bytes < TOGETHER_BYTES && (parts.is_empty() || event.claim.is_none()))
+            {
+                bytes += size_of::<Event>() + event.size();
+                parts.push(self.stored(event));
             }
-            let room = tokio::select! {
-                room = room(Arc::clone(&self.room), bytes, self.queue_bytes) => room,
-                error = lost() => return error,
-            };
-            if let Some(batches) = &self.batches {
-                // A closed channel means that the consumer is closing.
-                let _ = batches.send(Ok(Batch { connection, parts, room }));
-            }
+            self.hand_over(parts, bytes, place).await?;
         }
         loop {
             let settled = self.shared.settled.notified();
@@ -513,6 +508,57 @@ impl Feed {
                 error = lost() => return error,
             }
         }
+    }
+
+    /// Hands out the data of a stored event's claim, before it. Where that cannot be read, the event says so.
+    async fn deliver_claim(&self, event: &mut Event, place: &Place) -> Result<()> {
+        let mut reader = match ClaimReader::connect(&self.info, event).await {
+            Ok(reader) => reader,
+            Err(error) => return unreadable(event, error),
+        };
+        let Some(seq) = event.seq else { return Ok(()) };
+        for number in 0.. {
+            let data = match reader.chunk().await {
+                Ok(Some(data)) => data,
+                Ok(None) => break,
+                Err(error) => return unreadable(event, error),
+            };
+            let rows = reader.rows_of_chunk();
+            let bytes = size_of::<Event>() + data.len();
+            let chunk = Event {
+                id: None,
+                event_type: Default::default(),
+                key: None,
+                headers: None,
+                payload: Some(data),
+                claim: None,
+                chunk: Some(ClaimChunk { seq, number, rows }),
+                ..event.clone()
+            };
+            self.hand_over(vec![self.stored(chunk)], bytes, place).await?;
+        }
+        Ok(())
+    }
+
+    /// Each counts as a transaction without a position.
+    fn stored(&self, event: Event) -> Part {
+        let mut progress = self.shared.progress();
+        let transaction = progress.begin(Lsn::default());
+        progress.frame(1, true);
+        Part { transaction, end: Some(Lsn::default()), events: vec![event] }
+    }
+
+    async fn hand_over(&self, parts: Vec<Part>, bytes: usize, place: &Place) -> Result<()> {
+        let connection = self.shared.connection.load(Ordering::Relaxed);
+        let room = tokio::select! {
+            room = room(Arc::clone(&self.room), bytes, self.queue_bytes) => room,
+            lost = place.lost() => return Err(lost.into_error(place.group())),
+        };
+        if let Some(batches) = &self.batches {
+            // A closed channel means that the consumer is closing.
+            let _ = batches.send(Ok(Batch { connection, parts, room }));
+        }
+        Ok(())
     }
 
     fn give_up(&mut self, error: Error) -> Result<()> {
@@ -750,6 +796,17 @@ impl Feed {
         self.report(&mut link, false).await?;
         link.stream.finish().await
     }
+}
+
+/// What stands against a claim; a link that broke ends the connection, and the event comes again.
+fn unreadable(event: &mut Event, error: Error) -> Result<()> {
+    if error.is_transient() {
+        return Err(error);
+    }
+    warn!("{}", error.chain());
+    let error = EventError { code: ErrorCode::Malformed, detail: error.chain().into(), raw: Vec::new() };
+    event.error = Some(Arc::new(error));
+    Ok(())
 }
 
 /// Waits until the server shuts down while nothing is acknowledged any more.

@@ -38,6 +38,7 @@
 
 mod backfill;
 mod backoff;
+mod claim;
 mod cli;
 mod command;
 mod consumer;
@@ -68,14 +69,15 @@ pub mod transport;
 struct Readme;
 
 // The public interface is:
+pub use claim::{ClaimFormat, ClaimPosition, ClaimReader, ClaimSummary};
 #[doc(hidden)]
 pub use cli::Cli;
 pub use consumer::{Builder, Consumer, Delivery};
 pub use error::{Error, ErrorKind, Result};
-pub use event::{Event, EventError, EventId};
+pub use event::{ClaimChunk, Event, EventError, EventId};
 pub use inbox::{Failure, InboxHandler, InboxMessage, InboxWorker};
 pub use postbox_wire::json::Output as JsonOutput;
-pub use postbox_wire::{Compression, ErrorCode, Lsn, Origin, Outbox, OutboxSelector, PayloadType, PgMicros};
+pub use postbox_wire::{Claims, Compression, ErrorCode, Lsn, Origin, Outbox, OutboxSelector, PayloadType, PgMicros};
 pub use progress::Positions;
 pub use sink::InboxTarget;
 pub use slot::{SlotState, explain_in_use, inspect};

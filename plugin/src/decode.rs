@@ -1,7 +1,7 @@
 //! `postbox.decode`: frames as people read them.
 
 use pgrx::{PgSqlErrorCode, pg_extern};
-use postbox_wire::{DecodeError, Decoder, Problem, expand, json};
+use postbox_wire::{DecodeError, Decoder, Entry, Problem, expand, json};
 
 use crate::pg::report;
 
@@ -25,9 +25,12 @@ fn lines(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DecodeError> {
     let mut frame = decoder.frame(expanded.as_deref().unwrap_or(bytes))?;
     let transaction = frame.transaction;
     let mut lines = Vec::new();
-    while let Some(event) = frame.next_event()? {
+    while let Some(entry) = frame.next_entry()? {
         let mut line = Vec::new();
-        json::write(&mut line, &transaction, &event);
+        match entry {
+            Entry::Event(event) => json::write(&mut line, &transaction, &event),
+            Entry::Chunk(chunk) => json::write_chunk(&mut line, &transaction, &chunk),
+        }
         lines.push(line);
     }
     Ok(lines)

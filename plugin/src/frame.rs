@@ -46,7 +46,7 @@ struct Source {
 
 impl Framer {
     pub(crate) fn new(memory: RowMemory) -> Self {
-        Self { rows: RowReader::new(memory, MAX_EVENT_BYTES), encoder: Encoder::new(Names::Frame), source: None }
+        Self { rows: RowReader::new(memory, MAX_EVENT_BYTES, true), encoder: Encoder::new(Names::Frame), source: None }
     }
 
     /// Hands the frame of one row to `write`. What is no row of the outbox is an ERROR.

@@ -20,11 +20,13 @@ pub(crate) struct Mapping {
     pub(crate) headers: Option<Column>,
     pub(crate) payload: Column,
     pub(crate) seq: Option<Column>,
+    /// Says, in an event whose data lies in the claims of the outbox, what there is.
+    pub(crate) claim: Option<Column>,
     /// Columns that are headers, next to what `headers` holds.
     pub(crate) header_columns: Vec<Header>,
 }
 
-const ROLES: [&str; 6] = ["event_id", "type", "key", "headers", "payload", "seq"];
+const ROLES: [&str; 7] = ["event_id", "type", "key", "headers", "payload", "seq", "claim"];
 /// Mean nothing for a row: whether the table was made or adopted, its column of transaction ids, and whether messages are taken.
 const OTHERS: [&[u8]; 3] = [b"origin", b"xid", b"emit"];
 /// Begins the role of a column that is a header: `header:name=column`. No header's name contains `=`.
@@ -73,6 +75,13 @@ impl Mapping {
             find(index)?.ok_or_else(|| format!("there is no column for {}, which every event needs", ROLES[index]))
         };
         let seq = find(5)?.filter(|column| is_int(column.type_oid));
+        // A column that is merely called so is the user's.
+        let claim = if named[6].is_some() { find(6)? } else { None };
+        if let Some(column) = &claim
+            && column.type_oid != pg_sys::JSONBOID
+        {
+            return Err(format!("the column \"{}\" for claim is not jsonb", shown(&column.name)));
+        }
         let headers = find(3)?;
         if let Some(column) = &headers
             && !matches!(column.type_oid, pg_sys::JSONOID | pg_sys::JSONBOID)
@@ -88,7 +97,16 @@ impl Mapping {
             header_columns.push(Header::new(name, column));
         }
         let payload = need(4)?;
-        Ok(Self { event_id: need(0)?, event_type: need(1)?, key: find(2)?, headers, payload, seq, header_columns })
+        Ok(Self {
+            event_id: need(0)?,
+            event_type: need(1)?,
+            key: find(2)?,
+            headers,
+            payload,
+            seq,
+            claim,
+            header_columns,
+        })
     }
 
     /// How consumers read the payload's bytes.
@@ -99,6 +117,33 @@ impl Mapping {
             pg_sys::BYTEAOID => PayloadType::Bytea,
             _ => PayloadType::Text,
         }
+    }
+}
+
+/// The reserved name of the trigger that makes a table the claims of an outbox; the outbox is the table that it refers to.
+pub(crate) const CLAIMS_TRIGGER: &CStr = c"postbox_claims";
+
+/// Where the fields of a chunk stand in a row of claims.
+pub(crate) struct ChunkMapping {
+    pub(crate) seq: Column,
+    pub(crate) number: Column,
+    pub(crate) rows: Column,
+    pub(crate) data: Column,
+}
+
+impl ChunkMapping {
+    /// The error says what does not fit.
+    pub(crate) fn read(columns: &[Column]) -> Result<Self, String> {
+        let column = |name: &str, type_oid: pg_sys::Oid| {
+            let found = columns.iter().find(|column| column.name == name.as_bytes() && column.type_oid == type_oid);
+            found.cloned().ok_or_else(|| format!("the table of the claims has no column \"{name}\" of its type"))
+        };
+        Ok(Self {
+            seq: column("seq", pg_sys::INT8OID)?,
+            number: column("chunk", pg_sys::INT4OID)?,
+            rows: column("rows", pg_sys::INT4OID)?,
+            data: column("data", pg_sys::BYTEAOID)?,
+        })
     }
 }
 

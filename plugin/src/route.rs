@@ -9,7 +9,7 @@ use postbox_wire::{NameSlot, Outbox, OutboxSelector, PayloadType};
 use rustc_hash::FxHashMap;
 
 use crate::emitted;
-use crate::marker::{Mapping, TRIGGER};
+use crate::marker::{CLAIMS_TRIGGER, ChunkMapping, Mapping, TRIGGER};
 use crate::pg::encoding::Encoding;
 use crate::pg::invalidation;
 use crate::pg::relation::{Column, Descriptor, Rel, open};
@@ -21,6 +21,26 @@ pub(crate) enum Route {
     Skip,
     /// An event.
     Outbox(Rc<Table>),
+    /// A part of the data of one.
+    Claims(Rc<Claims>),
+}
+
+impl Route {
+    /// True if it leads to the outbox with this root.
+    fn leads_to(&self, root: Oid) -> bool {
+        match self {
+            Self::Skip => false,
+            Self::Outbox(table) => table.target.root == root,
+            Self::Claims(claims) => claims.target.root == root,
+        }
+    }
+}
+
+/// A table whose rows are chunks of claims, or a leaf of one.
+pub(crate) struct Claims {
+    /// The outbox whose claims they are.
+    pub(crate) target: Rc<Target>,
+    pub(crate) mapping: Result<ChunkMapping, String>,
 }
 
 /// A table whose rows are events: an outbox, or a leaf of one.
@@ -77,6 +97,8 @@ pub(crate) struct Routes {
     /// Kept over invalidations, so that each name is sent once.
     targets: Vec<Rc<Target>>,
     selectors: Option<Vec<OutboxSelector>>,
+    /// Rows of claims are wanted.
+    chunks: bool,
     encoding: Encoding,
 }
 
@@ -84,13 +106,14 @@ pub(crate) struct Routes {
 const MOST_TARGETS: usize = 4096;
 
 impl Routes {
-    pub(crate) fn new(selectors: Option<Vec<OutboxSelector>>) -> Self {
+    pub(crate) fn new(selectors: Option<Vec<OutboxSelector>>, chunks: bool) -> Self {
         invalidation::watch();
         Self {
             routes: FxHashMap::default(),
             messages: FxHashMap::default(),
             targets: Vec::new(),
             selectors,
+            chunks,
             encoding: Encoding::of_database(),
         }
     }
@@ -128,7 +151,7 @@ impl Routes {
             }
         };
         match route {
-            Route::Skip => None,
+            Route::Skip | Route::Claims(_) => None,
             Route::Outbox(table) => Some(table),
         }
     }
@@ -143,21 +166,38 @@ impl Routes {
         for changed in invalid.relations {
             self.routes.remove(&changed);
             self.messages.remove(&changed);
-            // The leaves of a renamed outbox are not told.
+            // The leaves of a renamed outbox are not told, nor are its claims.
             if self.targets.iter().any(|target| target.root == changed) {
-                self.routes.retain(|_, route| !matches!(route, Route::Outbox(table) if table.target.root == changed));
+                self.routes.retain(|_, route| !route.leads_to(changed));
             }
         }
     }
 
     fn decide(&mut self, relation: &Rel<'_>) -> Route {
-        let Some(marker) = relation.trigger(TRIGGER) else { return Route::Skip };
+        let Some(marker) = relation.trigger(TRIGGER) else { return self.decide_claims(relation) };
         // A leaf carries a clone of the marker; the outbox is the topmost table that is marked.
         let marked = |relation: &Rel<'_>| relation.trigger(TRIGGER).map(|_| (relation.oid(), relation.name()));
         let (root, name) = relation.topmost_ancestor(marked).unwrap_or_else(|| (relation.oid(), relation.name()));
         let encoding = self.encoding;
         let target = |payload_type| self.target(root, named(&name, payload_type, encoding));
         Route::Outbox(Rc::new(Table::new(&marker, relation.descriptor(), encoding, target)))
+    }
+
+    /// Rows of claims are passed over where nobody wants them: whoever has the event can read them.
+    fn decide_claims(&mut self, relation: &Rel<'_>) -> Route {
+        let root = self.chunks.then(|| relation.trigger_from(CLAIMS_TRIGGER)).flatten();
+        let Some(root) = root else { return Route::Skip };
+        let found = open(root, |outbox| match self.decide(outbox) {
+            Route::Outbox(table) => Some(Rc::clone(&table.target)),
+            _ => None,
+        });
+        match found.flatten() {
+            Some(target) => {
+                let mapping = ChunkMapping::read(&relation.descriptor().columns());
+                Route::Claims(Rc::new(Claims { target, mapping }))
+            }
+            None => Route::Skip,
+        }
     }
 
     fn target(&mut self, root: Oid, outbox: Outbox) -> Rc<Target> {

@@ -2,7 +2,7 @@
 //! with the reason.
 
 use pgrx::pg_sys;
-use postbox_wire::{ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn};
+use postbox_wire::{Chunk, ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn};
 
 use crate::emitted::Emitted;
 use crate::headers::Given;
@@ -12,13 +12,17 @@ use crate::pg::datum::{Value, Values};
 use crate::pg::encoding::Encoding;
 use crate::pg::memory::RowMemory;
 use crate::pg::relation::{Column, Descriptor};
-use crate::route::Table;
+use crate::route::{Claims, Table};
 
 /// Reads rows, with buffers that are used again and again.
 pub(crate) struct RowReader {
     encoding: Encoding,
     memory: RowMemory,
     max_event_bytes: usize,
+    /// The client knows claims.
+    claims: bool,
+    /// What is wrong with the chunks that the transaction has written so far.
+    broken_claim: Option<String>,
     values: Values,
     text: Buffers,
 }
@@ -31,6 +35,7 @@ struct Buffers {
     key: Vec<u8>,
     headers: Vec<u8>,
     payload: Vec<u8>,
+    claim: Vec<u8>,
     /// Headers with columns among them, and one of these columns.
     object: Vec<u8>,
     member: Vec<u8>,
@@ -51,14 +56,58 @@ struct Faults {
 }
 
 impl RowReader {
-    pub(crate) fn new(memory: RowMemory, max_event_bytes: usize) -> Self {
+    pub(crate) fn new(memory: RowMemory, max_event_bytes: usize, claims: bool) -> Self {
         Self {
             encoding: Encoding::of_database(),
             memory,
             max_event_bytes,
+            claims,
+            broken_claim: None,
             values: Values::default(),
             text: Buffers::default(),
         }
+    }
+
+    /// A transaction begins.
+    pub(crate) fn begin(&mut self) {
+        self.broken_claim = None;
+    }
+
+    /// Hands the chunk of a row of claims to `emit`. One that cannot be read makes the transaction's claims error events.
+    pub(crate) fn read_chunk(
+        &mut self,
+        tuple: Tuple<'_>,
+        rows: Descriptor<'_>,
+        claims: &Claims,
+        ordinal: u64,
+        emit: impl FnOnce(&Chunk<'_>),
+    ) {
+        let Self { memory, values, broken_claim, .. } = self;
+        let mapping = match &claims.mapping {
+            Ok(mapping) => mapping,
+            Err(detail) => {
+                broken_claim.get_or_insert_with(|| detail.clone());
+                return;
+            }
+        };
+        memory.scoped(|| {
+            values.take_apart(tuple, rows);
+            let int = |column: &Column| values.get(column.index).map_or(0, |value| value.int(column.type_oid));
+            let number = |column: &Column| u32::try_from(int(column)).unwrap_or(0);
+            let (seq, chunk) = (int(&mapping.seq), number(&mapping.number));
+            match values.get(mapping.data.index).map(Value::bytes) {
+                Some(Ok(data)) => {
+                    let outbox = claims.target.outbox.clone();
+                    emit(&Chunk { outbox, ordinal, seq, number: chunk, rows: number(&mapping.rows), data });
+                }
+                Some(Err(detail)) => {
+                    broken_claim.get_or_insert_with(|| format!("chunk {chunk} of claim {seq}: {detail}"));
+                }
+                None => {
+                    broken_claim.get_or_insert_with(|| format!("chunk {chunk} of claim {seq} has no data"));
+                }
+            }
+        });
     }
 
     /// Hands the row's event to `emit`, and the values that it was made of. `rows` describes the row; the table's columns
@@ -78,8 +127,8 @@ impl RowReader {
                 Err(detail) => self.explain(detail, table, ordinal, emit),
             }
         });
-        let Buffers { id, event_type, key, headers, payload, object, member } = &mut self.text;
-        for buffer in [id, event_type, key, headers, payload, object, member] {
+        let Buffers { id, event_type, key, headers, payload, claim, object, member } = &mut self.text;
+        for buffer in [id, event_type, key, headers, payload, claim, object, member] {
             if buffer.capacity() > KEEP_BYTES {
                 *buffer = Vec::new();
             }
@@ -107,6 +156,7 @@ impl RowReader {
             key: None,
             headers: None,
             payload: None,
+            claim: None,
             error: None,
         };
         match (&table.mapping, emitted.fields(outbox.payload_type)) {
@@ -139,7 +189,7 @@ impl RowReader {
 
     /// The event of a row whose columns are mapped.
     fn map(&mut self, mapping: &Mapping, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>, &Values)) {
-        let Self { encoding, max_event_bytes, values, text, .. } = self;
+        let Self { encoding, max_event_bytes, claims, broken_claim, values, text, .. } = self;
         let read = Reader { encoding: *encoding, limit: *max_event_bytes };
         let mut faults = Faults::default();
 
@@ -170,8 +220,25 @@ impl RowReader {
             }
         });
 
+        let mut claim = None;
+        if let Some(column) = &mapping.claim
+            && let Some(value) = values.get(column.index)
+        {
+            claim = read.field(value, column, &mut text.claim, &mut faults);
+            let broken = broken_claim.clone().map(|detail| (ErrorCode::Malformed, detail));
+            let unknown = (!*claims).then(|| {
+                let detail = "the event's data lies in the claims of the outbox, and the client has not asked for such events (option claims)";
+                (ErrorCode::TooLarge, detail.to_owned())
+            });
+            if let (Some(text), Some((code, detail))) = (claim, broken.or(unknown)) {
+                // What stands there is text already, and said with the reason.
+                faults.say(code, format!("{detail}: {text}"));
+                claim = None;
+            }
+        }
+
         let outbox = table.target.outbox.clone();
-        let mut event = Event { outbox, ordinal, id, seq, event_type, key, headers, payload, error: None };
+        let mut event = Event { outbox, ordinal, id, seq, event_type, key, headers, payload, claim, error: None };
         if event.size() > *max_event_bytes {
             faults.too_large(&mut event, mapping, *max_event_bytes, *encoding);
         }
@@ -198,6 +265,7 @@ impl RowReader {
             key: None,
             headers: None,
             payload: None,
+            claim: None,
             error: None,
         };
         faults.report(event, self.encoding, |event| emit(event, &self.values));

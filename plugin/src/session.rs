@@ -2,15 +2,15 @@
 
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::{InvalidRepOriginId, RepOriginId};
-use postbox_wire::{Compression, Compressor, Encoder, Options, Origin, Transaction};
+use postbox_wire::{Claims, Compression, Compressor, Encoder, Options, Origin, Transaction};
 
 use crate::emit::PREFIX;
 use crate::emitted::Emitted;
-use crate::pg::change::{Change, Txn, XidEpoch};
+use crate::pg::change::{Change, Tuple, Txn, XidEpoch};
 use crate::pg::context::Context;
 use crate::pg::relation::Rel;
 use crate::pg::report;
-use crate::route::{Route, Routes};
+use crate::route::{self, Route, Routes};
 use crate::row::RowReader;
 
 /// The state of one run of decoding.
@@ -46,8 +46,8 @@ impl Session {
             encoder: Encoder::new(options.names),
             compressor: (options.compression == Compression::Lz4).then(Compressor::default),
             foreign: options.origin == Origin::Any,
-            rows: RowReader::new(ctx.row_memory(), options.max_event_bytes),
-            routes: Routes::new(options.outboxes),
+            rows: RowReader::new(ctx.row_memory(), options.max_event_bytes, options.claims != Claims::None),
+            routes: Routes::new(options.outboxes, options.claims == Claims::Stream),
             epoch: XidEpoch::now(),
             transaction: None,
             ordinal: 0,
@@ -57,6 +57,7 @@ impl Session {
 
     pub(crate) fn begin(&mut self) {
         self.encoder.begin();
+        self.rows.begin();
         self.transaction = None;
         self.ordinal = 0;
         self.skipped_changes = 0;
@@ -67,9 +68,14 @@ impl Session {
         let tuple = change.inserted();
         let routed = tuple.and_then(|tuple| match self.routes.of(relation) {
             Route::Skip => None,
-            Route::Outbox(table) => Some((tuple, table)),
+            Route::Outbox(table) => Some((tuple, Ok(table))),
+            Route::Claims(claims) => Some((tuple, Err(claims))),
         });
-        let Some((tuple, table)) = routed else { return self.skip(ctx) };
+        let (tuple, table) = match routed {
+            Some((tuple, Ok(table))) => (tuple, table),
+            Some((tuple, Err(claims))) => return self.chunk(ctx, txn, relation, tuple, &claims),
+            None => return self.skip(ctx),
+        };
         let ordinal = self.ordinal;
         self.ordinal += 1;
         if !table.target.selected {
@@ -86,6 +92,22 @@ impl Session {
                 write(encoder, compressor, ctx, false);
             }
             encoder.event(transaction, event, &mut table.target.slot.borrow_mut());
+        });
+    }
+
+    /// A row of claims: a part of the data of an event that follows, and none itself, so it takes no ordinal.
+    fn chunk(&mut self, ctx: &mut Context, txn: &Txn, relation: &Rel<'_>, tuple: Tuple<'_>, claims: &route::Claims) {
+        if !claims.target.selected {
+            return self.skip(ctx);
+        }
+        let Self { encoder, compressor, rows, epoch, transaction, ordinal, .. } = self;
+        let transaction = transaction.get_or_insert_with(|| txn.header(epoch));
+        rows.read_chunk(tuple, relation.descriptor(), claims, *ordinal, |chunk| {
+            // Only now: one that cannot be read does not come.
+            if encoder.is_due() || (encoder.would_overflow(chunk.data.len()) && !encoder.is_empty()) {
+                write(encoder, compressor, ctx, false);
+            }
+            encoder.chunk(transaction, chunk, &mut claims.target.slot.borrow_mut());
         });
     }
 

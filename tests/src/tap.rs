@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use postbox::{Consumer, Event};
-use postbox_wire::{Decoder, Transaction, expand, json};
+use postbox_wire::{Decoder, Entry, Transaction, expand, json};
 use serde_json::Value;
 
 use crate::{Cluster, postbox_binary};
@@ -128,9 +128,12 @@ pub fn decode(decoder: &mut Decoder, bytes: &[u8]) -> Result<PeekedFrame, postbo
     let mut frame = decoder.frame(expanded.as_deref().unwrap_or(bytes))?;
     let (transaction, continues, is_last) = (frame.transaction, frame.continues(), frame.is_last());
     let mut events = Vec::new();
-    while let Some(event) = frame.next_event()? {
+    while let Some(entry) = frame.next_entry()? {
         let mut line = Vec::new();
-        json::write(&mut line, &transaction, &event);
+        match entry {
+            Entry::Event(event) => json::write(&mut line, &transaction, &event),
+            Entry::Chunk(chunk) => json::write_chunk(&mut line, &transaction, &chunk),
+        }
         events.push(serde_json::from_slice(&line).expect("native JSON"));
     }
     Ok(PeekedFrame { transaction, continues, is_last, length: bytes.len(), events })

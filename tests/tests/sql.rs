@@ -12,7 +12,7 @@ mod plans;
 mod privileges;
 mod publish;
 mod reference;
-mod retention;
+pub(crate) mod retention;
 mod status;
 
 use postbox_tests::Cluster;

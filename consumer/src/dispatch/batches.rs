@@ -213,7 +213,9 @@ impl<S: Source, K: BatchSink> Pump<S, K> {
             return Err(lost());
         }
         taken?;
-        self.watch.delivered.fetch_add(batch.len() as u64, Ordering::Release);
+        // A chunk of a claim is no event.
+        let events = batch.iter().filter(|task| task.event.chunk.is_none()).count();
+        self.watch.delivered.fetch_add(events as u64, Ordering::Release);
         batch.into_iter().for_each(Task::complete);
         outcome
     }

@@ -24,6 +24,9 @@ const ERROR: &str = "postbox.error";
 /// The type of an event whose type is empty, which an attribute must not be.
 const UNTYPED: &str = "postbox.untyped";
 
+/// The media type of what stands for the data of an event that lies in the claims of its outbox.
+const CLAIM: &str = "application/vnd.postbox.claim+json";
+
 /// Attributes that no header can take the place of.
 const RESERVED: [&str; 11] = [
     "specversion",
@@ -141,6 +144,11 @@ fn data(out: &mut impl Output, event: &Event) {
         member(out, "data");
         return event.write_json(out);
     }
+    if let Some(claim) = &event.claim {
+        attribute(out, "datacontenttype", CLAIM);
+        member(out, "data");
+        return json::document(out, claim);
+    }
     let Some(payload) = &event.payload else { return };
     let text = std::str::from_utf8(payload).ok();
     match (event.outbox.payload_type, text) {
@@ -202,6 +210,8 @@ mod tests {
             key: None,
             headers: None,
             payload: None,
+            claim: None,
+            chunk: None,
             commit_lsn: Lsn::ZERO,
             ordinal: 0,
             commit_time: PgMicros::UNKNOWN,

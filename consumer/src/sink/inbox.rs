@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join;
-use postbox_wire::{Lsn, PayloadType};
+use postbox_wire::{Lsn, PayloadType, json};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Statement};
@@ -256,8 +256,14 @@ impl Inbox {
         let ids = events.iter().zip(&sources).map(|(event, source)| message_id(event, source)).collect::<Vec<_>>();
         let types = events.iter().map(|event| &*event.event_type).collect::<Vec<_>>();
         let keys = events.iter().map(|event| event.key.as_deref()).collect::<Vec<_>>();
-        let headers = events.iter().map(|event| event.headers.as_deref()).collect::<Vec<_>>();
-        let payloads = events.iter().map(|event| event.payload.as_deref()).collect::<Vec<_>>();
+        let references = events.iter().map(|event| Reference::of(event)).collect::<Vec<_>>();
+        let with_references = || events.iter().zip(&references);
+        let headers = with_references()
+            .map(|(event, reference)| reference.as_ref().map(|to| &*to.headers).or(event.headers.as_deref()))
+            .collect::<Vec<_>>();
+        let payloads = with_references()
+            .map(|(event, reference)| reference.as_ref().map(|to| to.payload.as_bytes()).or(event.payload.as_deref()))
+            .collect::<Vec<_>>();
         let payload_types = events.iter().map(|event| payload_type(event)).collect::<Vec<_>>();
         let (lsn, ordinal) = position.map(|(lsn, ordinal)| (PgLsn::from(lsn), ordinal)).unzip();
         let parameters: [&(dyn ToSql + Sync); 11] = [
@@ -422,8 +428,38 @@ fn position(task: &Task) -> Option<Position> {
     streamed.then(|| (commit_lsn.0, i64::try_from(ordinal).unwrap_or(i64::MAX)))
 }
 
+/// What an inbox gets of an event whose data lies in the claims of its outbox: where it is, and a header that says so.
+struct Reference {
+    headers: String,
+    payload: String,
+}
+
+/// The header that tells a reference from a payload.
+const REFERENCE: &str = "postbox-claim";
+
+impl Reference {
+    fn of(event: &Event) -> Option<Self> {
+        let claim = event.claim.as_deref()?;
+        let given = event.headers.as_deref().unwrap_or("{}").trim();
+        let headers = match given.strip_prefix('{').map(str::trim_start) {
+            Some(rest) => {
+                let comma = if rest.starts_with('}') { "" } else { "," };
+                format!("{{\"{REFERENCE}\":true{comma}{rest}")
+            }
+            None => format!("{{\"{REFERENCE}\":true,\"headers\":{given}}}"),
+        };
+        let mut outbox = Vec::new();
+        json::string(&mut outbox, &event.outbox.to_string());
+        let outbox = String::from_utf8_lossy(&outbox);
+        Some(Self { headers, payload: format!("{{\"outbox\":{outbox},\"xid\":{},\"claim\":{claim}}}", event.xid) })
+    }
+}
+
 /// How the payload's bytes are to be read.
 fn payload_type(event: &Event) -> &'static str {
+    if event.claim.is_some() {
+        return "json";
+    }
     match event.outbox.payload_type {
         PayloadType::Text => "text",
         PayloadType::Bytea => "bytea",

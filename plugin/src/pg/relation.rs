@@ -63,6 +63,21 @@ impl<'cb> Rel<'cb> {
         }
     }
 
+    /// The table that the row's trigger of this name refers to, as a foreign key's does; `None` if there is no such trigger, or it
+    /// refers to none.
+    pub(crate) fn trigger_from(&self, name: &CStr) -> Option<pg_sys::Oid> {
+        // SAFETY: the trigger descriptor belongs to the open relation, its count says how long its array is.
+        unsafe {
+            let descriptor = (*self.relation).trigdesc;
+            if descriptor.is_null() || (*descriptor).numtriggers <= 0 {
+                return None;
+            }
+            let triggers = core::slice::from_raw_parts((*descriptor).triggers, (*descriptor).numtriggers as usize);
+            let trigger = triggers.iter().find(|trigger| CStr::from_ptr(trigger.tgname) == name)?;
+            (trigger.tgconstrrelid != pg_sys::InvalidOid).then_some(trigger.tgconstrrelid)
+        }
+    }
+
     /// The topmost ancestor that satisfies `wanted`, as (OID, what `wanted` returned); none for a table that is no leaf.
     pub(crate) fn topmost_ancestor<T>(&self, mut wanted: impl FnMut(&Rel<'_>) -> Option<T>) -> Option<T> {
         // SAFETY: open for the callback. A relation opened here is closed here; after an ERROR the transaction's resource

@@ -29,8 +29,37 @@ pub struct Event<'a> {
     pub headers: Option<&'a str>,
     /// To be read by the outbox's [`PayloadType`](crate::PayloadType); absent where the column is NULL.
     pub payload: Option<&'a [u8]>,
+    /// Set if the event's data lies in the claims of the outbox: JSON that says what there is. Only in a stream that was asked for
+    /// [`Claims`](crate::Claims).
+    pub claim: Option<&'a str>,
     /// Set if the row could not be turned into an event as it stands.
     pub error: Option<EventError<'a>>,
+}
+
+/// A part of the data of a claim, which comes before the event of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk<'a> {
+    /// The outbox of the claim.
+    pub outbox: Arc<Outbox>,
+    /// That of the transaction's next event, whose claim need not be this one.
+    pub ordinal: u64,
+    /// The seq of the event whose data this is.
+    pub seq: i64,
+    /// Chunks of a claim are counted from 0.
+    pub number: u32,
+    /// Rows that end in the data.
+    pub rows: u32,
+    /// The data.
+    pub data: &'a [u8],
+}
+
+/// What stands in a frame.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry<'a> {
+    /// An event.
+    Event(Event<'a>),
+    /// A part of the data of one that follows in the transaction.
+    Chunk(Chunk<'a>),
 }
 
 /// The id of an event.
@@ -123,9 +152,11 @@ pub(crate) fn uuid_text(bytes: &[u8; 16]) -> [u8; 36] {
     text
 }
 
-/// The kind stands in the low two bits of the head byte: 1 is kept for claim checks, 2 for messages.
+/// The kind stands in the low two bits of the head byte: 2 is kept for messages.
 const KIND: u8 = 0b11;
 const KIND_EVENT: u8 = 0;
+const KIND_CLAIM: u8 = 1;
+const KIND_CHUNK: u8 = 3;
 const HAS_ERROR: u8 = 1 << 2;
 const HAS_KEY: u8 = 1 << 3;
 const HAS_HEADERS: u8 = 1 << 4;
@@ -144,15 +175,16 @@ impl<'a> Event<'a> {
         let id = if let Some(EventId::Text(text)) = self.id { text.len() } else { 16 };
         let text = |field: Option<&str>| field.map_or(0, str::len);
         let raw = self.error.iter().flat_map(|error| &error.raw).map(|raw| raw.bytes.len()).sum::<usize>();
-        id + text(self.event_type) + text(self.key) + text(self.headers) + self.payload.map_or(0, <[u8]>::len) + raw
+        let payload = self.payload.map_or(0, <[u8]>::len) + text(self.claim);
+        id + text(self.event_type) + text(self.key) + text(self.headers) + payload + raw
     }
 
     /// Appends the event. `expected` is the ordinal that would follow the frame's previous event.
     pub(crate) fn encode(&self, out: &mut Vec<u8>, names: &mut Dictionary, slot: &mut NameSlot, expected: u64) {
-        let Self { outbox, ordinal, id, seq, event_type, key, headers, payload, error } = self;
+        let Self { outbox, ordinal, id, seq, event_type, key, headers, payload, claim, error } = self;
         debug_assert!(*ordinal >= expected, "ordinals rise");
         let flag = |present: bool, bit: u8| if present { bit } else { 0 };
-        let head = KIND_EVENT
+        let head = if claim.is_some() { KIND_CLAIM } else { KIND_EVENT }
             | flag(error.is_some(), HAS_ERROR)
             | flag(key.is_some(), HAS_KEY)
             | flag(headers.is_some(), HAS_HEADERS)
@@ -177,6 +209,7 @@ impl<'a> Event<'a> {
             + text_len(key)
             + text_len(headers)
             + payload.map_or(0, bytes_len)
+            + text_len(claim)
             + error.as_ref().map_or(0, EventError::encoded_len);
         put_varint(out, length as u64);
         let start = out.len();
@@ -214,22 +247,24 @@ impl<'a> Event<'a> {
         if let Some(payload) = payload {
             put_bytes(out, payload);
         }
+        if let Some(claim) = claim {
+            put_bytes(out, claim.as_bytes());
+        }
         if let Some(error) = error {
             error.encode(out);
         }
         debug_assert_eq!(out.len() - start, length, "the length was counted right");
     }
 
-    /// Reads the next event. `names` are the outboxes defined so far; a definition is added to them.
-    pub(crate) fn decode(frame: &mut Reader<'a>, names: &mut Definitions, expected: u64) -> Result<Self, DecodeError> {
-        let length = frame.varint("event length")?;
-        let mut reader = frame.sub(length, "event")?;
-        let start = reader.clone();
-        let head = reader.u8("event head")?;
+    /// Reads the fields of an event; `start` stands before its head.
+    fn decode(
+        mut reader: Reader<'a>,
+        start: &Reader<'a>,
+        head: u8,
+        names: &mut Definitions,
+        expected: u64,
+    ) -> Result<Self, DecodeError> {
         let has = |bit| head & bit != 0;
-        if head & KIND != KIND_EVENT {
-            return Err(start.error("event kind", Problem::Unknown((head & KIND).into())));
-        }
         // Without an error there is nobody to explain why a field that every event has should be missing.
         if !has(HAS_TYPE) && !has(HAS_ERROR) {
             return Err(start.error("type", Problem::Absent));
@@ -256,9 +291,86 @@ impl<'a> Event<'a> {
         let key = has(HAS_KEY).then(|| reader.text("key")).transpose()?;
         let headers = has(HAS_HEADERS).then(|| reader.text("headers")).transpose()?;
         let payload = has(HAS_PAYLOAD).then(|| reader.bytes("payload")).transpose()?;
+        let claim = (head & KIND == KIND_CLAIM).then(|| reader.text("claim")).transpose()?;
         let error = has(HAS_ERROR).then(|| EventError::decode(&mut reader)).transpose()?;
         reader.end("event")?;
-        Ok(Self { outbox, ordinal, id, seq, event_type, key, headers, payload, error })
+        Ok(Self { outbox, ordinal, id, seq, event_type, key, headers, payload, claim, error })
+    }
+}
+
+impl<'a> Chunk<'a> {
+    /// Appends the chunk. `expected` is the ordinal that would follow the frame's previous event.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>, names: &mut Dictionary, slot: &mut NameSlot, expected: u64) {
+        let Self { outbox, ordinal, seq, number, rows, data } = self;
+        debug_assert!(*ordinal >= expected, "ordinals rise");
+        let skipped = ordinal.wrapping_sub(expected);
+        let reference = names.refer(slot);
+        let length = 1
+            + varint_len(skipped)
+            + reference.map_or_else(|| 1 + outbox.encoded_len(), varint_len)
+            + varint_len(zigzag(*seq))
+            + varint_len((*number).into())
+            + varint_len((*rows).into())
+            + bytes_len(data);
+        put_varint(out, length as u64);
+        let start = out.len();
+        put_u8(out, KIND_CHUNK);
+        put_varint(out, skipped);
+        match reference {
+            Some(reference) => put_varint(out, reference),
+            None => {
+                put_varint(out, 0);
+                outbox.encode(out);
+            }
+        }
+        put_zigzag(out, *seq);
+        put_varint(out, (*number).into());
+        put_varint(out, (*rows).into());
+        put_bytes(out, data);
+        debug_assert_eq!(out.len() - start, length, "the length was counted right");
+    }
+
+    /// Reads the fields of a chunk; `start` stands before its head.
+    fn decode(
+        mut reader: Reader<'a>,
+        start: &Reader<'a>,
+        head: u8,
+        names: &mut Definitions,
+        expected: u64,
+    ) -> Result<Self, DecodeError> {
+        if head != KIND_CHUNK {
+            return Err(start.error("chunk head", Problem::Unknown(head.into())));
+        }
+        let start = reader.clone();
+        let ordinal = expected.checked_add(reader.varint("ordinal")?);
+        let ordinal = ordinal.ok_or_else(|| start.error("ordinal", Problem::Varint))?;
+        let outbox = names.decode(&mut reader)?;
+        let seq = reader.zigzag("seq")?;
+        let mut number = |field| {
+            let start = reader.clone();
+            let number = reader.varint(field)?;
+            let problem = Problem::TooLarge { found: number, limit: u32::MAX.into() };
+            u32::try_from(number).map_err(|_| start.error(field, problem))
+        };
+        let (number, rows) = (number("number of chunk")?, number("rows of chunk")?);
+        let data = reader.bytes("data of chunk")?;
+        reader.end("chunk")?;
+        Ok(Self { outbox, ordinal, seq, number, rows, data })
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// Reads the next entry. `names` are the outboxes defined so far; a definition is added to them.
+    pub(crate) fn decode(frame: &mut Reader<'a>, names: &mut Definitions, expected: u64) -> Result<Self, DecodeError> {
+        let length = frame.varint("event length")?;
+        let mut reader = frame.sub(length, "event")?;
+        let start = reader.clone();
+        let head = reader.u8("event head")?;
+        match head & KIND {
+            KIND_EVENT | KIND_CLAIM => Event::decode(reader, &start, head, names, expected).map(Self::Event),
+            KIND_CHUNK => Chunk::decode(reader, &start, head, names, expected).map(Self::Chunk),
+            kind => Err(start.error("event kind", Problem::Unknown(kind.into()))),
+        }
     }
 }
 

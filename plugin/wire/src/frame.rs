@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::codec::{Reader, put_varint, put_zigzag};
 use crate::decode_error::{DecodeError, Problem};
-use crate::event::Event;
+use crate::event::{Chunk, Entry, Event};
 use crate::options::{Names, PROTO_VERSION_MAX};
 use crate::outbox::{Definitions, Dictionary, NameSlot};
 use crate::{FRAME_BYTES, Lsn, MAX_FRAME_BYTES, PgMicros};
@@ -123,6 +123,20 @@ impl Encoder {
     /// Adds an event of the transaction. `slot` is the caller's note of where the event's outbox stands in the
     /// dictionary: one per outbox, `NameSlot::default()` at first.
     pub fn event(&mut self, transaction: &Transaction, event: &Event<'_>, slot: &mut NameSlot) {
+        self.open(transaction);
+        event.encode(&mut self.frame, &mut self.dictionary, slot, self.next_ordinal);
+        self.next_ordinal = event.ordinal + 1;
+    }
+
+    /// Adds a chunk of a claim whose event follows; otherwise as [`event`](Self::event).
+    pub fn chunk(&mut self, transaction: &Transaction, chunk: &Chunk<'_>, slot: &mut NameSlot) {
+        self.open(transaction);
+        chunk.encode(&mut self.frame, &mut self.dictionary, slot, self.next_ordinal);
+        self.next_ordinal = chunk.ordinal;
+    }
+
+    /// Begins the frame, if it has nothing in it yet.
+    fn open(&mut self, transaction: &Transaction) {
         if self.frame.is_empty() {
             if self.names == Names::Frame || self.dictionary.is_full() {
                 self.reset_due = true;
@@ -136,8 +150,6 @@ impl Encoder {
             transaction.encode(&mut self.frame, flags);
             self.next_ordinal = 0;
         }
-        event.encode(&mut self.frame, &mut self.dictionary, slot, self.next_ordinal);
-        self.next_ordinal = event.ordinal + 1;
     }
 
     /// Finishes the frame and hands it over; `last` if the transaction ends with it. The next event starts a new frame.
@@ -222,27 +234,47 @@ impl<'a> Frame<'_, 'a> {
         self.flags & LAST != 0
     }
 
-    /// The next event, or `None` at the end of the frame.
+    /// The next event, or `None` at the end of the frame. For streams that were not asked for chunks of claims, which are an
+    /// error here.
     ///
     /// # Errors
     /// Bytes that are not an event of this version; the rest of the frame cannot be read then.
     pub fn next_event(&mut self) -> Result<Option<Event<'a>>, DecodeError> {
+        let start = self.reader.clone();
+        match self.next_entry()? {
+            Some(Entry::Event(event)) => Ok(Some(event)),
+            Some(Entry::Chunk(_)) => {
+                self.decoder.names.lose();
+                Err(start.error("event kind", Problem::Unknown(3)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The next event or chunk of a claim, or `None` at the end of the frame.
+    ///
+    /// # Errors
+    /// As [`next_event`](Self::next_event).
+    pub fn next_entry(&mut self) -> Result<Option<Entry<'a>>, DecodeError> {
         if self.reader.is_empty() {
             return Ok(None);
         }
-        let event = self.decode_event();
-        match event {
+        let entry = self.decode_entry();
+        match entry {
             Err(_) => self.decoder.names.lose(),
             Ok(_) => self.decoder.unread = !self.reader.is_empty(),
         }
-        event.map(Some)
+        entry.map(Some)
     }
 
-    fn decode_event(&mut self) -> Result<Event<'a>, DecodeError> {
+    fn decode_entry(&mut self) -> Result<Entry<'a>, DecodeError> {
         let start = self.reader.clone();
-        let event = Event::decode(&mut self.reader, &mut self.decoder.names, self.next_ordinal)?;
-        let next = event.ordinal.checked_add(1);
+        let entry = Entry::decode(&mut self.reader, &mut self.decoder.names, self.next_ordinal)?;
+        let next = match &entry {
+            Entry::Event(event) => event.ordinal.checked_add(1),
+            Entry::Chunk(chunk) => Some(chunk.ordinal),
+        };
         self.next_ordinal = next.ok_or_else(|| start.error("ordinal", Problem::Varint))?;
-        Ok(event)
+        Ok(entry)
     }
 }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::event::uuid_text;
 use crate::time::Civil;
-use crate::{Event, EventError, EventId, Lsn, PayloadType, PgMicros, RawColumn, Transaction};
+use crate::{Chunk, Event, EventError, EventId, Lsn, PayloadType, PgMicros, RawColumn, Transaction};
 
 /// Takes the text of an event piece by piece, so that a large field need not be held twice.
 pub trait Output {
@@ -23,13 +23,13 @@ impl Output for Vec<u8> {
     }
 }
 
-/// Writes the event as one JSON object with the members outbox, event_id, type, key, headers, payload, commit_lsn,
-/// ordinal, commit_time, xid, and error where the event is an error event. No newline is written.
+/// Writes the event as one JSON object with the members outbox, event_id, type, key, headers, payload, claim where there is one,
+/// commit_lsn, ordinal, commit_time, xid, and error where the event is an error event. No newline is written.
 ///
 /// A JSON payload stands in the object as it is (line breaks between its tokens become spaces), text as a string, bytea as
 /// a string in base64; a field that is NULL is `null`, and so are position and time where they are not known.
 pub fn write(out: &mut impl Output, transaction: &Transaction, event: &Event<'_>) {
-    let Event { outbox, ordinal, id, seq: _, event_type, key, headers, payload, error } = event;
+    let Event { outbox, ordinal, id, seq: _, event_type, key, headers, payload, claim, error } = event;
     out.put(b"{\"outbox\":\"");
     escape(out, &outbox.schema);
     out.put(b".");
@@ -65,24 +65,11 @@ pub fn write(out: &mut impl Output, transaction: &Transaction, event: &Event<'_>
             Err(_) => base64(out, bytes),
         },
     }
-    let Transaction { commit_lsn, end_lsn: _, commit_time, xid } = transaction;
-    // A stored row does not know its place in the log.
-    if *commit_lsn == Lsn::ZERO {
-        out.put(b",\"commit_lsn\":null,\"ordinal\":");
-    } else {
-        out.put(b",\"commit_lsn\":\"");
-        lsn(out, *commit_lsn);
-        out.put(b"\",\"ordinal\":");
+    if let Some(claim) = claim {
+        member(out, "claim");
+        document(out, claim);
     }
-    decimal(out, *ordinal, 1);
-    if *commit_time == PgMicros::UNKNOWN {
-        out.put(b",\"commit_time\":null,\"xid\":");
-    } else {
-        out.put(b",\"commit_time\":\"");
-        time(out, *commit_time);
-        out.put(b"\",\"xid\":");
-    }
-    decimal(out, *xid, 1);
+    place(out, transaction, *ordinal);
     if let Some(EventError { code, detail, raw }) = error {
         print(out, format_args!(",\"error\":{{\"code\":\"{}\",\"detail\":", code.name()));
         string(out, detail);
@@ -98,6 +85,51 @@ pub fn write(out: &mut impl Output, transaction: &Transaction, event: &Event<'_>
         out.put(b"}}");
     }
     out.put(b"}");
+}
+
+/// Writes a chunk of a claim as one JSON object with the members outbox, chunk, seq, rows, and text or (where the data is not UTF-8)
+/// base64, commit_lsn, ordinal, commit_time, xid. No newline is written.
+pub fn write_chunk(out: &mut impl Output, transaction: &Transaction, chunk: &Chunk<'_>) {
+    let Chunk { outbox, ordinal, seq, number, rows, data } = chunk;
+    out.put(b"{\"outbox\":\"");
+    escape(out, &outbox.schema);
+    out.put(b".");
+    escape(out, &outbox.table);
+    print(out, format_args!("\",\"chunk\":{number},\"seq\":{seq},\"rows\":{rows}"));
+    match core::str::from_utf8(data) {
+        Ok(text) => {
+            member(out, "text");
+            string(out, text);
+        }
+        Err(_) => {
+            member(out, "base64");
+            base64(out, data);
+        }
+    }
+    place(out, transaction, *ordinal);
+    out.put(b"}");
+}
+
+/// Where in the log, when, and by which transaction.
+fn place(out: &mut impl Output, transaction: &Transaction, ordinal: u64) {
+    let Transaction { commit_lsn, end_lsn: _, commit_time, xid } = transaction;
+    // A stored row does not know its place in the log.
+    if *commit_lsn == Lsn::ZERO {
+        out.put(b",\"commit_lsn\":null,\"ordinal\":");
+    } else {
+        out.put(b",\"commit_lsn\":\"");
+        lsn(out, *commit_lsn);
+        out.put(b"\",\"ordinal\":");
+    }
+    decimal(out, ordinal, 1);
+    if *commit_time == PgMicros::UNKNOWN {
+        out.put(b",\"commit_time\":null,\"xid\":");
+    } else {
+        out.put(b",\"commit_time\":\"");
+        time(out, *commit_time);
+        out.put(b"\",\"xid\":");
+    }
+    decimal(out, *xid, 1);
 }
 
 fn member(out: &mut impl Output, name: &str) {

@@ -31,11 +31,11 @@ mod time;
 // The public interface is:
 pub use compression::{Compressor, expand};
 pub use decode_error::{DecodeError, Problem};
-pub use event::{ErrorCode, Event, EventError, EventId, RawColumn};
+pub use event::{Chunk, Entry, ErrorCode, Event, EventError, EventId, RawColumn};
 pub use frame::{Decoder, Encoder, Frame, Transaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use options::{
-    Compression, Names, OptionError, Options, Origin, OutboxSelector, PROTO_VERSION_MAX, PROTO_VERSION_MIN,
+    Claims, Compression, Names, OptionError, Options, Origin, OutboxSelector, PROTO_VERSION_MAX, PROTO_VERSION_MIN,
     parse_selectors,
 };
 pub use outbox::{NameSlot, Outbox, PayloadType};

@@ -29,6 +29,19 @@ pub struct Options {
     pub compression: Compression,
     /// `origin`: whether changes that came from another server by replication are sent.
     pub origin: Origin,
+    /// `claims`: what is sent of events whose data lies in the claims of their outbox.
+    pub claims: Claims,
+}
+
+/// What is sent of an event whose data lies beside its outbox (claim check).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claims {
+    /// An error event: the client is not prepared for claims.
+    None,
+    /// The event with what it says of its data, to be fetched by SQL.
+    Reference,
+    /// The data in chunks, and behind them the event.
+    Stream,
 }
 
 /// How often the names of outboxes are sent.
@@ -82,6 +95,7 @@ impl Default for Options {
             max_event_bytes: MAX_EVENT_BYTES,
             compression: Compression::None,
             origin: Origin::Any,
+            claims: Claims::None,
         }
     }
 }
@@ -103,12 +117,12 @@ impl fmt::Display for OptionError {
 
 impl core::error::Error for OptionError {}
 
-const NAMES: [&str; 6] = ["proto_version", "names", "outboxes", "max_event_bytes", "compression", "origin"];
+const NAMES: [&str; 7] = ["proto_version", "names", "outboxes", "max_event_bytes", "compression", "origin", "claims"];
 
 impl Options {
     /// The options as `START_REPLICATION` takes them.
     pub fn render(&self) -> Vec<(&'static str, String)> {
-        let Self { proto_version, names, outboxes, max_event_bytes, compression, origin } = self;
+        let Self { proto_version, names, outboxes, max_event_bytes, compression, origin, claims } = self;
         let names = match names {
             Names::Frame => "frame",
             Names::Stream => "stream",
@@ -127,6 +141,11 @@ impl Options {
         }
         if *origin == Origin::None {
             rendered.push(("origin", "none".to_owned()));
+        }
+        match claims {
+            Claims::None => {}
+            Claims::Reference => rendered.push(("claims", "reference".to_owned())),
+            Claims::Stream => rendered.push(("claims", "stream".to_owned())),
         }
         rendered
     }
@@ -175,6 +194,14 @@ impl Options {
                         _ => return Err(wrong()),
                     }
                 }
+                "claims" => {
+                    options.claims = match value {
+                        "none" => Claims::None,
+                        "reference" => Claims::Reference,
+                        "stream" => Claims::Stream,
+                        _ => return Err(wrong()),
+                    }
+                }
                 "outboxes" => options.outboxes = Some(parse_selectors(value).ok_or_else(wrong)?),
                 _ => {
                     let bytes = number(value).filter(|bytes| (1..=MAX_EVENT_BYTES as u64).contains(bytes));
@@ -211,6 +238,7 @@ fn range(name: &str) -> String {
         "names" => "\"frame\" or \"stream\".".to_owned(),
         "compression" => "\"none\" or \"lz4\".".to_owned(),
         "origin" => "\"any\" or \"none\".".to_owned(),
+        "claims" => "\"none\", \"reference\" or \"stream\".".to_owned(),
         "outboxes" => {
             "A list, separated by commas, of schema-qualified names (quoted as in SQL where needed) or table OIDs."
                 .to_owned()
@@ -309,6 +337,7 @@ mod tests {
             (&[("max_event_bytes", Some("268435457"))], "\"268435457\"", "268435456"),
             (&[("compression", Some("LZ4"))], "\"LZ4\"", "\"lz4\""),
             (&[("origin", Some("some"))], "\"some\"", "\"none\""),
+            (&[("claims", Some("all"))], "\"all\"", "\"stream\""),
             (&[("outboxes", Some(""))], "outboxes", "schema-qualified"),
             (&[("outboxes", Some("orders"))], "\"orders\"", "schema-qualified"),
             (&[("outboxes", Some("a.b,"))], "\"a.b,\"", "commas"),
@@ -337,6 +366,7 @@ mod tests {
             stream: bool,
             compressed: bool,
             local: bool,
+            claims in prop::sample::select(&[Claims::None, Claims::Reference, Claims::Stream][..]),
             max_event_bytes in 1..=MAX_EVENT_BYTES,
             names in prop::option::of(prop::collection::vec(("[a-zA-Z\",. ä]{1,9}", "[^\0]{1,9}", 0..9_u32), 1..4)),
         ) {
@@ -347,7 +377,7 @@ mod tests {
             let names = if stream { Names::Stream } else { Names::Frame };
             let compression = if compressed { Compression::Lz4 } else { Compression::None };
             let origin = if local { Origin::None } else { Origin::Any };
-            let options = Options { proto_version: 1, names, outboxes, max_event_bytes, compression, origin };
+            let options = Options { proto_version: 1, names, outboxes, max_event_bytes, compression, origin, claims };
             let rendered = options.render();
             let given = rendered.iter().map(|(name, value)| (*name, Some(value.as_str())));
             prop_assert_eq!(Options::parse(given), Ok(options));

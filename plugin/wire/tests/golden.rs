@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use postbox_wire::{Decoder, ErrorCode, Lsn, Names, PayloadType, PgMicros, Transaction, json};
+use postbox_wire::{Decoder, ErrorCode, Lsn, Names, PayloadType, PgMicros, Transaction};
 use stream::{Fault, Id, Part, Row, decode_part, encode_parts, outbox};
 
 /// What each file holds: `<name>.bin`, or `<name>.1.bin`, `<name>.2.bin` … for a stream of several frames.
@@ -140,6 +140,26 @@ fn cases() -> Vec<(&'static str, Names, Vec<Part>)> {
             ),
         ),
         (
+            "claim",
+            Names::Frame,
+            whole(
+                at(0x0800_0000),
+                vec![
+                    Row::of_chunk(&orders, 0, 7, (0, 2), b"{\"id\":1}\n{\"id\":2}\n"),
+                    Row::of_chunk(&orders, 0, 7, (1, 0), b"{\"id\":3,\"note\":\"lo"),
+                    row(&audit, 0, "meanwhile"),
+                    Row::of_chunk(&orders, 1, 7, (2, 1), "ng – ü\"}\n".as_bytes()),
+                    Row::of_chunk(&files, 1, -1, (0, 0), &[0x00, 0xff]),
+                    Row {
+                        seq: Some(7),
+                        claim: Some(r#"{"seq": 7, "rows": 3, "bytes": 48, "chunks": 3, "format": "rows"}"#.into()),
+                        ..row(&orders, 1, "orders.imported")
+                    },
+                    Row { payload: Some(b"{}".to_vec()), claim: Some("{}".into()), ..row(&orders, 2, "both") },
+                ],
+            ),
+        ),
+        (
             "extremes",
             Names::Frame,
             whole(
@@ -186,7 +206,7 @@ fn describe(part: &Part) -> String {
     text.push_str(if *last { ", last\n" } else { "\n" });
     for row in rows {
         let mut line = Vec::new();
-        json::write(&mut line, transaction, &row.event());
+        row.write_json(transaction, &mut line);
         let line = String::from_utf8(line).unwrap();
         let id = match row.id {
             None => "none",

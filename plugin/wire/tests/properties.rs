@@ -4,7 +4,7 @@ mod stream;
 
 use std::sync::Arc;
 
-use postbox_wire::{Decoder, ErrorCode, FRAME_BYTES, Lsn, Names, Outbox, PayloadType, PgMicros, Transaction, json};
+use postbox_wire::{Decoder, ErrorCode, FRAME_BYTES, Lsn, Names, Outbox, PayloadType, PgMicros, Transaction};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -55,14 +55,19 @@ fn rows() -> impl Strategy<Value = Row> {
     let texts = (option::of("\\PC{0,30}"), option::of("\\PC{0,200}"), option::of("\\PC{0,60}"));
     let optional = (option::of(ids()), option::of(any::<i64>()), option::of(payloads()));
     let fault = option::weighted(0.2, faults());
-    (outboxes(), skipped, texts, optional, fault).prop_map(
-        |(outbox, ordinal, (event_type, key, headers), (id, seq, payload), fault)| {
+    let claims = (option::weighted(0.2, "\\PC{0,60}"), option::weighted(0.2, any::<(u32, u32)>()));
+    (outboxes(), skipped, texts, optional, fault, claims).prop_map(
+        |(outbox, ordinal, (event_type, key, headers), (id, seq, payload), fault, (claim, chunk))| {
+            if let Some(numbers) = chunk {
+                let (seq, data) = (seq.unwrap_or_default(), payload.unwrap_or_default());
+                return Row::of_chunk(&outbox, ordinal, seq, numbers, &data);
+            }
             // Only an error event may lack these.
             let (id, event_type) = match fault {
                 Some(_) => (id, event_type),
                 None => (id.or(Some(Id::Int(0))), event_type.or(Some("plain".into()))),
             };
-            Row { outbox, ordinal, id, seq, event_type, key, headers, payload, fault }
+            Row { outbox, ordinal, id, seq, event_type, key, headers, payload, claim, fault, chunk: None }
         },
     )
 }
@@ -77,7 +82,8 @@ fn transactions(most_rows: usize) -> impl Strategy<Value = (Transaction, Vec<Row
         let mut next = 0;
         for row in &mut rows {
             row.ordinal += next;
-            next = row.ordinal + 1;
+            // A chunk has the ordinal of the event that follows.
+            next = row.ordinal + u64::from(row.chunk.is_none());
         }
         (transaction, rows)
     })
@@ -187,7 +193,7 @@ proptest! {
         for part in &read {
             for row in &part.rows {
                 let mut line = Vec::new();
-                json::write(&mut line, &part.transaction, &row.event());
+                row.write_json(&part.transaction, &mut line);
                 prop_assert!(std::str::from_utf8(&line).is_ok_and(|line| !line.contains('\n')));
             }
         }

@@ -70,10 +70,20 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
         WHERE p.pronamespace = 'postbox'::regnamespace AND has_function_privilege('public', p.oid, 'execute')
         ORDER BY p.oid::regprocedure::text";
     let allowed = [
+        "postbox._append_claim(regclass,bigint,bytea,boolean,integer,integer,bigint,bytea)",
+        "postbox._claim_chunks(regclass,text,bigint,integer,integer,xid8)",
         "postbox._decode_lines(bytea)",
+        "postbox._fetch(refcursor,integer,text)",
         "postbox._is_replayable(oid,text[])",
         "postbox._marker_arguments(bytea)",
         "postbox._marker_column(text[],text)",
+        "postbox._publish_array(regclass,text,text,jsonb[],text,jsonb,uuid)",
+        "postbox._publish_claim(regclass,bigint,text,bigint,integer,bigint,bytea,text,text,jsonb,uuid)",
+        "postbox._publish_large(regclass,text,text,bytea,text,text,jsonb,uuid)",
+        "postbox._publish_query(regclass,text,text,text,text,jsonb,uuid,text)",
+        "postbox._publish_rows(regclass,text,refcursor,text,jsonb,uuid,text)",
+        "postbox._require_outbox(regclass,text,text)",
+        "postbox.claim_chunks(text,bigint,integer,integer,xid8)",
         "postbox.decode(bytea)",
         "postbox.emit(text,text,bytea,text,jsonb,uuid)",
         "postbox.emit(text,text,json,text,jsonb,uuid)",
@@ -84,11 +94,16 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
         "postbox.publish(text,text,json,text,jsonb,uuid)",
         "postbox.publish(text,text,jsonb,text,jsonb,uuid)",
         "postbox.publish(text,text,text,text,jsonb,uuid)",
+        "postbox.publish_batch(text,text,jsonb[],text,jsonb,uuid)",
+        "postbox.publish_batch(text,text,text,text,jsonb,uuid)",
+        "postbox.publish_large(text,text,bytea,text,jsonb,uuid)",
+        "postbox.publish_large(text,text,text,text,jsonb,uuid)",
     ];
     assert_eq!(rows(&client, functions).await, allowed);
     let relations = "SELECT c.oid::regclass, privilege_type FROM pg_class c, aclexplode(c.relacl)
         WHERE c.relnamespace = 'postbox'::regnamespace AND grantee = 0 ORDER BY c.relname, 2";
     let allowed = [
+        "_claim_check",
         "_marker",
         "_server",
         "backfill",
@@ -254,6 +269,10 @@ SELECT postbox._require_replayable('orders', 'x'); SELECT postbox.set_retention(
 SELECT postbox.create_consumer_group('g', '{orders,old}')
 SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.jsonb); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.json)
 SELECT postbox.publish('old', 't', '{}'::pg_catalog.text, headers => NULL); INSERT INTO serial (type) VALUES ('t')
+SELECT postbox.enable_claim_check('orders', 2, 1000); SELECT postbox.enable_claim_check('orders', 1, 1000)
+SELECT postbox.publish_batch('orders', 't', 'SELECT g.n FROM pg_catalog.generate_series(1, 3) AS g(n)'); SELECT postbox.publish_batch('orders', 't', ARRAY['1', '2']::pg_catalog.jsonb[])
+SELECT postbox.publish_batch('orders', 't', 'SELECT 1'); SELECT postbox.publish_large('orders', 't', '\x00'::pg_catalog.bytea); SELECT postbox.publish_large('orders', 't', '1'::pg_catalog.text)
+SELECT c.* FROM orders o, postbox.claim_chunks('orders', o.seq, 0, 1, o.xid) c WHERE o.claim IS NOT NULL; SELECT * FROM postbox.outbox_rows_consumed('orders'); SELECT * FROM postbox.claim_checks
 SELECT d.* FROM postbox.consumer_group g, pg_catalog.pg_logical_slot_peek_binary_changes(g.slot_name, NULL, NULL), postbox.decode(data) d
 SELECT postbox.grant_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.grant_role('maintainer', 'mallory', '{orders,old}')
 SELECT postbox.grant_role('consumer', 'mallory'); SELECT postbox.grant_role('operator', 'mallory'); SELECT postbox.grant_role('monitor', 'mallory')

@@ -17,7 +17,7 @@ const CHECKPOINT: &str = "UPDATE postbox.checkpoint SET snapshot = pg_current_sn
 const MAINTAIN: &str = "SELECT step, subject, outcome, detail FROM postbox.maintain(true)";
 
 /// A cluster with the outbox `orders` of small generations that keeps nothing longer than its readers need it.
-pub(super) async fn with_ring() -> (Cluster, Client) {
+pub(crate) async fn with_ring() -> (Cluster, Client) {
     let cluster = Cluster::builder().setting("max_prepared_transactions", "10").start();
     let client = cluster.client("postgres").await;
     run(
@@ -40,7 +40,7 @@ async fn turn(client: &Client) {
     run(client, sql).await;
 }
 
-pub(super) async fn maintain(client: &Client) -> Vec<String> {
+pub(crate) async fn maintain(client: &Client) -> Vec<String> {
     rows(client, MAINTAIN).await
 }
 

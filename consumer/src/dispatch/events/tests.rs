@@ -204,6 +204,8 @@ fn event(number: i64, planned: &Planned) -> Event {
         key: (planned.key > 0).then(|| planned.key.to_string().into()),
         headers: None,
         payload: Some(bytes::Bytes::from_static(b"{}")),
+        claim: None,
+        chunk: None,
         commit_lsn: postbox_wire::Lsn(number.unsigned_abs() + 1),
         ordinal: 0,
         commit_time: postbox_wire::PgMicros(0),

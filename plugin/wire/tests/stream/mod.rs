@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use postbox_wire::{
-    DecodeError, Decoder, Encoder, ErrorCode, Event, EventError, EventId, NameSlot, Names, Outbox, PayloadType,
-    RawColumn, Transaction,
+    Chunk, DecodeError, Decoder, Encoder, Entry, ErrorCode, Event, EventError, EventId, NameSlot, Names, Outbox,
+    PayloadType, RawColumn, Transaction, json,
 };
 
 /// An event that owns its bytes.
@@ -21,7 +21,10 @@ pub(crate) struct Row {
     pub(crate) key: Option<String>,
     pub(crate) headers: Option<String>,
     pub(crate) payload: Option<Vec<u8>>,
+    pub(crate) claim: Option<String>,
     pub(crate) fault: Option<Fault>,
+    /// It is a chunk of a claim instead: its number and rows. The seq is the claim's, the payload the data.
+    pub(crate) chunk: Option<(u32, u32)>,
 }
 
 /// An event's id that owns its text.
@@ -52,8 +55,56 @@ impl Row {
             key: None,
             headers: None,
             payload: None,
+            claim: None,
             fault: None,
+            chunk: None,
         }
+    }
+
+    /// A chunk of a claim.
+    pub(crate) fn of_chunk(
+        outbox: &Arc<Outbox>,
+        ordinal: u64,
+        seq: i64,
+        (number, rows): (u32, u32),
+        data: &[u8],
+    ) -> Self {
+        Self {
+            id: None,
+            event_type: None,
+            seq: Some(seq),
+            payload: Some(data.to_vec()),
+            chunk: Some((number, rows)),
+            ..Self::new(outbox, ordinal, Id::Int(0), "")
+        }
+    }
+
+    /// Adds it to the frame.
+    pub(crate) fn encode(&self, transaction: &Transaction, encoder: &mut Encoder, slot: &mut NameSlot) {
+        match self.as_chunk() {
+            Some(chunk) => encoder.chunk(transaction, &chunk, slot),
+            None => encoder.event(transaction, &self.event(), slot),
+        }
+    }
+
+    /// Writes its native JSON.
+    pub(crate) fn write_json(&self, transaction: &Transaction, line: &mut Vec<u8>) {
+        match self.as_chunk() {
+            Some(chunk) => json::write_chunk(line, transaction, &chunk),
+            None => json::write(line, transaction, &self.event()),
+        }
+    }
+
+    fn as_chunk(&self) -> Option<Chunk<'_>> {
+        let (number, rows) = self.chunk?;
+        Some(Chunk {
+            outbox: Arc::clone(&self.outbox),
+            ordinal: self.ordinal,
+            seq: self.seq.unwrap_or_default(),
+            number,
+            rows,
+            data: self.payload.as_deref().unwrap_or_default(),
+        })
     }
 
     pub(crate) fn event(&self) -> Event<'_> {
@@ -70,6 +121,7 @@ impl Row {
             key: self.key.as_deref(),
             headers: self.headers.as_deref(),
             payload: self.payload.as_deref(),
+            claim: self.claim.as_deref(),
             error: self.fault.as_ref().map(|fault| EventError {
                 code: fault.code,
                 detail: &fault.detail,
@@ -94,6 +146,8 @@ impl From<&Event<'_>> for Row {
             key: event.key.map(Into::into),
             headers: event.headers.map(Into::into),
             payload: event.payload.map(Into::into),
+            claim: event.claim.map(Into::into),
+            chunk: None,
             fault: event.error.as_ref().map(|error| Fault {
                 code: error.code,
                 detail: error.detail.into(),
@@ -137,7 +191,7 @@ pub(crate) fn encode(names: Names, transactions: &[(Transaction, Vec<Row>)]) -> 
             if encoder.is_due() {
                 encoder.take(false, |frame| frames.push(frame.to_vec()));
             }
-            encoder.event(transaction, &row.event(), slots.of(&row.outbox));
+            row.encode(transaction, &mut encoder, slots.of(&row.outbox));
         }
         if encoder.has_events() {
             encoder.take(true, |frame| frames.push(frame.to_vec()));
@@ -156,7 +210,7 @@ pub(crate) fn encode_parts(names: Names, parts: &[Part]) -> Vec<Vec<u8>> {
             encoder.begin();
         }
         for row in &part.rows {
-            encoder.event(&part.transaction, &row.event(), slots.of(&row.outbox));
+            row.encode(&part.transaction, &mut encoder, slots.of(&row.outbox));
         }
         encoder.take(part.last, |frame| frames.push(frame.to_vec()));
     }
@@ -167,8 +221,14 @@ pub(crate) fn encode_parts(names: Names, parts: &[Part]) -> Vec<Vec<u8>> {
 pub(crate) fn decode_part(decoder: &mut Decoder, bytes: &[u8]) -> Result<Part, DecodeError> {
     let mut frame = decoder.frame(bytes)?;
     let mut rows = Vec::new();
-    while let Some(event) = frame.next_event()? {
-        rows.push(Row::from(&event));
+    while let Some(entry) = frame.next_entry()? {
+        rows.push(match entry {
+            Entry::Event(event) => Row::from(&event),
+            Entry::Chunk(chunk) => {
+                let numbers = (chunk.number, chunk.rows);
+                Row::of_chunk(&chunk.outbox, chunk.ordinal, chunk.seq, numbers, chunk.data)
+            }
+        });
     }
     Ok(Part { transaction: frame.transaction, continues: frame.continues(), last: frame.is_last(), rows })
 }

@@ -10,7 +10,7 @@ pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
   --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention, groups, inbox,
-            inbox-claims, inbox-held, inbox-ordered (default: all)
+            inbox-claims, inbox-held, inbox-ordered, claims (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
   --pg      major version of the server in target/pg (default: 18)
@@ -51,10 +51,12 @@ pub(crate) enum Part {
     InboxHeld,
     /// An ordered inbox.
     InboxOrdered,
+    /// One event of many rows.
+    Claims,
 }
 
 impl Part {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Small,
         Self::Bulk,
         Self::None,
@@ -71,6 +73,7 @@ impl Part {
         Self::InboxClaims,
         Self::InboxHeld,
         Self::InboxOrdered,
+        Self::Claims,
     ];
 }
 
@@ -93,6 +96,7 @@ impl fmt::Display for Part {
             Self::InboxClaims => "inbox-claims",
             Self::InboxHeld => "inbox-held",
             Self::InboxOrdered => "inbox-ordered",
+            Self::Claims => "claims",
         })
     }
 }

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod backlog;
+mod claims;
 mod decode;
 mod drain;
 mod groups;
@@ -85,5 +86,6 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::InboxClaims => inbox_claims::run(arguments).await,
         Part::InboxHeld => inbox_held::run(arguments).await,
         Part::InboxOrdered => inbox_ordered::run(arguments).await,
+        Part::Claims => claims::run(arguments).await,
     }
 }
