@@ -127,8 +127,10 @@ begin
             differs pg_catalog.bool;
         begin
             %8$s
-            select %2$s into differs from %3$s r where r.%4$I operator(pg_catalog.=) new.%4$I;
+            -- Mostly it is not there: no more is asked than that.
+            perform from %3$s r where r.%4$I operator(pg_catalog.=) new.%4$I;
             if found then
+                select %2$s into differs from %3$s r where r.%4$I operator(pg_catalog.=) new.%4$I;
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
                     values (%5$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %6$s, 1, case when differs then array[%7$s] end);
             end if;
@@ -229,6 +231,40 @@ end
 $function$;
 comment on function postbox._arm_claimed(postbox.inbox, text) is 'Private: makes the function that reads what was claimed';
 
+-- What comes next in lanes: the messages of these aggregates with these numbers, where they are there, in the same order. Likewise a function.
+create or replace function postbox._arm_heads(box postbox.inbox, function text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if box.ordered_at is null then
+        if to_regprocedure(function || '(text[], bigint[], boolean[], text[])') is not null then
+            execute format('drop function %s(text[], bigint[], boolean[], text[])', function);
+        end if;
+        return;
+    end if;
+    execute format($sql$
+        create or replace function %1$s(keys text[], nexts bigint[], are_there boolean[], displaced text[], out ids text[], out types text[], out tiers smallint[], out dues timestamptz[])
+            language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $body$
+        begin
+            select array_agg(h.id order by k.n), array_agg(h.type order by k.n), array_agg(h.tier order by k.n), array_agg(h.due order by k.n)
+                into ids, types, tiers, dues
+                from unnest(keys, nexts, are_there) with ordinality as k(key, next, is_there, n)
+                left join lateral (
+                    select r.%2$I::text as id, %3$s as type, %4$s as tier, %5$s as due
+                    from %6$s r
+                    where k.is_there and r.%7$I = k.key::%8$s and r.%9$I = k.next and r.%2$I::text <> all (displaced)
+                    limit 1
+                ) h on true;
+        end $body$ $sql$,
+        function, box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
+        postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), box.relation, box.columns ->> 'aggregate_id',
+        postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num');
+    execute format('comment on function %s(text[], bigint[], boolean[], text[]) is %L', function, format('What comes next in the lanes of inbox %s, made by Postbox', box.name));
+end
+$function$;
+comment on function postbox._arm_heads(postbox.inbox, text) is 'Private: makes the function that finds the next messages of lanes';
+
 create or replace function postbox._arm_inbox(inbox_name text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -246,24 +282,13 @@ begin
     if box.style = 'claim' then
         perform postbox._arm_arrived(box, format('%I.%I', namespace, box.name || '_arrived'));
         perform postbox._arm_claimed(box, format('%I.%I', namespace, box.name || '_claimed'));
+        perform postbox._arm_heads(box, format('%I.%I', namespace, box.name || '_heads'));
     end if;
 
     update postbox.inbox i set
         tiered = exists (select from postbox.inbox_tier t where t.inbox = i.id),
         claimed_sql = format('select * from %I.%I($1, $2, $3)', namespace, box.name || '_claimed'),
-        heads_sql = case when box.ordered_at is not null then format(
-            'select k.key, h.id, h.type, h.tier, h.visible_at
-             from unnest($2, $3) as k(key, next)
-             cross join lateral (
-                 select r.%1$I::text as id, %2$s as type, %3$s as tier, %4$s as visible_at
-                 from %5$s r
-                 where r.%6$I = k.key::%7$s and r.%8$I = k.next
-                   and not exists (select from postbox.inbox_lane l where l.inbox = $1 and l.key = k.key and r.%1$I::text = any (l.displaced))
-                 limit 1
-             ) h',
-            box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
-            postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), box.relation,
-            box.columns ->> 'aggregate_id', postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num') end,
+        heads_sql = case when box.ordered_at is not null then format('select * from %I.%I($1, $2, $3, $4)', namespace, box.name || '_heads') end,
         arrivals_sql = case when box.ordered_at is not null then format(
             'select u.id, r.%1$I::text, r.%2$I::bigint, %3$s, %4$s, %5$s
              from unnest($1) with ordinality as u(id, n) join %6$s r on r.%7$I = u.id::%8$s

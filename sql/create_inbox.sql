@@ -118,10 +118,10 @@ begin
     end if;
     execute format(
         'create table %1$I.%2$I (
-            event_id     pg_catalog.text        not null,
+            event_id     pg_catalog.text        collate pg_catalog."C" not null,
             event_type   pg_catalog.text,
             source       pg_catalog.text,
-            aggregate_id pg_catalog.text,
+            aggregate_id pg_catalog.text        collate pg_catalog."C",
             sequence_num pg_catalog.int8,
             priority     pg_catalog.int4,
             payload      pg_catalog.jsonb,

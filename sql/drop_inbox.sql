@@ -27,9 +27,10 @@ create or replace function postbox._inbox_functions(box postbox.inbox) returns s
     begin atomic
         select p.oid::regprocedure from pg_proc p
         where p.proname = any (array[(box).name || '_refused', (box).name || '_arriving', (box).name || '_arrived', (box).name || '_updated',
-                (box).name || '_claimed'])
+                (box).name || '_claimed', (box).name || '_heads'])
           and obj_description(p.oid, 'pg_proc') = any (array[format('Trigger of inbox %s, made by Postbox', (box).name),
-              format('What inbox_claim returns of inbox %s, made by Postbox', (box).name)]);
+              format('What inbox_claim returns of inbox %s, made by Postbox', (box).name),
+              format('What comes next in the lanes of inbox %s, made by Postbox', (box).name)]);
     end;
 comment on function postbox._inbox_functions(postbox.inbox) is 'Private: the trigger functions of an inbox';
 

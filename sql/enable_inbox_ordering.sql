@@ -112,16 +112,12 @@ begin
     box := postbox._ordered_inbox(box);
     execute format('drop view if exists %s', postbox._inbox_view(box, 'next_' || box.name));
     execute format('drop view if exists %s', postbox._inbox_view(box, 'gaps_' || box.name));
-    -- Who was handed a message keeps it, and what has been tried stays tried.
+    -- Who was handed a message keeps it, and what has been tried stays tried. All rows are written anew, so that whoever comes with an older snapshot
+    -- fails.
+    update postbox.inbox_batch b set lanes = null where b.inbox = box.id and b.lanes is not null;
     execute format(
         'with lane as (
              delete from postbox.inbox_lane l where l.inbox = $1 returning l.*
-         ), tried as (
-             insert into postbox.inbox_batch (inbox, tier, ready_at, token, lease_until, leased_at, worker, alone, attempts, crashes, event_type, error,
-                     first_failed_at, last_failed_at, event_ids)
-                 select l.inbox, l.tier, l.ready_at, l.token, l.lease_until, l.leased_at, l.worker, l.alone, l.attempts, l.crashes, l.event_type, l.error,
-                     l.first_failed_at, l.last_failed_at, array[l.event_id]
-                 from lane l where l.blocked is null and l.attempts > 0
          ), note as (
              delete from postbox.inbox_batch b where b.inbox = $1 and b.tier < 0 returning b.event_ids
          ), waiting as (
@@ -130,7 +126,7 @@ begin
              cross join lateral unnest(l.arrived) as a(numbers)
              join %7$s r on r.%5$I = l.key::%8$s and r.%6$I >= lower(a.numbers) and r.%6$I < upper(a.numbers)
              where not coalesce(r.%1$I::text = any (l.displaced), false)
-               and not (r.%6$I = l.next and (l.blocked is not null or l.attempts > 0))
+               and not (r.%6$I = l.next and l.head is not null)
              union all
              select r.%1$I::text, %2$s, %3$s, %4$s, r.%5$I::text, r.%6$I::bigint
              from note n cross join lateral unnest(n.event_ids) as e(id) join %7$s r on r.%1$I = e.id::%9$s

@@ -93,13 +93,14 @@ begin
              select t.*, row_number() over () as n from taken t
          )
          insert into postbox.inbox_batch (inbox, tier, ready_at, token, lease_until, leased_at, worker, alone, attempts, crashes, event_type, error,
-                 first_failed_at, last_failed_at, event_ids)
+                 first_failed_at, last_failed_at, event_ids, lanes)
              select n.inbox, case when n.tier < 0 then -1 - m.tier else m.tier end, n.ready_at, n.token, n.lease_until, n.leased_at, n.worker, n.alone,
-                 n.attempts, n.crashes, n.event_type, n.error, n.first_failed_at, n.last_failed_at, m.event_ids
+                 n.attempts, n.crashes, n.event_type, n.error, n.first_failed_at, n.last_failed_at, m.event_ids,
+                 case when n.lanes is not null then m.lanes end
              from numbered n
              cross join lateral (
-                 select %1$s as tier, array_agg(e.id order by e.place) as event_ids
-                 from unnest(n.event_ids) with ordinality as e(id, place)
+                 select %1$s as tier, array_agg(e.id order by e.place) as event_ids, array_agg(e.lane order by e.place) as lanes
+                 from unnest(n.event_ids, n.lanes) with ordinality as e(id, lane, place)
                  left join %2$s r on r.%3$I = e.id::%4$s
                  group by 1
              ) m
@@ -107,8 +108,8 @@ begin
     execute format(
         'update postbox.inbox_lane l set tier = o.tier
          from (
-             select p.key, %1$s as tier from postbox.inbox_lane p left join %2$s r on r.%3$I = p.event_id::%4$s
-             where p.inbox = $1 and p.event_id is not null
+             select p.key, %1$s as tier from postbox.inbox_lane p left join %2$s r on r.%3$I = p.head::%4$s
+             where p.inbox = $1 and p.head is not null
          ) o
          where l.inbox = $1 and l.key = o.key', tier, box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')) using box.id;
     execute format(
@@ -121,7 +122,7 @@ end
 $function$;
 comment on function postbox._retier_inbox(postbox.inbox) is 'Private: finds the tier of each message anew';
 
--- What waits in a tier, handed out or not: batches, arrivals that are not sorted yet, and lanes, which are in the tier of their next message.
+-- What waits in a tier, handed out or not: batches, arrivals that are not sorted yet, and what waits in lanes behind a message of the tier.
 create or replace function postbox._tier_sql(box postbox.inbox, tier smallint) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -136,12 +137,11 @@ create or replace function postbox._tier_sql(box postbox.inbox, tier smallint) r
             postbox._inbox_column((box).columns, 'received_at', 'r', 'timestamptz'), (box).id, tier, -1 - tier)
         || case when (box).ordered_at is null then '' else format(
             ' union all
-                 select m.%1$I::text, case when m.%2$I = l.next then l.ready_at end, case when m.%2$I = l.next then l.attempts else 0 end
+                 select m.%1$I::text, null, 0
                  from postbox.inbox_lane l
                  cross join lateral unnest(l.arrived) as a(numbers)
                  join %3$s m on m.%4$I = l.key::%5$s and m.%2$I >= lower(a.numbers) and m.%2$I < upper(a.numbers)
-                 where l.inbox = %6$s and l.tier = %7$s and not coalesce(m.%1$I::text = any (l.displaced), false)
-                   and not (l.blocked is not null and m.%2$I = l.next)', (box).columns ->> 'event_id', (box).columns ->> 'sequence_num', (box).relation,
+                 where l.inbox = %6$s and l.tier = %7$s and m.%2$I > l.next and not coalesce(m.%1$I::text = any (l.displaced), false)', (box).columns ->> 'event_id', (box).columns ->> 'sequence_num', (box).relation,
             (box).columns ->> 'aggregate_id', postbox._inbox_type(box, 'aggregate_id'), (box).id, tier) end
         || format(') w join %s r on r.%I = w.id::%s', (box).relation, (box).columns ->> 'event_id', postbox._inbox_type(box, 'event_id'));
     end;

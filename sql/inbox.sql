@@ -93,7 +93,9 @@ create table postbox.inbox_batch (
     error           text,
     first_failed_at timestamptz,
     last_failed_at  timestamptz,
-    event_ids       text[]      not null
+    event_ids       text[]      not null,
+    -- The lanes that these messages are the heads of, in the same order; NULL: messages of no lane.
+    lanes           text[]
 ) with (fillfactor = 50, toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
 create index inbox_batch_ready on postbox.inbox_batch (inbox, tier, ready_at) where token is null and crashes < 2;
 create index inbox_batch_suspect on postbox.inbox_batch (inbox, tier, ready_at) where token is null and crashes >= 2;
@@ -101,45 +103,32 @@ create index inbox_batch_leased on postbox.inbox_batch (inbox, token) where toke
 comment on table postbox.inbox_batch is 'Messages of inboxes that wait for a worker or are with one';
 select pg_extension_config_dump('postbox.inbox_batch', '');
 
--- One row for each aggregate of an ordered inbox: which message is next, and which ones are there.
+-- One row for each aggregate of an ordered inbox: which message is next, and which ones are there. The next one, when it has come, lies in
+-- inbox_batch like any other; here nothing changes when it is handed out. No index has a column that changes with every message, so that most
+-- versions of a row are in no index.
 create table postbox.inbox_lane (
-    inbox           int            not null,
-    key             text           not null,
-    tier            smallint       not null default 0,
+    inbox     int            not null,
+    key       text           not null,
+    -- The tier of the message that was next last.
+    tier      smallint       not null default 0,
     -- The sequence number that is handed out next, or is handed out.
-    next            bigint         not null,
+    next      bigint         not null,
     -- What has arrived and is not done, next included.
-    arrived         int8multirange not null default '{}',
+    arrived   int8multirange not null default '{}',
     -- Numbers beyond next that are not waited for: given up, or done before order was asked for.
-    skipped         int8multirange not null default '{}',
+    skipped   int8multirange not null default '{}',
     -- Messages with a number in arrived that another message has: dead letters, however long those are kept.
-    displaced       text[],
-    -- Handed out from then on; NULL: next is not there yet, or the lane is blocked.
-    ready_at        timestamptz,
-    token           bigint,
-    lease_until     timestamptz,
-    leased_at       timestamptz,
-    worker          text,
-    alone           boolean,
-    attempts        int            not null default 0,
-    crashes         int            not null default 0,
-    -- The message that is handed out.
-    event_id        text,
-    event_type      text,
-    -- Its head is a dead letter: paused, or parked with all behind it.
-    blocked         text,
-    error           text,
-    first_failed_at timestamptz,
-    last_failed_at  timestamptz,
+    displaced text[],
+    -- The message whose number is next; NULL: it is not there yet.
+    head      text,
+    -- The head is a dead letter: paused, or parked with all behind it.
+    blocked   text,
+    -- Something has arrived behind a number that has not.
+    has_gap   boolean        not null generated always as (arrived <> '{}' and not (arrived + skipped) @> int8range(next, upper(arrived))) stored,
     constraint inbox_lane_pkey primary key (inbox, key),
     constraint inbox_lane_blocked_check check (blocked in ('paused', 'parked'))
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
-create index inbox_lane_ready on postbox.inbox_lane (inbox, tier, ready_at) where token is null and ready_at is not null and crashes < 2;
-create index inbox_lane_suspect on postbox.inbox_lane (inbox, tier, ready_at) where token is null and ready_at is not null and crashes >= 2;
-create index inbox_lane_leased on postbox.inbox_lane (inbox, token) where token is not null;
--- Lanes with a gap, or blocked: what monitoring looks at.
-create index inbox_lane_gap on postbox.inbox_lane (inbox)
-    where arrived <> '{}' and not (arrived + skipped) @> int8range(next, upper(arrived));
+create index inbox_lane_gap on postbox.inbox_lane (inbox) where has_gap;
 create index inbox_lane_blocked on postbox.inbox_lane (inbox) where blocked is not null;
 comment on table postbox.inbox_lane is 'Aggregates of ordered inboxes: the next message, and what has arrived';
 select pg_extension_config_dump('postbox.inbox_lane', '');
@@ -149,7 +138,7 @@ select pg_extension_config_dump('postbox.inbox_lane', '');
 -- counts; maintenance removes the others. A hint that may be lost, so it is not dumped.
 create table postbox.inbox_floor (
     inbox    int         not null,
-    -- batch and lane: of the messages of a tier that wait; lease: of those that were handed out; look: when to look below next.
+    -- batch: of the messages of a tier that wait; lease: of those that were handed out; look: when to look below next.
     kind     text        not null,
     tier     smallint    not null,
     at       timestamptz not null,
@@ -157,7 +146,7 @@ create table postbox.inbox_floor (
     token    bigint,
     -- A lease's: the newest token at that time.
     newest   bigint,
-    constraint inbox_floor_kind_check check (kind in ('batch', 'lane', 'lease', 'look'))
+    constraint inbox_floor_kind_check check (kind in ('batch', 'lease', 'look'))
 );
 create index inbox_floor_newest on postbox.inbox_floor (inbox, kind, tier, at);
 comment on table postbox.inbox_floor is 'Where claims of an inbox begin to look';

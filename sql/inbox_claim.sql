@@ -88,11 +88,12 @@ begin
     end if;
     size := cardinality(ids);
     if size > most then
-        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
-            select b.inbox, b.tier, b.ready_at, b.attempts - 1, b.crashes, b.event_type, b.error, b.first_failed_at, b.last_failed_at, b.event_ids[most + 1:]
+        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids, lanes)
+            select b.inbox, b.tier, b.ready_at, b.attempts - 1, b.crashes, b.event_type, b.error, b.first_failed_at, b.last_failed_at, b.event_ids[most + 1:],
+                b.lanes[most + 1:]
             from postbox.inbox_batch b where b.ctid = place;
         ids := ids[:most];
-        update postbox.inbox_batch b set event_ids = ids where b.ctid = place;
+        update postbox.inbox_batch b set event_ids = ids, lanes = b.lanes[:most] where b.ctid = place;
         size := most;
     end if;
     tries := array_fill(attempts, array[size]);
@@ -130,7 +131,7 @@ begin
     end loop;
 end
 $function$;
-comment on function postbox._claim_batches(int, smallint, bigint, text, timestamptz, int, boolean) is 'Private: leases messages that are in no lane';
+comment on function postbox._claim_batches(int, smallint, bigint, text, timestamptz, int, boolean) is 'Private: leases messages of one tier';
 
 -- One message that leases ran out on, twice at least: alone, so that if its worker dies of it that shows.
 create or replace function postbox._claim_suspect(
@@ -153,51 +154,13 @@ begin
                 for update skip locked)
             returning b.event_ids, array[b.attempts] into ids, tries;
         exit when found;
-        update postbox.inbox_lane l
-            set token = lease, lease_until = _claim_suspect.lease_until, leased_at = now, worker = _claim_suspect.worker, attempts = l.attempts + 1
-            where l.ctid = (
-                select s.ctid from postbox.inbox_lane s
-                where s.inbox = _claim_suspect.inbox and s.tier = slot and s.token is null and s.ready_at is not null and s.crashes >= 2 and s.ready_at <= now
-                order by s.ready_at limit 1
-                for update skip locked)
-            returning array[l.event_id], array[l.attempts] into ids, tries;
-        exit when found;
     end loop;
 end
 $function$;
 comment on function postbox._claim_suspect(int, smallint[], bigint, text, timestamptz) is 'Private: leases a message that may have killed its workers';
 
-create or replace function postbox._claim_lanes(
-    inbox int, tier smallint, lease bigint, worker text, lease_until timestamptz, most int, everywhere boolean, out ids text[], out tries int[]
-)
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-as $function$
-declare
-    now constant timestamptz := clock_timestamp();
-begin
-    with taken as (
-        update postbox.inbox_lane l
-            set token = lease, lease_until = _claim_lanes.lease_until, leased_at = now, worker = _claim_lanes.worker, attempts = l.attempts + 1
-            where l.ctid = any (array(
-                select r.ctid from postbox.inbox_lane r
-                where r.inbox = _claim_lanes.inbox and r.tier = _claim_lanes.tier and r.token is null and r.ready_at is not null and r.crashes < 2
-                  and r.ready_at <= now
-                  and r.ready_at >= case when everywhere then '-infinity' else coalesce((
-                      select f.ready_at from postbox.inbox_floor f
-                      where f.inbox = _claim_lanes.inbox and f.kind = 'lane' and f.tier = _claim_lanes.tier
-                      order by f.at desc limit 1), '-infinity') end
-                order by r.ready_at limit most
-                for update skip locked))
-            returning l.event_id, l.attempts, l.ready_at
-    )
-    select array_agg(t.event_id order by t.ready_at), array_agg(t.attempts order by t.ready_at) into ids, tries from taken t;
-end
-$function$;
-comment on function postbox._claim_lanes(int, smallint, bigint, text, timestamptz, int, boolean) is 'Private: leases the next messages of aggregates';
-
 create or replace function postbox._claim_tiers(
-    inbox int, ordered boolean, tiers smallint[], lease bigint, worker text, lease_until timestamptz, most int, everywhere boolean, out ids text[], out tries int[]
+    inbox int, tiers smallint[], lease bigint, worker text, lease_until timestamptz, most int, everywhere boolean, out ids text[], out tries int[]
 )
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -207,12 +170,6 @@ declare
     got record;
 begin
     foreach slot in array tiers loop
-        if ordered then
-            got := postbox._claim_lanes(inbox, slot, lease, worker, lease_until, most - coalesce(cardinality(ids), 0), everywhere);
-            ids := ids || got.ids;
-            tries := tries || got.tries;
-            exit when cardinality(ids) = most;
-        end if;
         got := postbox._claim_batches(inbox, slot, lease, worker, lease_until, most - coalesce(cardinality(ids), 0), everywhere);
         ids := ids || got.ids;
         tries := tries || got.tries;
@@ -220,7 +177,7 @@ begin
     end loop;
 end
 $function$;
-comment on function postbox._claim_tiers(int, boolean, smallint[], bigint, text, timestamptz, int, boolean) is 'Private: leases messages, of one tier after another';
+comment on function postbox._claim_tiers(int, smallint[], bigint, text, timestamptz, int, boolean) is 'Private: leases messages, of one tier after another';
 
 create or replace function postbox.inbox_claim(
     inbox text, worker text, batch_size int default 50, visibility_seconds int default 30, tier text default null
@@ -241,9 +198,9 @@ declare
     lease_until timestamptz;
     tiers smallint[] := '{0}';
     matching bigint;
-    ordered constant boolean := box.ordered_at is not null;
     tidying boolean;
     everywhere boolean;
+    sorted int := 0;
     began timestamptz;
     got record;
     ids text[];
@@ -286,8 +243,8 @@ begin
     tidying := lease % 8 = 0;
     lease_until := clock_timestamp() + visibility_seconds * interval '1 second';
 
-    if ordered then
-        perform postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)]);
+    if box.ordered_at is not null then
+        sorted := postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)]);
     end if;
     if tidying then
         perform postbox._expire_leases(box, 100);
@@ -296,12 +253,18 @@ begin
         tries := got.tries;
     end if;
     if ids is null then
-        got := postbox._claim_tiers(box.id, ordered, tiers, lease, worker, lease_until, batch_size, false);
+        got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, false);
+        ids := got.ids;
+        tries := got.tries;
+    end if;
+    -- All that was sorted waits for others: more of it before everybody goes away with nothing.
+    if ids is null and sorted > 0 and postbox._sort_arrivals(box, 500, tiers[cardinality(tiers)]) > 0 then
+        got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, false);
         ids := got.ids;
         tries := got.tries;
     end if;
     if tidying then
-        perform postbox._raise_floors(box.id, tiers, ordered);
+        perform postbox._raise_floors(box.id, tiers);
     elsif ids is null then
         -- Who finds nothing has time for what never came back, what is not handed out in company, and what came late.
         perform postbox._expire_leases(box, 100);
@@ -312,7 +275,7 @@ begin
     if ids is null then
         everywhere := postbox._may_look(box.id);
         began := clock_timestamp();
-        got := postbox._claim_tiers(box.id, ordered, tiers, lease, worker, lease_until, batch_size, everywhere);
+        got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, everywhere);
         ids := got.ids;
         tries := got.tries;
         if everywhere and ids is null then
@@ -324,9 +287,6 @@ begin
     end if;
     if cardinality(ids) = 1 then
         update postbox.inbox_batch b set alone = true where b.inbox = box.id and b.token = lease;
-        if not found then
-            update postbox.inbox_lane l set alone = true where l.inbox = box.id and l.token = lease;
-        end if;
     end if;
     return query execute box.claimed_sql using ids, tries, lease;
 end

@@ -55,7 +55,7 @@ $function$;
 comment on function postbox._check_tokens(postbox.inbox, text[], bigint[]) is 'Private: refuses what cannot be messages with their tokens';
 
 -- Takes messages out of their batches: rows that remain as they were when they were claimed, one for each type and time of the claim. Locks the
--- batches; raises unless all are there. Lanes are the caller's.
+-- batches. What is to become of lanes is the caller's business.
 create or replace function postbox._take_from_batches(box postbox.inbox, event_ids text[], tokens bigint[])
     returns setof postbox.inbox_batch
     language plpgsql volatile
@@ -66,7 +66,7 @@ declare
     wanted text[];
     held postbox.inbox_batch;
     place tid;
-    hit text[];
+    hit record;
 begin
     for lease in select distinct t from unnest(tokens) as t order by t loop
         wanted := array(select u.id from unnest(event_ids, tokens) as u(id, token) where u.token = lease);
@@ -85,16 +85,20 @@ begin
                 for update;
             exit when not found;
             select b.* into held from postbox.inbox_batch b where b.ctid = place;
-            hit := array(select e from unnest(held.event_ids) with ordinality as u(e, n) where e = any (wanted) order by n);
-            if cardinality(hit) = cardinality(held.event_ids) then
+            select array_agg(u.id order by u.n) as event_ids, case when held.lanes is not null then array_agg(u.lane order by u.n) end as lanes into hit
+                from unnest(held.event_ids, held.lanes) with ordinality as u(id, lane, n) where u.id = any (wanted);
+            if cardinality(hit.event_ids) = cardinality(held.event_ids) then
                 delete from postbox.inbox_batch b where b.ctid = place;
             else
                 update postbox.inbox_batch b
-                    set event_ids = array(select e from unnest(held.event_ids) with ordinality as u(e, n) where e <> all (wanted) order by n)
+                    set (event_ids, lanes) = (
+                        select array_agg(u.id order by u.n), case when held.lanes is not null then array_agg(u.lane order by u.n) end
+                        from unnest(held.event_ids, held.lanes) with ordinality as u(id, lane, n) where u.id <> all (wanted))
                     where b.ctid = place;
             end if;
-            wanted := array(select w from unnest(wanted) as w where w <> all (hit));
-            held.event_ids := hit;
+            wanted := array(select w from unnest(wanted) as w where w <> all (hit.event_ids));
+            held.event_ids := hit.event_ids;
+            held.lanes := hit.lanes;
             return next held;
         end loop;
     end loop;
@@ -113,27 +117,24 @@ create or replace function postbox.inbox_complete(inbox text, event_ids text[], 
 as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
-    done text[];
+    taken record;
 begin
     -- Mostly it is what was claimed, as it was claimed.
-    if box.ordered_at is null and cardinality(event_ids) = cardinality(tokens) and tokens = array_fill(tokens[1], array[coalesce(cardinality(tokens), 0)]) then
-        with taken as (
-            delete from postbox.inbox_batch b
+    if cardinality(event_ids) = cardinality(tokens) and tokens = array_fill(tokens[1], array[coalesce(cardinality(tokens), 0)]) then
+        delete from postbox.inbox_batch b
             where b.inbox = box.id and b.token = tokens[1] and b.event_ids = inbox_complete.event_ids
-            returning b.event_type, b.leased_at
-        )
-        insert into postbox.inbox_log (inbox, at, what, event_type, messages, seconds, event_ids)
-            select box.id, clock_timestamp(), 'processed', t.event_type, cardinality(inbox_complete.event_ids),
-                cardinality(inbox_complete.event_ids) * extract(epoch from clock_timestamp() - t.leased_at), inbox_complete.event_ids
-            from taken t;
+            returning b.event_type, b.leased_at, b.lanes into taken;
         if found then
+            insert into postbox.inbox_log (inbox, at, what, event_type, messages, seconds, event_ids)
+                values (box.id, clock_timestamp(), 'processed', taken.event_type, cardinality(event_ids),
+                    cardinality(event_ids) * extract(epoch from clock_timestamp() - taken.leased_at), event_ids);
+            if taken.lanes is not null then
+                perform postbox._advance_lanes(box, taken.lanes);
+            end if;
             return;
         end if;
     end if;
     perform postbox._check_tokens(box, event_ids, tokens);
-    if box.ordered_at is not null then
-        done := postbox._complete_lanes(box, event_ids, tokens);
-    end if;
     with taken as (
         select t.* from postbox._take_from_batches(box, event_ids, tokens) t
     ), logged as (
@@ -143,11 +144,14 @@ begin
             from taken t
             cross join lateral unnest(t.event_ids) as e(id)
             group by t.event_type
-            returning inbox_log.event_ids
     )
-    select coalesce(done, '{}') || coalesce(array_agg(e.id), '{}') into done from logged l cross join lateral unnest(l.event_ids) as e(id);
-    if cardinality(done) < cardinality(event_ids) then
-        perform postbox._require_held(box, event_ids, tokens, done);
+    select array_agg(e.id) as event_ids, array_agg(e.lane) filter (where e.lane is not null) as lanes into taken
+        from taken t cross join lateral unnest(t.event_ids, t.lanes) as e(id, lane);
+    if coalesce(cardinality(taken.event_ids), 0) < cardinality(event_ids) then
+        perform postbox._require_held(box, event_ids, tokens, coalesce(taken.event_ids, '{}'));
+    end if;
+    if taken.lanes is not null then
+        perform postbox._advance_lanes(box, taken.lanes);
     end if;
 end
 $function$;

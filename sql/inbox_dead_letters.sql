@@ -61,19 +61,21 @@ begin
     ),
     heads as (
         update postbox.inbox_lane l
-            set blocked = null, attempts = 0, crashes = 0, ready_at = coalesce(d.ready_at, now)
+            set blocked = null
             from due d
-            where l.inbox = box.id and l.key = d.aggregate_id and l.next = d.sequence_num and l.event_id = d.event_id and l.blocked is not null
-            returning l.event_id
+            where l.inbox = box.id and l.key = d.aggregate_id and l.head = d.event_id and l.blocked is not null
+            returning l.head, l.key
     ),
     put as (
-        insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids)
-            select box.id, r.tier, coalesce(r.ready_at, now), r.event_type, array_agg(r.event_id order by r.n)
+        insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids, lanes)
+            select box.id, r.tier, coalesce(r.ready_at, now), r.event_type, array_agg(r.event_id order by r.n),
+                case when r.is_head then array_agg(r.lane order by r.n) end
             from (
-                select d.*, (row_number() over (partition by d.tier, d.ready_at, d.event_type order by d.n) - 1) / 50 as batch
-                from due d where not exists (select from heads h where h.event_id = d.event_id)
+                select d.*, h.key as lane, h.key is not null as is_head,
+                    (row_number() over (partition by d.tier, d.ready_at, d.event_type, h.key is not null order by d.n) - 1) / 50 as batch
+                from due d left join heads h on h.head = d.event_id
             ) r
-            group by r.tier, r.ready_at, r.event_type, r.batch
+            group by r.tier, r.ready_at, r.event_type, r.is_head, r.batch
             order by min(r.n)
     )
     insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
@@ -126,7 +128,7 @@ begin
     if box.ordered_at is not null then
         keys := array(
             select l.key from postbox.inbox_lane l
-            join postbox.inbox_dead d on d.inbox = l.inbox and d.event_id = l.event_id
+            join postbox.inbox_dead d on d.inbox = l.inbox and d.event_id = l.head
             where l.inbox = box.id and l.blocked is not null and d.event_id = any (ids)
             order by l.key
             for update of l);
@@ -173,7 +175,7 @@ begin
             postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'))
             into wrong using ids, box.max_retries;
     else
-        -- A message is in a batch, in a lane, dead, or done: who is in none of the first three is done.
+        -- A message is in a batch, behind another one in its lane, dead, or done: who is in none of the first three is done.
         select e.id into wrong from postbox._pending_batch b cross join lateral unnest(b.event_ids) as e(id)
             where b.inbox = box.id and b.event_ids && ids and e.id = any (ids) limit 1;
         if wrong is null and box.ordered_at is not null then

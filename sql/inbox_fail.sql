@@ -32,7 +32,6 @@ as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
     failed postbox.inbox_batch;
-    outcome text;
 begin
     perform postbox._check_tokens(box, array[event_id], array[token]);
     if retry_after < interval '0' then
@@ -40,26 +39,24 @@ begin
             message = format('retry_after is %s, must be 0 or more', retry_after),
             hint = 'Leave it out for the inbox''s own backoff.';
     end if;
-    if box.ordered_at is not null then
-        outcome := postbox._fail_lane(box, event_id, token, error, retry_after);
-        if outcome is not null then
-            return outcome;
-        end if;
-    end if;
     select * into failed from postbox._take_from_batches(box, array[event_id], array[token]);
     if not found then
         perform postbox._stale_token(box, event_id, token);
     end if;
     if failed.attempts > box.max_retries then
-        perform postbox._bury(box, event_id, failed.event_type, failed.tier, 'failed', error, failed.attempts, failed.first_failed_at, clock_timestamp());
+        if failed.lanes is null then
+            perform postbox._bury(box, event_id, failed.event_type, failed.tier, 'failed', error, failed.attempts, failed.first_failed_at, clock_timestamp());
+        else
+            perform postbox._bury_head(box, failed.lanes[1], event_id, failed.event_type, failed.tier, 'failed', error, failed.attempts, failed.first_failed_at);
+        end if;
         return 'dead';
     end if;
     insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
         values (box.id, clock_timestamp(), 'failed', failed.event_type, 1, array[inbox_fail.event_id]);
-    insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, event_type, error, first_failed_at, last_failed_at, event_ids)
+    insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, event_type, error, first_failed_at, last_failed_at, event_ids, lanes)
         values (box.id, failed.tier,
             clock_timestamp() + coalesce(retry_after, postbox._inbox_backoff(box.backoff_initial, box.backoff_max, failed.attempts)),
-            failed.attempts, failed.event_type, inbox_fail.error, coalesce(failed.first_failed_at, clock_timestamp()), clock_timestamp(), array[inbox_fail.event_id]);
+            failed.attempts, failed.event_type, inbox_fail.error, coalesce(failed.first_failed_at, clock_timestamp()), clock_timestamp(), failed.event_ids, failed.lanes);
     return 'retry';
 end
 $function$;
@@ -78,26 +75,21 @@ as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
     released text[];
-    given_back text[];
 begin
     perform postbox._check_tokens(box, event_ids, tokens);
-    if box.ordered_at is not null then
-        released := postbox._release_lanes(box, event_ids, tokens);
-    end if;
     -- Back to where they were, before what came later; this attempt does not count.
     with taken as (
         select t.* from postbox._take_from_batches(box, event_ids, tokens) t
     ), put as (
-        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
-            select t.inbox, t.tier, t.ready_at, t.attempts - 1, t.crashes, t.event_type, t.error, t.first_failed_at, t.last_failed_at, t.event_ids
+        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids, lanes)
+            select t.inbox, t.tier, t.ready_at, t.attempts - 1, t.crashes, t.event_type, t.error, t.first_failed_at, t.last_failed_at, t.event_ids, t.lanes
             from taken t
             returning inbox_batch.tier, inbox_batch.ready_at, inbox_batch.event_ids
     ), lowered as materialized (
         select p.event_ids, postbox._lower_floor(box.id, 'batch', p.tier, p.ready_at) from put p
     )
-    select array_agg(e.id) into given_back from lowered l cross join lateral unnest(l.event_ids) as e(id);
-    released := coalesce(released, '{}') || coalesce(given_back, '{}');
-    perform postbox._require_held(box, event_ids, tokens, released);
+    select array_agg(e.id) into released from lowered l cross join lateral unnest(l.event_ids) as e(id);
+    perform postbox._require_held(box, event_ids, tokens, coalesce(released, '{}'));
 end
 $function$;
 comment on function postbox.inbox_release(text, text[], bigint[]) is
@@ -116,7 +108,6 @@ declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
     until constant timestamptz := clock_timestamp() + visibility_seconds * interval '1 second';
     held text[];
-    held_in_lanes text[];
 begin
     perform postbox._check_tokens(box, event_ids, tokens);
     if visibility_seconds is null or visibility_seconds not between 1 and 43200 then
@@ -132,15 +123,7 @@ begin
     )
     select array_agg(u.id) into held
         from unnest(event_ids, tokens) as u(id, token) where exists (select from extended e where e.token = u.token and u.id = any (e.event_ids));
-    with extended as (
-        update postbox.inbox_lane l set lease_until = until
-            from unnest(event_ids, tokens) as u(id, token)
-            where l.inbox = box.id and l.token = u.token and l.event_id = u.id
-            returning l.event_id
-    )
-    select array_agg(e.event_id) into held_in_lanes from extended e;
-    held := coalesce(held, '{}') || coalesce(held_in_lanes, '{}');
-    perform postbox._require_held(box, event_ids, tokens, held);
+    perform postbox._require_held(box, event_ids, tokens, coalesce(held, '{}'));
     return until;
 end
 $function$;
@@ -155,7 +138,6 @@ as $function$
 declare
     lost postbox.inbox_batch;
     place tid;
-    found_lanes int;
     expired int := 0;
     reason text;
     floor bigint;
@@ -179,29 +161,29 @@ begin
         delete from postbox.inbox_batch b where b.ctid = place returning b.* into lost;
         reason := format('worker %s was handed it at %s and never came back', lost.worker, lost.leased_at);
         if lost.alone and lost.attempts > box.max_retries then
-            perform postbox._bury(box, lost.event_ids[1], lost.event_type, lost.tier, 'crashed', reason, lost.attempts, lost.first_failed_at, clock_timestamp());
+            if lost.lanes is null then
+                perform postbox._bury(box, lost.event_ids[1], lost.event_type, lost.tier, 'crashed', reason, lost.attempts, lost.first_failed_at, clock_timestamp());
+            else
+                perform postbox._bury_head(box, lost.lanes[1], lost.event_ids[1], lost.event_type, lost.tier, 'crashed', reason, lost.attempts, lost.first_failed_at);
+            end if;
             continue;
         end if;
         -- One by one from now on. Who has had all attempts in company gets one alone.
-        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids)
+        insert into postbox.inbox_batch (inbox, tier, ready_at, attempts, crashes, event_type, error, first_failed_at, last_failed_at, event_ids, lanes)
             select lost.inbox, lost.tier, clock_timestamp(), lost.attempts, case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end,
-                lost.event_type, reason, coalesce(lost.first_failed_at, clock_timestamp()), clock_timestamp(), array[e.id]
-            from unnest(lost.event_ids) as e(id);
+                lost.event_type, reason, coalesce(lost.first_failed_at, clock_timestamp()), clock_timestamp(), array[e.id],
+                case when lost.lanes is not null then array[e.lane] end
+            from unnest(lost.event_ids, lost.lanes) as e(id, lane);
         insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
             values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids), lost.event_ids);
     end loop;
-    if box.ordered_at is not null then
-        found_lanes := postbox._expire_lanes(box, most, floor);
-        expired := expired + found_lanes;
-    end if;
     if not everywhere and (moved_at is null or moved_at < clock_timestamp() - interval '0.5 seconds') then
         insert into postbox.inbox_floor (inbox, kind, tier, at, token, newest)
             select box.id, 'lease', 0, clock_timestamp(),
                 greatest(floor, least(
                     -- The first time nothing is known of claims that are not committed yet.
                     coalesce(newest, 0),
-                    (select b.token from postbox.inbox_batch b where b.inbox = box.id and b.token >= floor order by b.token limit 1),
-                    (select l.token from postbox.inbox_lane l where l.inbox = box.id and l.token >= floor order by l.token limit 1))),
+                    (select b.token from postbox.inbox_batch b where b.inbox = box.id and b.token >= floor order by b.token limit 1))),
                 pg_sequence_last_value('postbox.inbox_token');
     end if;
     return expired;

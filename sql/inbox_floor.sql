@@ -3,41 +3,32 @@
 -- found by a claim that finds nothing else, and by maintenance.
 
 -- The floor rises to what is visible now, or to what was sure to be visible when it rose before.
-create or replace function postbox._raise_floors(inbox int, tiers smallint[], ordered boolean) returns void
+create or replace function postbox._raise_floors(inbox int, tiers smallint[]) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     slot smallint;
-    queue text;
     floor timestamptz;
     moved_at timestamptz;
     oldest timestamptz;
 begin
-    foreach queue in array case when ordered then array['batch', 'lane'] else array['batch'] end loop
-        foreach slot in array tiers loop
-            select f.ready_at, f.at into floor, moved_at
-                from postbox.inbox_floor f
-                where f.inbox = _raise_floors.inbox and f.kind = queue and f.tier = slot
-                order by f.at desc limit 1;
-            continue when moved_at > clock_timestamp() - interval '0.5 seconds';
-            floor := coalesce(floor, '-infinity');
-            if queue = 'batch' then
-                select b.ready_at into oldest from postbox.inbox_batch b
-                    where b.inbox = _raise_floors.inbox and b.tier = slot and b.token is null and b.crashes < 2 and b.ready_at >= floor
-                    order by b.ready_at limit 1;
-            else
-                select l.ready_at into oldest from postbox.inbox_lane l
-                    where l.inbox = _raise_floors.inbox and l.tier = slot and l.token is null and l.ready_at is not null and l.crashes < 2 and l.ready_at >= floor
-                    order by l.ready_at limit 1;
-            end if;
-            insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
-                values (_raise_floors.inbox, queue, slot, clock_timestamp(), greatest(floor, least(oldest, coalesce(moved_at, '-infinity') - interval '1 second')));
-        end loop;
+    foreach slot in array tiers loop
+        select f.ready_at, f.at into floor, moved_at
+            from postbox.inbox_floor f
+            where f.inbox = _raise_floors.inbox and f.kind = 'batch' and f.tier = slot
+            order by f.at desc limit 1;
+        continue when moved_at > clock_timestamp() - interval '0.5 seconds';
+        floor := coalesce(floor, '-infinity');
+        select b.ready_at into oldest from postbox.inbox_batch b
+            where b.inbox = _raise_floors.inbox and b.tier = slot and b.token is null and b.crashes < 2 and b.ready_at >= floor
+            order by b.ready_at limit 1;
+        insert into postbox.inbox_floor (inbox, kind, tier, at, ready_at)
+            values (_raise_floors.inbox, 'batch', slot, clock_timestamp(), greatest(floor, least(oldest, coalesce(moved_at, '-infinity') - interval '1 second')));
     end loop;
 end
 $function$;
-comment on function postbox._raise_floors(int, smallint[], boolean) is 'Private: lets claims begin to look later, twice a second at most';
+comment on function postbox._raise_floors(int, smallint[]) is 'Private: lets claims begin to look later, twice a second at most';
 
 -- For a message that comes back to where it was.
 create or replace function postbox._lower_floor(inbox int, kind text, tier smallint, ready_at timestamptz) returns void
@@ -100,17 +91,10 @@ begin
     loop
         delete from postbox.inbox_floor f
             where f.inbox = box.id and f.kind = queue.kind and f.tier = queue.tier and f.at < queue.at - interval '1 minute';
-        if queue.kind = 'batch' then
-            select b.ready_at into late from postbox.inbox_batch b
-                where b.inbox = box.id and b.tier = queue.tier and b.token is null and b.crashes < 2
-                order by b.ready_at limit 1;
-        elsif queue.kind = 'lane' then
-            select l.ready_at into late from postbox.inbox_lane l
-                where l.inbox = box.id and l.tier = queue.tier and l.token is null and l.ready_at is not null and l.crashes < 2
-                order by l.ready_at limit 1;
-        else
-            continue;
-        end if;
+        continue when queue.kind <> 'batch';
+        select b.ready_at into late from postbox.inbox_batch b
+            where b.inbox = box.id and b.tier = queue.tier and b.token is null and b.crashes < 2
+            order by b.ready_at limit 1;
         perform postbox._lower_floor(box.id, queue.kind, queue.tier, late);
     end loop;
     return postbox._expire_leases(box, most, true);

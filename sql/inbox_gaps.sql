@@ -25,9 +25,11 @@ create or replace function postbox._next_sql(box postbox.inbox) returns text
         select format(
             'select h.event_id, h.event_type, h.aggregate_id, h.sequence_num, t.name as tier, h.ready_at, h.attempts
              from (
-                 select l.event_id, l.event_type, l.key as aggregate_id, l.next as sequence_num, l.tier, l.ready_at, l.attempts
-                 from postbox.inbox_lane l
-                 where l.inbox = %1$s and l.token is null and l.ready_at <= clock_timestamp()
+                 select u.id as event_id, b.event_type, l.key as aggregate_id, l.next as sequence_num, b.tier, b.ready_at, b.attempts
+                 from postbox._pending_batch b
+                 cross join lateral unnest(b.event_ids, b.lanes) as u(id, lane)
+                 join postbox.inbox_lane l on l.inbox = %1$s and l.key = u.lane
+                 where b.inbox = %1$s and b.token is null and b.ready_at <= clock_timestamp()
                  union all
                  select f.* from (
                      select distinct on (n.key) n.id, n.type, n.key, n.seq, n.tier, coalesce(n.due, clock_timestamp()), 0
@@ -58,8 +60,7 @@ create or replace function postbox._gaps_sql(box postbox.inbox) returns text
              from (
                  select l.key, l.next, l.arrived, l.skipped
                  from postbox.inbox_lane l
-                 where l.inbox = %1$s and l.arrived <> ''{}'' and not (l.arrived + l.skipped) @> int8range(l.next, upper(l.arrived))
-                   and not exists (select from noted n where n.key = l.key)
+                 where l.inbox = %1$s and l.has_gap and not exists (select from noted n where n.key = l.key)
                  union all
                  select n.key, coalesce(l.next, %3$s), coalesce(l.arrived, ''{}'') + n.arrived, coalesce(l.skipped, ''{}'')
                  from noted n left join postbox.inbox_lane l on l.inbox = %1$s and l.key = n.key

@@ -35,14 +35,6 @@ begin
             union all
             (select b.ready_at from postbox.inbox_batch b
              where b.inbox = box.id and b.tier = t.tier and b.token is null and b.crashes >= 2 and b.ready_at <= now order by b.ready_at limit 1)
-            union all
-            (select l.ready_at from postbox.inbox_lane l
-             where l.inbox = box.id and l.tier = t.tier and l.token is null and l.ready_at is not null and l.crashes < 2 and l.ready_at <= now
-             order by l.ready_at limit 1)
-            union all
-            (select l.ready_at from postbox.inbox_lane l
-             where l.inbox = box.id and l.tier = t.tier and l.token is null and l.ready_at is not null and l.crashes >= 2 and l.ready_at <= now
-             order by l.ready_at limit 1)
         ) f;
     return oldest;
 end

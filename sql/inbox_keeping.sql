@@ -82,7 +82,3 @@ create table postbox.inbox_seen_leaf (
 ) with (fillfactor = 10);
 comment on table postbox.inbox_seen_leaf is 'Leaves of inbox_seen: which one takes rows, and from when on nobody needs it';
 insert into postbox.inbox_seen_leaf (generation, takes_rows) values (0, true), (1, false), (2, false);
-
--- Lanes that wait for a message which has not arrived.
-create index inbox_lane_waiting on postbox.inbox_lane (inbox)
-    where token is null and ready_at is null and blocked is null and arrived <> '{}';

@@ -165,7 +165,7 @@ begin
         return false;
     end if;
     delete from postbox.inbox_sample s where s.inbox = box.id;
-    in_lanes := (select coalesce(sum(postbox._lane_size(l.arrived, l.blocked)), 0) from postbox._pending_lane l where l.inbox = box.id);
+    in_lanes := (select coalesce(sum(postbox._lane_size(l.arrived, l.head)), 0) from postbox._pending_lane l where l.inbox = box.id);
     execute format(
         'with looked_up as materialized (%s)
          insert into postbox.inbox_sample (inbox, event_type, pending, leased, delayed, dead, taken_at, took)
@@ -173,14 +173,14 @@ begin
          from (
              %s
              union all
-             select l.event_type, ($4 * count(*) filter (where not l.is_parked) / (select count(*) from looked_up))::bigint, count(*) filter (where l.is_leased),
-                 count(*) filter (where l.is_delayed), ($4 * count(*) filter (where l.is_parked) / (select count(*) from looked_up))::bigint
+             select l.event_type, ($4 * count(*) filter (where not l.is_parked) / (select count(*) from looked_up))::bigint, 0, 0,
+                 ($4 * count(*) filter (where l.is_parked) / (select count(*) from looked_up))::bigint
              from looked_up l group by l.event_type
              union all
              select d.event_type, 0, 0, 0, count(*) from postbox.inbox_dead d where d.inbox = $1 group by d.event_type
          ) c
          group by c.event_type',
-        case when box.ordered_at is null then 'select null::text as event_type, false as is_leased, false as is_delayed, false as is_parked where false'
+        case when box.ordered_at is null then 'select null::text as event_type, false as is_parked where false'
             else postbox._lane_types_sql(box) end,
         case when box.style = 'update' then format(
             'select p.event_type, count(*) as pending, 0::bigint as leased, count(*) filter (where p.state = ''delayed'') as delayed, 0::bigint as dead
@@ -303,7 +303,7 @@ begin
     ids := array(
         select d.event_id from postbox.inbox_dead d
         where d.inbox = box.id and d.died_at < clock_timestamp() - box.dead_retention
-          and not exists (select from postbox.inbox_lane l where l.inbox = box.id and l.blocked is not null and l.key = d.aggregate_id and l.event_id = d.event_id)
+          and not exists (select from postbox.inbox_lane l where l.inbox = box.id and l.blocked is not null and l.key = d.aggregate_id and l.head = d.event_id)
         order by d.died_at limit most);
     if ids <> '{}' then
         perform postbox._discard_dead(box, ids);

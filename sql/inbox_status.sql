@@ -1,18 +1,15 @@
 -- How many messages an inbox has, and what became of them. What is pending is counted as long as that is cheap; beyond, the last count of
 -- maintenance is given, with its time. What has been is summed up by maintenance (inbox_total); what came since is added.
 
--- The messages of lanes with their types, at most so many, to be executed with the inbox and that number.
+-- The messages that wait behind others in lanes, with their types, at most so many, to be executed with the inbox and that number.
 create or replace function postbox._lane_types_sql(box postbox.inbox) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     begin atomic
         select format(
-            'select %1$s as event_type, l.token is not null and r.lane_place = l.next as is_leased,
-                 l.token is null and l.ready_at > clock_timestamp() and r.lane_place = l.next as is_delayed,
-                 l.blocked is not distinct from ''parked'' as is_parked
+            'select %1$s as event_type, l.blocked is not distinct from ''parked'' as is_parked
              from (select p.* from postbox._pending_lane p where p.inbox = $1 limit $2) l
              cross join %2$s
-             where not exists (select from postbox.inbox_dead d where d.inbox = $1 and d.event_id = r.event_id_text)
              limit $2',
             'r.event_type', postbox._lane_messages_sql(box, postbox._inbox_column((box).columns, 'event_type', 'r', 'text') || ' as event_type'));
     end;
@@ -61,15 +58,14 @@ begin
             select count(*), jsonb_build_array(jsonb_build_object('messages', sum(l.size) filter (where not l.is_parked), 'parked', sum(l.size) filter (where l.is_parked)))
                 into rows, in_lanes
                 from (
-                    select postbox._lane_size(p.arrived, p.blocked) as size, p.blocked is not distinct from 'parked' as is_parked
+                    select postbox._lane_size(p.arrived, p.head) as size, p.blocked is not distinct from 'parked' as is_parked
                     from postbox._pending_lane p where p.inbox = box.id limit most + 1
                 ) l;
         elsif box.ordered_at is not null and rows <= most then
             execute format(
                 'select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c))
                  from (
-                     select l.event_type as type, count(*) as rows, count(*) filter (where not l.is_parked) as messages, count(*) filter (where l.is_leased) as leased,
-                         count(*) filter (where l.is_delayed) as delayed, count(*) filter (where l.is_parked) as parked
+                     select l.event_type as type, count(*) as rows, count(*) filter (where not l.is_parked) as messages, count(*) filter (where l.is_parked) as parked
                      from (%s) l group by l.event_type
                  ) c', postbox._lane_types_sql(box))
                 into rows, in_lanes using box.id, most + 1;

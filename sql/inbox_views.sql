@@ -10,25 +10,22 @@ create or replace view postbox._pending_batch as
     select b.* from postbox.inbox_batch b where b.token is not null;
 comment on view postbox._pending_batch is 'Private: inbox_batch, to be read along its indexes';
 
+-- The head of a lane is in a batch, is a dead letter, or has not come.
 create or replace view postbox._pending_lane as
-    select l.* from postbox.inbox_lane l where l.token is null and l.ready_at is not null and l.crashes < 2
+    select l.* from postbox._pending_batch b cross join lateral unnest(b.lanes) as u(key) join postbox.inbox_lane l on l.inbox = b.inbox and l.key = u.key
     union all
-    select l.* from postbox.inbox_lane l where l.token is null and l.ready_at is not null and l.crashes >= 2
+    select l.* from postbox.inbox_lane l where l.blocked is not null
     union all
-    select l.* from postbox.inbox_lane l where l.token is not null
-    union all
-    select l.* from postbox.inbox_lane l where l.blocked is not null and l.token is null and l.ready_at is null
-    union all
-    select l.* from postbox.inbox_lane l where l.token is null and l.ready_at is null and l.blocked is null and l.arrived <> '{}';
+    select l.* from postbox.inbox_lane l where l.has_gap and l.head is null;
 comment on view postbox._pending_lane is 'Private: lanes that messages wait in, to be read along their indexes';
 
--- How many messages wait in a lane. The head of one that is blocked is a dead letter.
-create or replace function postbox._lane_size(arrived int8multirange, blocked text) returns bigint
+-- How many messages wait in a lane behind its head.
+create or replace function postbox._lane_size(arrived int8multirange, head text) returns bigint
     language sql immutable parallel safe
-    return (select coalesce(sum(upper(a.numbers) - lower(a.numbers)), 0) from unnest(arrived) as a(numbers)) - (blocked is not null)::int;
+    return (select coalesce(sum(upper(a.numbers) - lower(a.numbers)), 0) from unnest(arrived) as a(numbers)) - (head is not null)::int;
 comment on function postbox._lane_size(int8multirange, text) is 'Private: how many messages wait in a lane';
 
--- The messages of a lane l, as a subquery of alias r: those of its numbers that no other message has.
+-- The messages of a lane l behind its head, as a subquery of alias r: those of its numbers that no other message has.
 create or replace function postbox._lane_messages_sql(box postbox.inbox, row_columns text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -36,9 +33,9 @@ create or replace function postbox._lane_messages_sql(box postbox.inbox, row_col
         select format(
             'lateral unnest(l.arrived) as span
              cross join lateral (
-                 select %1$s, r.%2$I::text as event_id_text, r.%3$I::bigint as lane_place
+                 select %1$s
                  from %4$s r
-                 where r.%5$I = l.key::%6$s and r.%3$I >= lower(span) and r.%3$I < upper(span)
+                 where r.%5$I = l.key::%6$s and r.%3$I >= greatest(lower(span), l.next + 1) and r.%3$I < upper(span)
                    and not coalesce(r.%2$I::text = any (l.displaced), false)
                  offset 0
              ) r',
@@ -155,28 +152,20 @@ begin
              left join postbox.inbox_tier t on t.inbox = %2$s and t.tier = p.tier',
             listed, box.id, row_columns, box.relation, box.columns ->> 'event_id', id_type);
         if box.ordered_at is not null then
-            -- The head of a lane is in the state that the lane is in; the others wait behind it.
             pending := pending || format(
                 ' union all
-                 select %1$s, t.name, case when not h.is_head then ''behind'' when l.token is not null then ''leased''
-                         when l.ready_at > clock_timestamp() then ''delayed'' else ''waiting'' end,
-                     case when h.is_head then l.attempts else 0 end, case when h.is_head then l.ready_at end, case when h.is_head then l.worker end,
-                     case when h.is_head then l.lease_until end, case when h.is_head then l.error end, case when h.is_head then l.first_failed_at end,
-                     case when h.is_head then l.last_failed_at end
+                 select %1$s, t.name, ''behind'', 0, null, null, null, null, null, null
                  from postbox._pending_lane l
                  cross join %2$s
-                 cross join lateral (select l.ready_at is not null and r.lane_place = l.next as is_head) h
                  left join postbox.inbox_tier t on t.inbox = %3$s and t.tier = l.tier
-                 where l.inbox = %3$s and l.blocked is distinct from ''parked''
-                   and not exists (select from postbox.inbox_dead d where d.inbox = %3$s and d.event_id = r.event_id_text)',
+                 where l.inbox = %3$s and l.blocked is distinct from ''parked''',
                 listed, postbox._lane_messages_sql(box, row_columns), box.id);
             dead := dead || format(
                 ' union all
                  select %1$s, ''follower'', null, 0, null, null, null
                  from postbox._pending_lane l
                  cross join %2$s
-                 where l.inbox = %3$s and l.blocked = ''parked''
-                   and not exists (select from postbox.inbox_dead d where d.inbox = %3$s and d.event_id = r.event_id_text)',
+                 where l.inbox = %3$s and l.blocked = ''parked''',
                 listed, postbox._lane_messages_sql(box, row_columns), box.id);
         end if;
 
@@ -206,25 +195,21 @@ begin
              cross join lateral (
                  select s.state,
                      case when s.state = ''processed'' then coalesce(g.at, %7$s) end as processed_at,
-                     coalesce(b.failures, d.attempts, %8$s f.failures, 0) as retry_count,
-                     coalesce(b.error, d.error %9$s) as error
-                 from (select coalesce(b.state, case when d.event_id is not null then ''dead'' end, %10$s g.what,
+                     coalesce(b.failures, d.attempts, f.failures, 0) as retry_count,
+                     coalesce(b.error, d.error) as error
+                 from (select coalesce(b.state, case when d.event_id is not null then ''dead'' end, %8$s g.what,
                      case when %7$s is not null then ''processed'' else ''unknown'' end) as state) s
              ) m',
             kept_columns, state_name, box.relation, box.id, box.columns ->> 'event_id',
             case when box.ordered_at is not null then format(
                 'left join lateral (
-                     select l.token, l.ready_at, l.attempts, l.error, l.blocked, r.%2$I = l.next and l.ready_at is not null as is_head
+                     select l.blocked, true as is_behind
                      from postbox.inbox_lane l
-                     where l.inbox = %3$s and l.key = r.%1$I::text and l.arrived @> r.%2$I::bigint and d.event_id is null
+                     where l.inbox = %3$s and l.key = r.%1$I::text and l.arrived @> r.%2$I::bigint and r.%2$I > l.next and d.event_id is null
                        and not coalesce(r.%4$I::text = any (l.displaced), false)
                  ) l on true', box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num', box.id, box.columns ->> 'event_id') end,
             postbox._inbox_column(box.columns, 'processed_at', 'r', 'timestamptz'),
-            case when box.ordered_at is not null then 'case when l.is_head then l.attempts - (l.token is not null)::int end,' end,
-            case when box.ordered_at is not null then ', case when l.is_head then l.error end' end,
-            case when box.ordered_at is not null then
-                'case when l.blocked = ''parked'' then ''follower'' when not l.is_head then ''behind'' when l.token is not null then ''leased''
-                     when l.ready_at > clock_timestamp() then ''delayed'' when l.is_head then ''waiting'' end,' end);
+            case when box.ordered_at is not null then 'case when l.blocked = ''parked'' then ''follower'' when l.is_behind then ''behind'' end,' end);
     end if;
     perform postbox._replace_inbox_view(box, 'pending', pending, format('Messages of inbox %s that are not processed yet', box.name));
     perform postbox._replace_inbox_view(box, 'dlq', dead, format('Messages of inbox %s that were given up, and those that wait behind them', box.name));

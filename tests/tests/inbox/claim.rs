@@ -99,14 +99,14 @@ async fn what_is_committed_late_below_the_floor_is_found() {
     receive(&late, "(VALUES ('late')) v (id)").await;
     // The floor rises with the queue: from what it was ten seconds ago, to what waits now.
     receive(&client, "(VALUES ('one')) v (id)").await;
-    run(&client, "SELECT postbox._raise_floors(1, '{0}', false)").await;
+    run(&client, "SELECT postbox._raise_floors(1, '{0}')").await;
     assert_eq!(row(&client, floor).await, "-infinity", "at first nobody knows what else is under way");
     let age = "UPDATE postbox.inbox_floor SET at = at - interval '10 seconds'";
     run(&client, age).await;
-    run(&client, "SELECT postbox._raise_floors(1, '{0}', false)").await;
+    run(&client, "SELECT postbox._raise_floors(1, '{0}')").await;
     let above = format!("SELECT ({floor}) < (SELECT ready_at FROM postbox.inbox_batch WHERE event_ids = '{{one}}')");
     assert_eq!(row(&client, &above).await, "t", "ten seconds ago and one more");
-    run(&client, "UPDATE postbox.inbox_floor SET at = clock_timestamp() + interval '1 second'; SELECT postbox._raise_floors(1, '{0}', false)").await;
+    run(&client, "UPDATE postbox.inbox_floor SET at = clock_timestamp() + interval '1 second'; SELECT postbox._raise_floors(1, '{0}')").await;
     assert_eq!(row(&client, &above).await, "t", "not more than twice a second");
 
     // The transaction took longer than the floor allows for.
@@ -293,4 +293,26 @@ async fn plans_made_when_there_is_little_do_when_there_is_much() {
     println!("INSERT {insert} buffers, claim {claim}");
     assert!(insert < 60, "an INSERT touches {insert} buffers");
     assert!(claim < 150, "a claim touches {claim} buffers");
+}
+
+#[tokio::test]
+async fn the_head_of_a_lane_that_is_released_is_found_again_although_the_floor_rose() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments'); SELECT postbox.enable_inbox_ordering('payments')").await;
+    let insert = |id: &str| {
+        format!(
+            "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('{id}-1', '{id}', 1), ('{id}-2', '{id}', 2)"
+        )
+    };
+    run(&client, &insert("first")).await;
+    let first = claim(&client, CLAIM).await;
+    assert_eq!(ids(&first), ["first-1"]);
+    run(&client, &insert("second")).await;
+    run(&client, "SELECT postbox._sort_arrivals(i, 50) FROM postbox.inbox i").await;
+    run(&client, "INSERT INTO postbox.inbox_floor (inbox, kind, tier, at, ready_at) SELECT 1, 'batch', 0, clock_timestamp(), ready_at FROM postbox.inbox_batch WHERE token IS NULL").await;
+    run(&client, &format!("SELECT postbox.inbox_release('payments', '{{first-1}}', '{{{}}}')", first[0].1)).await;
+    let again = claim(&client, "'payments', 'w', 1").await;
+    assert_eq!(ids(&again), ["first-1"], "before what came later");
+    complete(&client, &again).await;
+    assert_eq!(claimed(&client, CLAIM).await, ["first-2", "second-1"], "its lane goes on");
 }

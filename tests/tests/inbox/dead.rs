@@ -203,3 +203,55 @@ async fn who_was_skipped_is_handed_out_beside_its_aggregate() {
     assert_eq!(row(&client, "SELECT postbox.replay_inbox_dead_letters('payments', every => true)").await, "1");
     assert_eq!(complete(&client).await, ["late"]);
 }
+
+#[tokio::test]
+async fn where_workers_write_into_the_table_the_dead_and_the_processed_wait_again() {
+    let (_cluster, client) = start().await;
+    inbox(&client, ", style => 'update', failure_policy => 'skip'").await;
+    run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' FROM generate_series(1, 5) n").await;
+    run(
+        &client,
+        "UPDATE payments SET processed_at = now() WHERE event_id = 'm1';
+         UPDATE payments SET retry_count = 1, error = 'boom' WHERE event_id IN ('m2', 'm3', 'm4')",
+    )
+    .await;
+    assert_eq!(
+        rows(&client, "SELECT event_id, why, error, attempts FROM dlq_payments ORDER BY 1").await,
+        ["m2|failed|boom|1", "m3|failed|boom|1", "m4|failed|boom|1"]
+    );
+    let states = "SELECT event_id, state FROM messages_payments ORDER BY 1";
+    assert_eq!(rows(&client, states).await, ["m1|processed", "m2|dead", "m3|dead", "m4|dead", "m5|waiting"]);
+    refused(
+        &client,
+        "SELECT postbox.replay_inbox_messages('payments', '{m1,m5}')",
+        "55000",
+        "message \"m5\" of inbox \"payments\" is not processed yet",
+        "pending_payments",
+    )
+    .await;
+    refused(
+        &client,
+        "SELECT postbox.replay_inbox_dead_letters('payments', every => true, rate => 1)",
+        "55000",
+        "have no rate",
+        "Replay some of them",
+    )
+    .await;
+    assert_eq!(row(&client, "SELECT postbox.replay_inbox_messages('payments', '{m2,m1}')").await, "2");
+    assert_eq!(row(&client, "SELECT postbox.replay_inbox_dead_letters('payments', '{m3}')").await, "1");
+    assert_eq!(row(&client, "SELECT postbox.discard_inbox_dead_letters('payments', '{m4}')").await, "1");
+    assert_eq!(
+        rows(&client, "SELECT event_id, retry_count, error, processed_at FROM payments ORDER BY 1").await,
+        ["m1|0||", "m2|0||", "m3|0||", "m4|1|boom|", "m5|0||"]
+    );
+    assert_eq!(rows(&client, states).await, ["m1|waiting", "m2|waiting", "m3|waiting", "m4|discarded", "m5|waiting"]);
+    assert_eq!(dead(&client).await, [""; 0]);
+    assert_eq!(row(&client, "SELECT pending, dead FROM postbox.inbox_status()").await, "4|0");
+    assert_eq!(
+        rows(&client, "SELECT action, detail->>'count' FROM postbox.audit ORDER BY at").await,
+        ["inbox_replay|2", "inbox_replay|1", "inbox_discard|1"]
+    );
+    // What fails again is dead again.
+    run(&client, "UPDATE payments SET retry_count = 1, error = 'again' WHERE event_id = 'm2'").await;
+    assert_eq!(rows(&client, "SELECT event_id, error FROM dlq_payments").await, ["m2|again"]);
+}

@@ -474,7 +474,7 @@ async fn roles_do_what_is_theirs() {
     assert_eq!(row(&client, "SELECT postbox.discard_inbox_dead_letters('payments', '{b1}')").await, "1");
     assert_eq!(row(&client, "SELECT postbox.replay_inbox_dead_letters('payments', '{m13}', rate => 1)").await, "1");
     run(&client, "RESET ROLE").await;
-    run(&client, "SELECT postbox.inbox_claim('payments', 'dead', 1); UPDATE postbox.inbox_batch SET lease_until = now() WHERE token IS NOT NULL; UPDATE postbox.inbox_lane SET lease_until = now() WHERE token IS NOT NULL").await;
+    run(&client, "SELECT postbox.inbox_claim('payments', 'dead', 1); UPDATE postbox.inbox_batch SET lease_until = now() WHERE token IS NOT NULL").await;
     run(&client, "SET ROLE keeper").await;
     let mut done = Vec::new();
     for _ in 0..4 {
@@ -485,4 +485,38 @@ async fn roles_do_what_is_theirs() {
         assert!(done.iter().any(|row| row.contains(expected)), "{expected}: {done:?}");
     }
     assert_eq!(row(&client, "SELECT count(*) FILTER (WHERE event_id ~ '^m([2-9]|10)$') FROM payments").await, "0");
+}
+
+#[tokio::test]
+async fn what_workers_mark_in_the_table_is_removed_like_what_they_complete() {
+    let (_cluster, client) = start().await;
+    inbox(&client, ", style => 'update', max_retries => 0, retention => '1 hour', dedup_window => '1 day', dead_retention => '1 hour'").await;
+    receive(&client, 1, 6).await;
+    run(
+        &client,
+        "UPDATE payments SET processed_at = now() WHERE event_id IN ('m1', 'm2', 'm3');
+         UPDATE payments SET retry_count = 1 WHERE event_id IN ('m4', 'm5')",
+    )
+    .await;
+    // One is done once more, and one of the dead is younger than the others.
+    run(&client, "SELECT postbox.replay_inbox_messages('payments', '{m1}')").await;
+    age(&client, "2 hours").await;
+    run(&client, "UPDATE postbox.inbox_dead SET died_at = died_at - interval '2 hours' WHERE event_id = 'm4'").await;
+    let client = &client;
+    wait_until_async("what is kept for long enough is gone", PATIENCE, async || {
+        maintain(client).await;
+        (row(client, "SELECT count(*) FROM payments WHERE event_id IN ('m2', 'm3')").await == "0").then_some(())
+    })
+    .await;
+    let left = "SELECT event_id, state FROM messages_payments ORDER BY 1";
+    assert_eq!(rows(client, left).await, ["m1|waiting", "m4|discarded", "m5|dead", "m6|waiting"]);
+    receive(client, 2, 2).await;
+    assert_eq!(row(client, "SELECT duplicates FROM postbox.inbox_status()").await, "1", "its id is known still");
+    run(client, "UPDATE payments SET processed_at = now() WHERE event_id = 'm1'").await;
+    age(client, "2 hours").await;
+    wait_until_async("what is done in the end goes too", PATIENCE, async || {
+        maintain(client).await;
+        (rows(client, left).await == ["m5|dead", "m6|waiting"]).then_some(())
+    })
+    .await;
 }

@@ -531,7 +531,8 @@ async fn a_restored_database_goes_on_with_its_inboxes() {
     assert_eq!(row(&client, claim).await, "dead");
     let token = row(&client, "SELECT token FROM postbox.inbox_batch WHERE token IS NOT NULL").await;
     run(&client, "SELECT postbox.inbox_claim('ordered', 'w', 1, 40000)").await;
-    let ordered = row(&client, "SELECT token FROM postbox.inbox_lane WHERE token IS NOT NULL").await;
+    let ordered =
+        row(&client, "SELECT token FROM postbox.inbox_batch WHERE token IS NOT NULL AND lanes IS NOT NULL").await;
 
     let text = dump(&cluster);
     run(&client, "CREATE DATABASE restored").await;
@@ -550,7 +551,13 @@ async fn a_restored_database_goes_on_with_its_inboxes() {
     run(&client, &format!("SELECT postbox.inbox_complete('ordered', '{{o1}}', '{{{ordered}}}')")).await;
     assert_eq!(handed_out(&client, "ordered").await, ["o2||"]);
     assert_eq!(
-        row(&client, &format!("SELECT min(token) > {ordered} FROM postbox.inbox_lane WHERE token IS NOT NULL")).await,
+        row(
+            &client,
+            &format!(
+                "SELECT min(token) > {ordered} FROM postbox.inbox_batch WHERE token IS NOT NULL AND lanes IS NOT NULL"
+            )
+        )
+        .await,
         "t"
     );
     assert_eq!(rows(&client, "SELECT event_id FROM postbox.inbox_dead").await, ["dead"]);

@@ -41,9 +41,10 @@ impl Pair {
     }
 
     fn arguments_to(&self, office: &str, more: &[&str]) -> Vec<String> {
-        let common = ["--group", "g", "--session-timeout", "3s", "--no-maintenance", "--retry-max", "200ms"];
+        let timeout = if more.contains(&"--session-timeout") { &[][..] } else { &["--session-timeout", "3s"] };
+        let common = ["--group", "g", "--no-maintenance", "--retry-max", "200ms"];
         let inbox = ["--sink", "inbox", "--inbox", "orders", "--inbox-url", office];
-        [&common[..], &inbox, more].concat().into_iter().map(str::to_owned).collect()
+        [&common[..], timeout, &inbox, more].concat().into_iter().map(str::to_owned).collect()
     }
 
     fn member(&self, more: &[&str]) -> Run {
@@ -406,6 +407,38 @@ matrix! {
     at_commit: "inbox.at-commit@2";
     after_commit: "deliver.after-sink@2";
     before_confirm: "confirm.before@2";
+}
+
+/// Whoever stood still for so long that another member may have the group by now writes nothing, although its transaction is open still.
+#[test]
+fn a_member_whose_lease_has_run_out_rolls_back() {
+    let pair = Pair::open();
+    pair.publish(0, 9);
+    pair.drain(&[]);
+    pair.publish(10, 19);
+    let arguments = pair.arguments(&["--session-timeout", "10s"]);
+    let arguments = arguments.iter().map(String::as_str).collect::<Vec<_>>();
+    let shop = pair.shop.conninfo("postgres");
+    let mut member = Run::start_with_failpoint(&shop, &arguments, "inbox.before-commit=stop");
+    member.wait_for_log("failpoint inbox.before-commit: stop", 1, PATIENCE);
+    let rolled_back = || {
+        let sql =
+            "SELECT pg_stat_clear_snapshot(), xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+        pair.office(sql).trim_start_matches('|').parse::<u64>().expect("a number")
+    };
+    let before = rolled_back();
+    // The lease ends a fifth of the time before the server ends an idle transaction.
+    wait_until("the lease has run out", PATIENCE, || {
+        let sql = "SELECT clock_timestamp() - state_change > '8.2 s' FROM pg_stat_activity WHERE state = 'idle in transaction'";
+        (pair.office(sql) == "t").then_some(())
+    });
+    member.signal(Signal::CONT);
+    wait_until("it rolls back", PATIENCE, || (rolled_back() > before).then_some(()));
+    pair.wait_until_all_received();
+    let ended = member.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(!ended.log.contains("takes nothing now"), "the connection was there: {}", ended.log);
+    assert_eq!(pair.check(), 0, "{}", ended.log);
 }
 
 #[test]

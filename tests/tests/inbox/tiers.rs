@@ -196,7 +196,7 @@ async fn an_aggregate_is_in_the_tier_of_its_next_message() {
     assert_eq!(pending(&client, "critical").await, ["a-2", "a-3"], "those behind are where the aggregate is");
     run(&client, "SELECT postbox.disable_inbox_priority('payments')").await;
     assert_eq!(
-        rows(&client, "SELECT key, tier FROM postbox.inbox_lane WHERE event_id IS NOT NULL ORDER BY 1").await,
+        rows(&client, "SELECT key, tier FROM postbox.inbox_lane WHERE head IS NOT NULL ORDER BY 1").await,
         ["a|0", "c|0"]
     );
     assert_eq!(claimed(&client, "'payments', 'w', 50").await, ["c-1"]);
