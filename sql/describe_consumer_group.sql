@@ -35,6 +35,7 @@ begin
             when g.active then 'active' else 'no active member' end)
         || format(E'Slot:          %s (%s%s)\n', g.slot_name, g.wal_status, case when g.failover then ', kept on standbys' else '' end)
         || format(E'Confirmed:     %s\n', coalesce(g.confirmed_flush_lsn::text, '-'))
+        || format(E'Log end:       %s\n', case when pg_is_in_recovery() then pg_last_wal_receive_lsn() else pg_current_wal_insert_lsn() end)
         || format(E'Lag:           %s, %s s, %s events (%s)\n', coalesce(pg_size_pretty(lag.bytes), '-'),
             coalesce(round(lag.seconds::numeric, 1)::text, '-'), coalesce(lag.events::text, '-'), coalesce(lag.precision, 'unknown'))
         || format(E'Restart lag:   %s%s\n', coalesce(pg_size_pretty(lag.restart_lag_bytes), '-'), coalesce(', held back by ' || lag.restart_holder, ''))
@@ -52,8 +53,15 @@ begin
     loop
         text := text || format(E'Pinned:        %I.%I by %s\n', pin.schema, pin.name, array_to_string(pin.pinned_by, '; '));
     end loop;
-    for member in select s.*, l.expires_at from postbox.consumer_status s left join postbox.active_leases l on l.group_name = s.group_name and l.pid = s.pid where s.group_name = g.name and s.role is not null order by s.role, s.since loop
-        text := text || format(E'Member:        %s, %s, process %s, last contact %s%s\n', coalesce(member.member, 'unknown'), member.role, member.pid,
+    for member in
+        select s.*, l.expires_at, case when a.client_port = -1 then 'this host' else host(a.client_addr) end as host
+        from postbox.consumer_status s
+        left join postbox.active_leases l on l.group_name = s.group_name and l.pid = s.pid
+        left join pg_stat_activity a on a.pid = s.pid
+        where s.group_name = g.name and s.role is not null
+        order by s.role, s.since
+    loop
+        text := text || format(E'Member:        %s, %s, process %s from %s, last contact %s%s\n', coalesce(member.member, 'unknown'), member.role, member.pid, coalesce(member.host, 'unknown'),
             coalesce(date_trunc('milliseconds', member.last_contact)::text, 'not to be seen by this role'),
             ', lease until ' || date_trunc('milliseconds', member.expires_at));
     end loop;

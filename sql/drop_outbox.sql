@@ -11,6 +11,9 @@ as $function$
 declare
     target regclass;
     is_adopted boolean;
+    waiting regclass;
+    published regclass;
+    holds boolean;
     readers text;
     claims text;
 begin
@@ -45,6 +48,20 @@ begin
             detail = 'What these groups have not consumed yet they still can after the drop, but nothing new can be published.',
             hint = format('Drop the group with postbox.drop_consumer_group, or drop the outbox all the same: '
                 'postbox.drop_outbox(%L, %L, force => true).', name, schema);
+    end if;
+    select l.waiting into waiting from postbox.outbox_later l join pg_class c on c.oid = l.waiting where l.outbox = target;
+    if waiting is not null then
+        execute format('select exists (select from %s)', waiting) into holds;
+        if holds and not coalesce(force, false) then
+            raise exception using errcode = 'object_in_use',
+                message = format('outbox "%s.%s" has delayed events, in %s', schema, name, waiting),
+                hint = format('Wait until they have left, or drop the outbox with them: postbox.drop_outbox(%L, %L, force => true).', name, schema);
+        end if;
+        execute format('drop table %s', waiting);
+    end if;
+    select o.published into published from postbox.outbox_once o join pg_class c on c.oid = o.published where o.outbox = target;
+    if published is not null then
+        execute format('drop table %s', published);
     end if;
     if is_adopted then
         execute format('drop trigger postbox_outbox on %I.%I', schema, name);

@@ -29,6 +29,42 @@ create or replace function postbox._role_rights(role text)
             ('publisher', 'execute',        'function postbox.emit(text, text, jsonb, text, jsonb, uuid)'),
             ('publisher', 'execute',        'function postbox.emit(text, text, bytea, text, jsonb, uuid)'),
             ('publisher', 'execute',        'function postbox.emit(text, text, json, text, jsonb, uuid)'),
+            -- Events that leave later, or once.
+            ('publisher', 'execute', 'function postbox.publish_later(text, text, text, timestamptz, text, jsonb, uuid)'),
+            ('publisher', 'execute', 'function postbox.publish_later(text, text, jsonb, timestamptz, text, jsonb, uuid)'),
+            ('publisher', 'execute', 'function postbox._publish_later(regclass, text, text, text, timestamptz, text, jsonb, uuid)'),
+            ('publisher', 'execute', 'function postbox.publish_once(text, uuid, text, text, text, jsonb)'),
+            ('publisher', 'execute', 'function postbox.publish_once(text, uuid, text, jsonb, text, jsonb)'),
+            ('publisher', 'execute', 'function postbox._publish_once(regclass, text, uuid, text, text, text, jsonb)'),
+            ('publisher', 'execute', 'function postbox._known_outbox(regclass, text)'),
+            ('publisher', 'select', 'table postbox.outbox_later, postbox.outbox_once'),
+            ('operator', 'execute', 'function postbox.enable_delayed_events(text)'),
+            ('operator', 'execute', 'function postbox._enable_delayed_events(regclass, text)'),
+            ('operator', 'execute', 'function postbox.enable_unique_events(text, interval)'),
+            ('operator', 'execute', 'function postbox._enable_unique_events(regclass, text, interval)'),
+            ('operator', 'execute', 'function postbox._make_beside(postbox._marker, text, text, text)'),
+            ('operator', 'select, insert, update', 'table postbox.outbox_later, postbox.outbox_once'),
+            ('maintainer', 'execute', 'function postbox._publish_due(regclass, int)'),
+            ('maintainer', 'execute', 'function postbox._publish_all_due()'),
+            ('maintainer', 'execute', 'function postbox._forget_published()'),
+            ('maintainer', 'execute', 'function postbox._known_outbox(regclass, text)'),
+            ('maintainer', 'select, delete', 'table postbox.outbox_later, postbox.outbox_once'),
+            ('monitor', 'execute', 'function postbox.peek_outbox(text, int, text)'),
+            ('monitor', 'execute', 'function postbox._peek_outbox(regclass, text, int, text)'),
+            ('monitor', 'execute', 'function postbox.published_here(text)'),
+            ('monitor', 'execute', 'function postbox._published_here(regclass, text)'),
+            ('monitor', 'execute', 'function postbox._known_outbox(regclass, text)'),
+            ('operator', 'execute', 'function postbox.purge_outbox(text, boolean)'),
+            ('operator', 'execute', 'function postbox._purge_outbox(regclass, text, boolean)'),
+            ('operator', 'execute', 'function postbox._leave_leaf(oid)'),
+            ('operator', 'execute', 'function postbox._empty_leaf(oid, oid, text, pg_snapshot[])'),
+            ('operator', 'execute', 'function postbox._probe(text, bigint, bigint, pg_snapshot[])'),
+            ('operator', 'execute', 'function postbox._note_removed(oid, pg_snapshot[], bigint, pg_lsn)'),
+            ('operator', 'execute', 'function postbox._earliest(pg_snapshot[])'),
+            ('operator', 'select', 'table postbox._ring, postbox._leaf, postbox._need'),
+            ('operator', 'select, insert, update', 'table postbox.removed'),
+            ('operator', 'select, delete', 'table postbox.leaf'),
+            ('operator', 'insert', 'table postbox.ring_move'),
             ('consumer',  'usage',          'schema postbox'),
             ('consumer',  'select',         'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill, postbox._server, postbox._marker'),
             ('consumer',  'update',         'table postbox.consumer_group, postbox.checkpoint, postbox.backfill'),
@@ -107,7 +143,7 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'execute',       'function postbox._earliest(pg_snapshot[])'),
             ('maintainer', 'execute',       'function postbox._includes(pg_snapshot, pg_snapshot)'),
             ('maintainer', 'execute',       'function postbox._note_leaf(oid, oid, xid8, text)'),
-            ('maintainer', 'execute',       'function postbox._note_removed(oid, pg_snapshot[], bigint)'),
+            ('maintainer', 'execute',       'function postbox._note_removed(oid, pg_snapshot[], bigint, pg_lsn)'),
             ('maintainer', 'execute',       'function postbox._lock_key(regclass)'),
             ('maintainer', 'select',        'table postbox._ring, postbox._leaf, postbox._need, postbox._active_member, postbox._slot_risk, postbox.checkpoint'),
             ('maintainer', 'select, insert, update, delete', 'table postbox.sample, postbox.removed, postbox.leaf, postbox.ring_move, postbox.alert'),
@@ -378,6 +414,10 @@ create or replace function postbox._publisher_rights(outbox regclass)
         union all
         select 'insert', format('table %I.%I', m.schema, m.name) from postbox._marker m where m.outbox = _publisher_rights.outbox
         union all
+        select 'insert', format('table %s', l.waiting) from postbox.outbox_later l where l.outbox = _publisher_rights.outbox
+        union all
+        select 'insert', format('table %s', o.published) from postbox.outbox_once o where o.outbox = _publisher_rights.outbox
+        union all
         select 'usage', format('sequence %I.%I', n.nspname, s.relname)
         from pg_depend d
         join pg_class s on s.oid = d.objid and s.relkind = 'S'
@@ -393,7 +433,7 @@ create or replace function postbox._publisher_rights(outbox regclass)
     end;
 comment on function postbox._publisher_rights(regclass) is 'Private: what publishing to an outbox needs';
 
--- What maintain() does to an outbox: it reads and truncates leaves, and moves the sequence. Of an inbox it removes messages.
+-- What maintain() does to an outbox: it reads and truncates leaves, moves the sequence, and publishes what was delayed. Of an inbox it removes messages.
 create or replace function postbox._maintainer_rights(outbox regclass)
     returns table (right_name text, object text)
     language sql stable strict parallel safe
@@ -405,6 +445,12 @@ create or replace function postbox._maintainer_rights(outbox regclass)
         select 'select, truncate', format('table %s', l.leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox
         union all
         select 'select, truncate', format('table %s', l.claims_leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox and l.claims_leaf is not null
+        select 'select, delete', format('table %s', l.waiting) from postbox.outbox_later l where l.outbox = _maintainer_rights.outbox
+        union all
+        select 'insert', format('table %I.%I', m.schema, m.name)
+        from postbox._marker m join postbox.outbox_later l on l.outbox = m.outbox where m.outbox = _maintainer_rights.outbox
+        union all
+        select 'select, delete', format('table %s', o.published) from postbox.outbox_once o where o.outbox = _maintainer_rights.outbox
         union all
         select 'select, update', format('sequence %s', r.sequence::regclass) from postbox._ring r where r.outbox = _maintainer_rights.outbox and r.sequence is not null
         union all

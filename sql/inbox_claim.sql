@@ -256,12 +256,12 @@ begin
         got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, false);
         ids := got.ids;
         tries := got.tries;
-    end if;
-    -- All that was sorted waits for others: more of it before everybody goes away with nothing.
-    if ids is null and sorted > 0 and postbox._sort_arrivals(box, 500, tiers[cardinality(tiers)]) > 0 then
-        got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, false);
-        ids := got.ids;
-        tries := got.tries;
+        -- Most of what was sorted waits for others: more of it, before everybody goes away with little.
+        if sorted > 0 and coalesce(cardinality(ids), 0) < batch_size and postbox._sort_arrivals(box, 500, tiers[cardinality(tiers)]) > 0 then
+            got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size - coalesce(cardinality(ids), 0), false);
+            ids := ids || got.ids;
+            tries := tries || got.tries;
+        end if;
     end if;
     if tidying then
         perform postbox._raise_floors(box.id, tiers);

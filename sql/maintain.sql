@@ -123,6 +123,26 @@ begin
         end;
     end loop;
 
+    step := 'events';
+    for part in 1 .. 2 loop
+        begin
+            for one in
+                select * from postbox._publish_all_due() where part = 1
+                union all select * from postbox._forget_published() where part = 2
+            loop
+                subject := one.subject;
+                outcome := one.outcome;
+                detail := one.detail;
+                return next;
+            end loop;
+        exception when others then
+            subject := null;
+            outcome := 'skipped';
+            detail := sqlerrm;
+            return next;
+        end;
+    end loop;
+
     step := 'ring';
     for outbox in select r.outbox as oid, r.outbox_name as name from postbox._ring r where r.generation_bits is not null order by 2 loop
         subject := outbox.name;
@@ -224,4 +244,4 @@ begin
 end
 $function$;
 comment on function postbox.maintain(boolean) is
-    'Maintains outboxes, groups and inboxes: samples, retention, alerts, WAL budgets, slots and leases that were left behind. Nothing if it was done in the last 10 seconds, unless forced';
+    'Maintains outboxes, groups and inboxes: delayed events, samples, retention, alerts, WAL budgets, slots and leases that were left behind. Nothing if it was done in the last 10 seconds, unless forced';

@@ -40,3 +40,23 @@ create or replace function postbox._lock_key(outbox regclass) returns bigint
     language sql immutable strict parallel safe
     return 1886352500::bigint << 32 | outbox::oid::bigint;
 comment on function postbox._lock_key(regclass) is 'Private: the key of the advisory lock of an outbox';
+
+create or replace function postbox._known_outbox(outbox regclass, name text) returns postbox._marker
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    marker postbox._marker;
+begin
+    select m.* into marker from postbox._marker m where m.outbox = _known_outbox.outbox;
+    if not found then
+        raise exception using
+            errcode = case when outbox is null then 'undefined_table' else 'wrong_object_type' end,
+            message = case when outbox is null then format('outbox %s does not exist', coalesce('"' || name || '"', 'NULL'))
+                else format('"%s" is not an outbox', name) end,
+            hint = 'postbox.outbox_status() lists the outboxes. Qualify a name whose schema is not in search_path.';
+    end if;
+    return marker;
+end
+$function$;
+comment on function postbox._known_outbox(regclass, text) is 'Private: an outbox that must be one';

@@ -162,7 +162,7 @@ end
 $function$;
 comment on function postbox._empty_leaf(oid, oid, text, oid, text, pg_snapshot[]) is 'Private: truncates a leaf if no row of it is needed any more';
 
-create or replace function postbox._note_removed(outbox oid, snapshots pg_snapshot[], rows bigint) returns void
+create or replace function postbox._note_removed(outbox oid, snapshots pg_snapshot[], rows bigint, up_to pg_lsn default null) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -172,11 +172,13 @@ declare
     bound pg_snapshot := coalesce(postbox._earliest(snapshots), (
         select format('%1$s:%1$s:', x)::pg_snapshot from unnest(snapshots) as s(snapshot), pg_snapshot_xmax(s.snapshot) as x order by x desc limit 1));
     known pg_snapshot := (select r.snapshot from postbox.removed r where r.outbox = _note_removed.outbox::regclass);
-    bound_lsn pg_lsn;
+    bound_lsn pg_lsn := up_to;
 begin
-    select least(
-        (select c.lsn from postbox.checkpoint c where c.snapshot::text = bound::text limit 1),
-        (postbox._moment_before((postbox._retention(outbox)).retention)).lsn) into bound_lsn;
+    if up_to is null then
+        select least(
+            (select c.lsn from postbox.checkpoint c where c.snapshot::text = bound::text limit 1),
+            (postbox._moment_before((postbox._retention(outbox)).retention)).lsn) into bound_lsn;
+    end if;
     if known is not null and not postbox._includes(bound, known) then
         bound := case when postbox._includes(known, bound) then known
             else format('%1$s:%1$s:', greatest(pg_snapshot_xmax(bound)::text::bigint, pg_snapshot_xmax(known)::text::bigint))::pg_snapshot end;
@@ -187,7 +189,7 @@ begin
         snapshot = excluded.snapshot, lsn = greatest(r.lsn, excluded.lsn), at = excluded.at, rows = r.rows + excluded.rows, leaves = r.leaves + 1;
 end
 $function$;
-comment on function postbox._note_removed(oid, pg_snapshot[], bigint) is 'Private: keeps postbox.removed up to date';
+comment on function postbox._note_removed(oid, pg_snapshot[], bigint, pg_lsn) is 'Private: keeps postbox.removed up to date';
 
 create or replace function postbox._note_leaf(leaf oid, outbox oid, waits_for xid8, reason text) returns void
     language sql volatile

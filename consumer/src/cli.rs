@@ -6,6 +6,7 @@ mod delivery;
 mod group;
 mod inbox;
 mod inbox_target;
+mod outbox;
 mod serve;
 
 use std::io::{self, Write};
@@ -60,9 +61,9 @@ enum Command {
     /// Events that could not be delivered to a group, and those that wait behind them
     #[command(subcommand)]
     DeadLetter(dead_letter::DeadLetter),
-    /// Outboxes
+    /// Outboxes: see and remove what they store
     #[command(subcommand)]
-    Outbox(Outbox),
+    Outbox(outbox::Outbox),
     /// Claims: the data of events that are too large to carry it
     #[command(subcommand)]
     Claim(claim::Claim),
@@ -176,12 +177,6 @@ enum OriginName {
     None,
 }
 
-#[derive(Debug, Subcommand)]
-enum Outbox {
-    /// List the outboxes
-    List,
-}
-
 impl Cli {
     /// Does what the arguments say.
     ///
@@ -203,18 +198,7 @@ impl Cli {
                 });
                 table(["STEP", "SUBJECT", "OUTCOME", "DETAIL"], steps)
             }
-            Command::Outbox(Outbox::List) => {
-                let rows = crate::group::outboxes(&connect_sql(&info).await?).await?.into_iter().map(|outbox| {
-                    [
-                        format!("{}.{}", outbox.schema, outbox.name),
-                        outbox.payload_type.unwrap_or("-".into()),
-                        outbox.rows_estimate.map_or("-".into(), |rows| rows.to_string()),
-                        outbox.bytes.map_or("-".into(), |bytes| bytes.to_string()),
-                        if outbox.groups.is_empty() { "-".into() } else { outbox.groups.join(",") },
-                    ]
-                });
-                table(["OUTBOX", "PAYLOAD", "ROWS (ESTIMATE)", "BYTES", "GROUPS"], rows)
-            }
+            Command::Outbox(command) => command.execute(&info).await,
         }
     }
 }

@@ -61,6 +61,7 @@ mod signal;
 mod sink;
 mod slot;
 mod snapshot;
+pub mod testing;
 pub mod transport;
 
 /// The README's example is compiled.

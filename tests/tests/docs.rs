@@ -163,7 +163,7 @@ fn the_statements_of_the_operations_guide_run() {
     assert_eq!(statements.len(), 4, "each is looked at below");
     assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
     cluster.psql("postgres", &statements[1].1);
-    for (_, lines) in commands {
+    for (_, lines) in &commands {
         // The others are run below.
         for line in lines.lines().filter(|line| line.starts_with("postbox maintain")) {
             let output = postbox(&cluster, line).output().unwrap();
@@ -173,6 +173,14 @@ fn the_statements_of_the_operations_guide_run() {
     }
     let shown = cluster.psql("postgres", &statements[2].1);
     assert!(shown.contains("order_events|") && shown.contains("|0|{}"), "{shown}");
+    for (_, lines) in commands {
+        for line in lines.lines().filter(|line| line.starts_with("postbox outbox")) {
+            let output = postbox(&cluster, line).output().unwrap();
+            assert!(output.status.success(), "{line}: {output:?}");
+            let shown = String::from_utf8(output.stdout).unwrap();
+            assert!(shown.contains("EVENT ID") || shown.contains("public.order_events_g0"), "{line}: {shown}");
+        }
+    }
     let rows = wait_until("the event is decodable", std::time::Duration::from_secs(10), || {
         let rows = cluster.psql("postgres", &statements[3].1.replace("SLOT", "by_hand"));
         (!rows.is_empty()).then_some(rows)

@@ -5,6 +5,7 @@ mod decode;
 mod durable;
 mod frame;
 mod group;
+mod habits;
 mod lifecycle;
 mod maintain;
 mod outbox;

@@ -312,6 +312,10 @@ SELECT postbox.maintain(true)
 SELECT postbox.drop_consumer_group('g')
 SELECT pg_catalog.setval('orders_seq_seq', 1024); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text)
 SELECT postbox.maintain(true)
+SELECT postbox.enable_delayed_events('orders'); SELECT postbox.publish_later('orders', 't', '{}'::pg_catalog.text, '2100-01-01'); SELECT postbox.publish_later('orders', 't', '{}'::pg_catalog.jsonb, '2000-01-01'); UPDATE orders_later SET due_at = pg_catalog.now()
+SELECT postbox.enable_unique_events('orders'); SELECT postbox.publish_once('orders', pg_catalog.gen_random_uuid(), 't', '{}'::pg_catalog.text); SELECT postbox.publish_once('orders', pg_catalog.gen_random_uuid(), 't', '{}'::pg_catalog.jsonb); UPDATE orders_once SET published_at = '2000-01-01'
+SELECT postbox.maintain(true)
+SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text); SELECT postbox.published_here('orders'); SELECT postbox.peek_outbox('orders'); SELECT postbox.purge_outbox('orders'); SELECT postbox.purge_outbox('orders', force => true)
 SELECT postbox.set_emit('orders', true); SELECT postbox.emit('orders', 't', '{}'::pg_catalog.text); SELECT postbox.emit('orders', 't', '{}'::pg_catalog.jsonb); SELECT postbox.emit('orders', 't', '{}'::pg_catalog.json); SELECT postbox.set_emit('orders', false)
 SELECT postbox.drop_outbox('old'); SELECT postbox.drop_outbox('serial'); SELECT postbox.drop_outbox('orders')";
 
@@ -405,6 +409,8 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
         "SELECT postbox.drop_inbox('none')",
         "SELECT postbox.enable_inbox_tracking('pg_class')",
         "SELECT postbox.set_emit('none', true)",
+        "SELECT postbox.purge_outbox('none')",
+        "SELECT postbox.enable_unique_events('none')",
     ] {
         let refusal = error(&client, sql).await;
         assert!(refusal.hint().is_some() || refusal.detail().is_some(), "{sql}: {refusal:?}");

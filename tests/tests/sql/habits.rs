@@ -1,0 +1,315 @@
+//! Beside publishing: events that leave later, or once; what an outbox stores, seen and removed; helpers for the tests of others.
+
+use std::process::Command;
+use std::time::Duration;
+
+use postbox::testing::{Tap, published_here};
+use postbox_tests::{Cluster, postbox_binary, wait_until_async};
+use tokio_postgres::Client;
+
+use super::{error, refused, row, rows, run, start};
+use crate::shop::PATIENCE;
+
+const STORED: &str = "SELECT type, key, payload FROM postbox.peek_outbox('orders', 100)";
+
+async fn outbox() -> (Cluster, Client) {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders', generation_rows => 1024)").await;
+    (cluster, client)
+}
+
+#[tokio::test]
+async fn an_event_leaves_when_its_time_has_come_and_once() {
+    let (cluster, client) = outbox().await;
+    refused(
+        &client,
+        "SELECT postbox.publish_later('orders', 'late', '{}', now() + interval '1 hour')",
+        "55000",
+        "outbox \"orders\" takes no delayed events",
+        "enable_delayed_events('orders')",
+    )
+    .await;
+    assert_eq!(row(&client, "SELECT postbox.enable_delayed_events('orders')").await, "orders_later");
+    refused(&client, "SELECT postbox.enable_delayed_events('orders')", "42P07", "already", "publish_later").await;
+    refused(
+        &client,
+        "SELECT postbox.publish_later('orders', 'late', '{}', NULL)",
+        "22004",
+        "visible_at of an event for outbox \"orders\" is NULL",
+        "postbox.publish",
+    )
+    .await;
+    assert_eq!(
+        error(&client, "SELECT postbox.publish_later('orders', 'late', '{oops', now() + interval '1 hour')")
+            .await
+            .code()
+            .code(),
+        "22P02",
+        "what cannot be published later is not taken now"
+    );
+    run(
+        &client,
+        "BEGIN; SELECT postbox.publish_later('orders', 'gone', '{}', now() + interval '1 hour'); ROLLBACK;
+         SELECT postbox.publish_later('orders', 'second', '{\"n\": 2}', now() + interval '2 hours', key => 'k', headers => '{\"h\": 1}', event_id => '00000000-0000-4000-8000-000000000002');
+         SELECT postbox.publish_later('orders', 'first', '{\"n\": 1}'::jsonb, now() + interval '1 hour');
+         SELECT postbox.publish_later('orders', 'third', NULL, now() + interval '3 hours');
+         SELECT postbox.publish_later('orders', 'at once', '{}', now() - interval '1 second')",
+    )
+    .await;
+    let maintain = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
+    assert_eq!(rows(&client, maintain).await, [""; 0], "nothing is due");
+    assert_eq!(rows(&client, STORED).await, ["at once||{}"]);
+    run(&client, "UPDATE orders_later SET due_at = due_at - interval '2 hours'").await;
+    // While somebody else's run of maintenance is not committed, nobody takes the same ones.
+    let other = cluster.client("postgres").await;
+    run(&other, "BEGIN").await;
+    assert_eq!(rows(&other, maintain).await, ["public.orders|published|2 delayed events"]);
+    assert_eq!(rows(&client, maintain).await, [""; 0]);
+    run(&other, "ROLLBACK").await;
+    assert_eq!(rows(&client, maintain).await, ["public.orders|published|2 delayed events"]);
+    assert_eq!(rows(&client, maintain).await, [""; 0]);
+    assert_eq!(rows(&client, STORED).await, ["at once||{}", "first||{\"n\": 1}", "second|k|{\"n\": 2}"]);
+    assert_eq!(
+        row(&client, "SELECT headers, event_id FROM orders WHERE type = 'second'").await,
+        "{\"h\": 1}|00000000-0000-4000-8000-000000000002"
+    );
+    refused(
+        &client,
+        "SELECT postbox.drop_outbox('orders')",
+        "55006",
+        "has delayed events, in public.orders_later",
+        "force => true",
+    )
+    .await;
+    run(&client, "SELECT postbox.drop_outbox('orders', force => true)").await;
+    assert_eq!(row(&client, "SELECT to_regclass('orders_later') IS NULL").await, "t");
+}
+
+#[tokio::test]
+async fn the_same_id_is_published_once() {
+    let (cluster, client) = outbox().await;
+    let once = |id: u32| {
+        format!("SELECT postbox.publish_once('orders', '00000000-0000-4000-8000-{id:012}', 'paid', '{{\"n\": {id}}}')")
+    };
+    refused(&client, &once(1), "55000", "knows no ids", "enable_unique_events('orders')").await;
+    assert_eq!(row(&client, "SELECT postbox.enable_unique_events('orders', '1 day')").await, "orders_once");
+    for (sql, code, message, hint) in [
+        ("SELECT postbox.enable_unique_events('orders', '0')", "22023", "must be more than 0", "7 days"),
+        ("SELECT postbox.publish_once('orders', NULL, 't', '{}')", "22004", "event_id", "which events are the same"),
+        (
+            "SELECT postbox.publish_once('nosuch', NULL, 't', '{}')",
+            "42P01",
+            "outbox \"nosuch\" does not exist",
+            "outbox_status",
+        ),
+    ] {
+        refused(&client, sql, code, message, hint).await;
+    }
+    assert_eq!(row(&client, &once(1)).await, "t");
+    assert_eq!(row(&client, &once(1)).await, "f");
+    // Who comes at the same time waits, and publishes if the first one does not.
+    let other = cluster.client("postgres").await;
+    run(&other, "BEGIN").await;
+    assert_eq!(row(&other, &once(2)).await, "t");
+    let second = once(2);
+    let waits = async { row(&client, &second).await };
+    let rolls_back = async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        wait_until_async("the other waits", PATIENCE, async || (row(&other, sql).await == "1").then_some(())).await;
+        run(&other, "ROLLBACK").await;
+    };
+    assert_eq!(tokio::join!(waits, rolls_back).0, "t");
+    assert_eq!(rows(&client, STORED).await, ["paid||{\"n\": 1}", "paid||{\"n\": 2}"]);
+    // Ids are forgotten when they are old enough, and not before.
+    run(&client, "UPDATE orders_once SET published_at = published_at - interval '25 hours' WHERE event_id = '00000000-0000-4000-8000-000000000001'").await;
+    let maintain = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
+    assert_eq!(rows(&client, maintain).await, ["public.orders|removed|1 ids of events that were published once"]);
+    assert_eq!(row(&client, &once(1)).await, "t");
+    assert_eq!(row(&client, &once(2)).await, "f");
+}
+
+#[tokio::test]
+async fn a_role_may_what_it_may_with_outboxes_otherwise() {
+    let (_cluster, client) = outbox().await;
+    run(
+        &client,
+        "SET client_min_messages = error; CREATE ROLE app; CREATE ROLE late; CREATE ROLE keeper; SELECT postbox.grant_role('publisher', 'app', '{orders}');
+         SELECT postbox.enable_delayed_events('orders'), postbox.enable_unique_events('orders');
+         SELECT postbox.grant_role('publisher', 'late', '{orders}'); SELECT postbox.grant_role('maintainer', 'keeper', '{orders}')",
+    )
+    .await;
+    for role in ["app", "late"] {
+        run(&client, &format!("SET ROLE {role}")).await;
+        run(&client, "SELECT postbox.publish_later('orders', 'late', '{}', clock_timestamp() + interval '1 hour')")
+            .await;
+        assert_eq!(row(&client, "SELECT postbox.publish_once('orders', gen_random_uuid(), 't', '{}')").await, "t");
+        for sql in ["DELETE FROM orders_later", "DELETE FROM orders_once", "SELECT postbox.purge_outbox('orders')"] {
+            assert_eq!(error(&client, sql).await.code().code(), "42501", "{sql}");
+        }
+        run(&client, "RESET ROLE").await;
+    }
+    run(&client, "UPDATE orders_later SET due_at = now(); UPDATE orders_once SET published_at = now() - interval '8 days'; SET ROLE keeper").await;
+    assert_eq!(
+        rows(&client, "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'").await,
+        ["public.orders|published|2 delayed events", "public.orders|removed|2 ids of events that were published once"]
+    );
+    // Who operates and maintains it may purge it.
+    run(
+        &client,
+        "RESET ROLE; CREATE ROLE boss; SELECT postbox.grant_role('operator', 'boss'), postbox.grant_role('maintainer', 'boss', '{orders}'); SET ROLE boss",
+    )
+    .await;
+    assert_eq!(rows(&client, "SELECT outcome, rows FROM postbox.purge_outbox('orders')").await, ["emptied|4"]);
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.peek_outbox('orders')").await, "0");
+}
+
+#[tokio::test]
+async fn what_an_outbox_stores_is_seen_and_not_taken() {
+    let (cluster, client) = outbox().await;
+    run(&client, "SELECT postbox.publish('orders', 'before', '{}')").await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "SELECT postbox.publish('orders', 'after', '{\"n\": 1}', 'k')").await;
+    assert_eq!(rows(&client, STORED).await, ["before||{}", "after|k|{\"n\": 1}"]);
+    let of_group = "SELECT type FROM postbox.peek_outbox('orders', 10, 'g')";
+    for _ in 0..2 {
+        assert_eq!(rows(&client, of_group).await, ["after"], "not taken");
+    }
+    for (arguments, code, message, hint) in [
+        ("'nosuch'", "42P01", "does not exist", "outbox_status"),
+        ("'pg_class'", "42809", "is not an outbox", "outbox_status"),
+        ("'orders', 0", "22023", "max_events is 0", "oldest first"),
+        (
+            "'orders', 10, 'nosuch'",
+            "42704",
+            "no consumer group \"nosuch\" that reads outbox \"orders\"",
+            "consumer_groups",
+        ),
+    ] {
+        refused(&client, &format!("SELECT postbox.peek_outbox({arguments})"), code, message, hint).await;
+    }
+    let postbox = |arguments: &[&str]| {
+        let mut command = Command::new(postbox_binary());
+        command.args(["--database", &cluster.conninfo("postgres"), "outbox"]).args(arguments);
+        let output = command.output().expect("postbox");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, shown, _) = postbox(&["peek", "orders", "--group", "g"]);
+    assert_eq!(code, Some(0));
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 2, "{shown}");
+    assert!(lines[1].contains("after") && lines[1].ends_with("{\"n\": 1}"), "{shown}");
+    let (code, _, log) = postbox(&["peek", "nosuch"]);
+    assert!(code != Some(0) && log.contains("outbox \"nosuch\" does not exist"), "{code:?} {log}");
+    let (code, shown, log) = postbox(&["purge", "orders"]);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(shown.contains("pinned"), "{shown}");
+}
+
+#[tokio::test]
+async fn what_every_group_is_past_is_removed_when_it_is_told_to() {
+    let (cluster, client) = outbox().await;
+    let purge = "SELECT leaf, outcome, rows FROM postbox.purge_outbox('orders')";
+    assert_eq!(rows(&client, purge).await, [""; 0], "there is nothing");
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}'); SELECT postbox.publish('orders', 't', '{}') FROM generate_series(1, 10)").await;
+    assert_eq!(rows(&client, purge).await, ["public.orders_g0|pinned|"]);
+    assert_eq!(row(&client, "SELECT count(*) FROM orders").await, "10");
+    // The group takes them, and its checkpoint says so.
+    let conninfo = cluster.conninfo("postgres");
+    let mut consumer =
+        postbox::Consumer::builder(conninfo).group("g").maintenance(false).connect().await.expect("a consumer");
+    for _ in 0..10 {
+        consumer.next().await.expect("an event").expect("an event").ack();
+    }
+    let client = &client;
+    wait_until_async("the leaf is emptied", PATIENCE, async || {
+        (rows(client, purge).await == ["public.orders_g0|emptied|10"]).then_some(())
+    })
+    .await;
+    assert_eq!(row(client, "SELECT count(*) FROM orders").await, "0");
+    // What is there no more, nobody can go back to.
+    run(client, "SELECT postbox.publish('orders', 'next', '{}')").await;
+    assert_eq!(consumer.next().await.expect("an event").expect("an event").ack().event_type, "next");
+    consumer.close().await.expect("closed");
+    run(client, "SELECT postbox.publish('orders', 'kept', '{}') FROM generate_series(1, 3)").await;
+    let other = cluster.client("postgres").await;
+    run(&other, "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('postbox.maintain', 0))").await;
+    refused(client, purge, "55P03", "cannot be purged while maintenance runs", "Try again").await;
+    run(&other, "ROLLBACK").await;
+    run(client, "BEGIN ISOLATION LEVEL REPEATABLE READ").await;
+    refused(client, purge, "25001", "repeatable read", "READ COMMITTED").await;
+    run(client, "ROLLBACK").await;
+    let forced = "SELECT outcome FROM postbox.purge_outbox('orders', force => true)";
+    assert_eq!(rows(client, forced).await, ["emptied"]);
+    assert_eq!(row(client, "SELECT count(*) FROM orders").await, "0");
+    assert_eq!(
+        rows(client, "SELECT detail FROM postbox.audit WHERE action = 'purge' AND detail = '{\"force\": true}'").await,
+        ["{\"force\": true}"]
+    );
+    // The slot has them still.
+    let mut consumer = postbox::Consumer::builder(cluster.conninfo("postgres"))
+        .group("g")
+        .maintenance(false)
+        .connect()
+        .await
+        .expect("a consumer");
+    for _ in 0..3 {
+        assert_eq!(consumer.next().await.expect("an event").expect("an event").ack().event_type, "kept");
+    }
+    consumer.close().await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_group_is_described_with_its_place_in_the_log_and_the_host_of_its_member() {
+    let (cluster, client) = outbox().await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    let consumer = postbox::Consumer::builder(cluster.conninfo("postgres"))
+        .group("g")
+        .member("one")
+        .connect()
+        .await
+        .expect("a consumer");
+    let described = row(&client, "SELECT postbox.describe_consumer_group('g')").await;
+    let line = |name: &str| {
+        let line =
+            described.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {described}"));
+        line[name.len()..].trim().to_owned()
+    };
+    assert!(line("Confirmed:").contains('/') && line("Log end:").contains('/'), "{described}");
+    assert!(
+        line("Member:").starts_with("one, active, process ")
+            && ["from 127.0.0.1", "from this host"].iter().any(|host| line("Member:").contains(host)),
+        "{described}"
+    );
+    consumer.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_helpers_for_the_tests_of_others_do_what_they_say() {
+    let (cluster, mut client) = outbox().await;
+    let mut tap = Tap::open(cluster.conninfo("postgres"), &["orders"]).await.expect("a tap");
+    let transaction = client.transaction().await.expect("a transaction");
+    transaction
+        .batch_execute("SELECT postbox.publish('orders', 'order.placed', '{\"n\": 1}', 'o-1')")
+        .await
+        .expect("published");
+    let here = published_here(&transaction, "orders").await.expect("events");
+    assert_eq!((here.len(), &*here[0].event_type, here[0].key.as_deref()), (1, "order.placed", Some("o-1")));
+    assert_eq!(here[0].payload.as_deref(), Some("{\"n\": 1}"));
+    transaction.commit().await.expect("committed");
+    assert!(published_here(&client, "orders").await.expect("events").is_empty(), "another transaction");
+    run(&client, "SELECT postbox.publish('orders', 'order.paid', '{}', 'o-2'); SELECT postbox.publish('orders', 'order.sent', '{}', 'o-2')").await;
+    let paid = tap.wait_for(PATIENCE, |event| event.event_type == "order.paid").await.expect("it comes");
+    assert_eq!(paid.key.as_deref(), Some("o-2"));
+    let rest = tap.drain(Duration::from_secs(1)).await.expect("events");
+    assert_eq!(rest.iter().map(|event| &*event.event_type).collect::<Vec<_>>(), ["order.sent"]);
+    run(&client, "SELECT postbox.publish('orders', 'order.lost', '{}', 'o-3')").await;
+    let missing =
+        tap.wait_for(Duration::from_secs(1), |event| event.event_type == "nosuch").await.expect_err("it does not come");
+    assert!(missing.to_string().contains("order.lost of key o-3"), "{missing}");
+    assert!(missing.hint().is_some());
+    tap.close().await.expect("closed");
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.consumer_group").await, "0");
+    assert_eq!(row(&client, "SELECT count(*) FROM pg_replication_slots").await, "0");
+    let wrong = Tap::open(cluster.conninfo("postgres"), &["nosuch"]).await.expect_err("no outbox");
+    assert!(wrong.to_string().contains("nosuch"), "{wrong}");
+}
