@@ -12,7 +12,7 @@
 --   outbox's lock (_lock_key), as we do from before we look at the needs until we commit.
 -- * ACCESS EXCLUSIVE comes last, for TRUNCATE alone: two that wait for each other are parted by lock_timeout.
 -- * Claims of an outbox (claim_check.sql) are written by the transaction of their event, so what holds for the event holds for
---   them. Their leaf is locked with that of the events: a transaction that has written a claim, and not its event yet, is seen.
+--   them. Their leaf is locked as well: a transaction that has written a claim, and not its event yet, holds it.
 -- * A slot that lags still has the rows: they come from the WAL, and decoding takes no heed of TRUNCATE.
 
 -- Every row that may go is visible in all of these; NULL: every row is needed, or who needs it cannot be told.

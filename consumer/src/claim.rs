@@ -83,9 +83,10 @@ pub struct ClaimReader {
     outbox: String,
     xid: u64,
     summary: ClaimSummary,
-    position: ClaimPosition,
+    /// How far it has been read.
+    at: ClaimPosition,
     /// Where a reader can go on that has had what was handed out.
-    resumable: ClaimPosition,
+    position: ClaimPosition,
     fetched: VecDeque<Chunk>,
     /// The rest of a chunk whose rows are handed out one by one, and how much of it is known to have no line break.
     rest: BytesMut,
@@ -166,8 +167,8 @@ impl ClaimReader {
             outbox,
             xid: event.xid,
             summary,
+            at: ClaimPosition::default(),
             position: ClaimPosition::default(),
-            resumable: ClaimPosition::default(),
             fetched: VecDeque::new(),
             rest: BytesMut::new(),
             searched: 0,
@@ -179,7 +180,7 @@ impl ClaimReader {
     /// Goes on where another reader of the same claim was.
     #[must_use]
     pub fn resume(mut self, position: ClaimPosition) -> Self {
-        (self.position, self.resumable) = (position, position);
+        (self.at, self.position) = (position, position);
         self
     }
 
@@ -197,7 +198,7 @@ impl ClaimReader {
 
     /// Where another reader can go on: behind the chunk handed out last, or before the rows of one of which some were handed out.
     pub fn position(&self) -> ClaimPosition {
-        self.resumable
+        self.position
     }
 
     /// The next chunk, of 64 KiB at most; none at the end.
@@ -206,7 +207,7 @@ impl ClaimReader {
     /// The link broke; the claim is gone, is damaged, or cannot be seen for longer than [`patience`](Self::patience).
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         let chunk = self.next_chunk().await?;
-        self.resumable = self.position;
+        self.position = self.at;
         Ok(chunk)
     }
 
@@ -231,7 +232,7 @@ impl ClaimReader {
             }
             self.searched = self.rest.len();
             if self.rest.is_empty() {
-                self.resumable = self.position;
+                self.position = self.at;
             }
             match self.next_chunk().await? {
                 Some(data) => self.rest.extend_from_slice(&data),
@@ -247,32 +248,32 @@ impl ClaimReader {
     }
 
     async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
-        if self.position.chunk >= self.summary.chunks {
+        if self.at.chunk >= self.summary.chunks {
             return Ok(None);
         }
         if self.fetched.is_empty() {
             self.fetch().await?;
         }
         let Some(Chunk { rows, data }) = self.fetched.pop_front() else { return Ok(None) };
-        let ClaimPosition { chunk, bytes, rows: rows_before, sha256 } = self.position;
+        let ClaimPosition { chunk, bytes, rows: rows_before, sha256 } = self.at;
         let mut hash = Sha256::new();
         hash.update(sha256.as_ref().map_or(&[][..], |before| &before[..]));
         hash.update(&data);
-        self.position = ClaimPosition {
+        self.at = ClaimPosition {
             chunk: chunk + 1,
             bytes: bytes + data.len() as u64,
             rows: rows_before + u64::from(rows),
             sha256: Some(hash.finalize().into()),
         };
         self.last_rows = rows;
-        if self.position.chunk == self.summary.chunks {
+        if self.at.chunk == self.summary.chunks {
             self.verify()?;
         }
         Ok(Some(data))
     }
 
     fn verify(&self) -> Result<()> {
-        let ClaimPosition { bytes, rows, sha256, .. } = self.position;
+        let ClaimPosition { bytes, rows, sha256, .. } = self.at;
         if bytes != self.summary.bytes {
             return Err(self.damaged(&format!("it has {bytes} bytes instead of {}", self.summary.bytes)));
         }
@@ -289,13 +290,13 @@ impl ClaimReader {
     async fn fetch(&mut self) -> Result<()> {
         let sql = "SELECT chunk, rows, data FROM postbox.claim_chunks($1, $2, $3, $4, $5::text::xid8)";
         let xid = (self.xid > 0).then(|| self.xid.to_string());
-        let first = i32::try_from(self.position.chunk).unwrap_or(i32::MAX);
+        let first = i32::try_from(self.at.chunk).unwrap_or(i32::MAX);
         let begin = Instant::now();
         let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
         loop {
             let rows =
                 group::query(&self.client, sql, &[&self.outbox, &self.summary.seq, &first, &TOGETHER, &xid]).await?;
-            for (expected, row) in (self.position.chunk..).zip(&rows) {
+            for (expected, row) in (self.at.chunk..).zip(&rows) {
                 let found = u32::try_from(row.try_get::<_, i32>(0)?).ok();
                 if found != Some(expected) {
                     return Err(self.damaged(&format!("chunk {expected} is missing")));
