@@ -23,6 +23,7 @@ to public;
 
 grant select on
     postbox.outboxes,
+    postbox.captures,
     postbox.consumer_groups,
     postbox._marker,
     postbox.consumer_group,

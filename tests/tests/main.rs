@@ -1,6 +1,7 @@
 //! The integration tests: one module per subject, each test on a private cluster.
 
 mod alive;
+mod capture;
 mod dead_letters;
 mod decoding;
 mod delivery;
