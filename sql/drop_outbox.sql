@@ -16,6 +16,7 @@ declare
     holds boolean;
     readers text;
     claims text;
+    captured text;
 begin
     if name is null or schema is null then
         raise exception using errcode = 'null_value_not_allowed',
@@ -48,6 +49,13 @@ begin
             detail = 'What these groups have not consumed yet they still can after the drop, but nothing new can be published.',
             hint = format('Drop the group with postbox.drop_consumer_group, or drop the outbox all the same: '
                 'postbox.drop_outbox(%L, %L, force => true).', name, schema);
+    end if;
+    select string_agg(c.schema || '.' || c.name, ', ' order by c.schema, c.name) into captured from postbox.captures c where c.outbox_relation = target;
+    if captured is not null then
+        raise exception using errcode = 'dependent_objects_still_exist',
+            message = format('outbox "%s.%s" takes the changes of table %s', schema, name, captured),
+            detail = 'Without it nothing could be written to the table any more.',
+            hint = 'End the capture first: postbox.disable_outbox.';
     end if;
     select l.waiting into waiting from postbox.outbox_later l join pg_class c on c.oid = l.waiting where l.outbox = target;
     if waiting is not null then

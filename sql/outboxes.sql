@@ -10,7 +10,8 @@ create or replace view postbox.outboxes as
            sequence.last_seq                                  as last_seq,
            m.adopted                                          as adopted,
            coalesce(readers.groups, '{}')                     as groups,
-           postbox._is_replayable(m.outbox, m.arguments)      as replayable
+           postbox._is_replayable(m.outbox, m.arguments)      as replayable,
+           coalesce(captured.tables, '{}')                    as captures
     from postbox._marker m
     left join pg_attribute payload
         on payload.attrelid = m.outbox
@@ -55,7 +56,12 @@ create or replace view postbox.outboxes as
         select array_agg(g.group_name order by g.group_name) as groups
         from postbox.consumer_group_outbox g
         where g.outbox = m.outbox
-    ) readers on true;
+    ) readers on true
+    left join lateral (
+        select array_agg(c.schema || '.' || c.name order by c.schema, c.name) as tables
+        from postbox.captures c
+        where c.outbox_relation = m.outbox
+    ) captured on true;
 comment on view postbox.outboxes is 'The outboxes of this database';
 comment on column postbox.outboxes.generation is
     'Generation that the newest row belongs to, counted from 0; modulo 4 it is the number of its leaf; NULL for adopted tables';
@@ -65,6 +71,7 @@ comment on column postbox.outboxes.last_seq is
 comment on column postbox.outboxes.groups is 'Consumer groups that read the outbox';
 comment on column postbox.outboxes.replayable is
     'Whether stored rows can be delivered again: they say in which order (seq) and by which transaction (xid) they were written';
+comment on column postbox.outboxes.captures is 'Tables whose changes are events of the outbox';
 
 create or replace function postbox.outbox_status(name text default null, schema text default null)
     returns setof postbox.outboxes

@@ -37,6 +37,7 @@ to public;
 
 grant select on
     postbox.outboxes,
+    postbox.captures,
     postbox.consumer_groups,
     postbox._marker,
     postbox._claim_check,

@@ -2,6 +2,7 @@
 
 mod alive;
 mod claims;
+mod capture;
 mod dead_letters;
 mod decoding;
 mod delivery;

@@ -107,6 +107,7 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
         "_marker",
         "_server",
         "backfill",
+        "captures",
         "checkpoint",
         "consumer_group",
         "consumer_group_outbox",
@@ -278,6 +279,10 @@ SELECT postbox.grant_role('publisher', 'mallory', '{orders,old}'); SELECT postbo
 SELECT postbox.grant_role('consumer', 'mallory'); SELECT postbox.grant_role('operator', 'mallory'); SELECT postbox.grant_role('monitor', 'mallory')
 SELECT postbox.revoke_role('publisher', 'mallory', '{orders,old}'); SELECT postbox.revoke_role('maintainer', 'mallory', '{orders,old}')
 SELECT postbox.revoke_role('consumer', 'mallory'); SELECT postbox.revoke_role('operator', 'mallory'); SELECT postbox.revoke_role('monitor', 'mallory')
+SELECT postbox.enable_outbox('captured', key => '{part}', columns => '{id}'); SELECT postbox.enable_outbox('whole', 'orders', replicated => true)
+INSERT INTO captured VALUES (1, 2); UPDATE captured SET id = 3; DELETE FROM captured; TRUNCATE captured; INSERT INTO whole VALUES (1); INSERT INTO leaf VALUES (2); TRUNCATE whole
+INSERT INTO captured SELECT n, n FROM pg_catalog.generate_series(1, 1100) n; SELECT * FROM postbox.captures
+SELECT postbox.disable_outbox('captured', with_outbox => true); SELECT postbox.disable_outbox('whole'); TRUNCATE captured
 SELECT postbox.drop_consumer_group('g')
 SELECT postbox.create_consumer_group('g', '{orders,serial}', 'earliest', wal_budget => 1000000)
 SELECT postbox.set_wal_budget('g', 1, 'drop'); SELECT postbox.set_wal_budget('g', NULL)
@@ -360,7 +365,8 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
         &client,
         "CREATE ROLE mallory; CREATE TABLE old (event_id uuid, type text, payload jsonb, tenant text);
          CREATE TABLE serial (event_id bigserial, type text, payload jsonb, n bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
-             x xid8 NOT NULL DEFAULT pg_current_xact_id()); SET track_functions = 'all';
+             x xid8 NOT NULL DEFAULT pg_current_xact_id()); CREATE TABLE captured (id int, part int);
+         CREATE TABLE whole (id int) PARTITION BY LIST (id); CREATE TABLE leaf PARTITION OF whole DEFAULT; SET track_functions = 'all';
          CREATE TABLE taken (id bigint PRIMARY KEY, body json, done timestamptz); INSERT INTO taken VALUES (1), (2)",
     )
     .await;
@@ -385,6 +391,9 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
         "SELECT postbox.adopt_outbox('none')",
         "SELECT postbox.adopt_outbox('old', layout => 'debezium')",
         "SELECT postbox.drop_outbox('none')",
+        "SELECT postbox.enable_outbox('none')",
+        "SELECT postbox.enable_outbox('captured', columns => '{none}')",
+        "SELECT postbox.disable_outbox('captured')",
         "SELECT postbox.drop_consumer_group('none')",
         "SELECT postbox.create_consumer_group('G', '{old}')",
         "SELECT postbox.publish('none', 't', '{}'::pg_catalog.text)",

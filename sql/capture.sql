@@ -1,0 +1,275 @@
+-- Table capture: what statements do to a table becomes events of an outbox. Statement triggers with transition tables call functions that are made for
+-- the table. These use nothing but pg_catalog, so they go on without the extension and are dumped with the table. They belong to the table's owner and
+-- run with his rights, so who writes to the table needs no right on the outbox.
+--
+-- What is done for every statement decides what capture costs: an INSERT whose plan is kept, and no look into a catalog. The names of columns are
+-- asked for by a function that is declared IMMUTABLE, which the planner calls once: whatever is done to the table makes PostgreSQL plan anew.
+
+-- The rows that a statement changed, as (before, after) in JSON, by what the trigger gives: `of` is 'statement' or 'row'.
+-- `virtual` goes behind each row: the columns that PostgreSQL computes on reading, which no trigger is given.
+create or replace function postbox._captured_rows(op text, of text, virtual text) returns text
+    language sql immutable
+    return case
+        when of = 'row' and virtual = '' then format('(select %s, %s)',
+            case op when 'insert' then 'null::jsonb' else 'to_jsonb(old)' end, case op when 'delete' then 'null::jsonb' else 'to_jsonb(new)' end)
+        when of = 'row' then format('(select %s, %s)',
+            case op when 'insert' then 'null::jsonb' else format('(select to_jsonb(o.*)%s from (select ($2).*) o)', virtual) end,
+            case op when 'delete' then 'null::jsonb' else format('(select to_jsonb(n.*)%s from (select ($3).*) n)', virtual) end)
+        when op = 'insert' then format('(select null::jsonb, to_jsonb(n.*)%s from new_rows n)', virtual)
+        when op = 'delete' then format('(select to_jsonb(o.*)%s, null::jsonb from old_rows o)', virtual)
+        -- Both hold the rows in the order in which they were updated.
+        else format('unnest((select array_agg(to_jsonb(o.*)%1$s) from old_rows o), (select array_agg(to_jsonb(n.*)%1$s) from new_rows n))', virtual) end
+        || ' as x(before, after)';
+comment on function postbox._captured_rows(text, text, text) is 'Private: SQL for the rows before and after';
+
+-- All rows that an UPDATE changed, before and after.
+create or replace function postbox._captured_whole(of text, virtual text) returns text
+    language sql immutable
+    return case
+        when of = 'row' and virtual = '' then 'jsonb_build_array(to_jsonb(old)), jsonb_build_array(to_jsonb(new))'
+        when of = 'row' then format('(select jsonb_build_array(to_jsonb(o.*)%1$s) from (select ($2).*) o), (select jsonb_build_array(to_jsonb(n.*)%1$s) from (select ($3).*) n)', virtual)
+        else format('(select jsonb_agg(to_jsonb(o.*)%1$s) from old_rows o), (select jsonb_agg(to_jsonb(n.*)%1$s) from new_rows n)', virtual) end;
+comment on function postbox._captured_whole(text, text) is 'Private: SQL for the rows of an UPDATE before and after, each side as one array';
+
+-- The value of the key: of one column as text, of several as a JSON array. `names` is SQL for the array of the columns' names.
+create or replace function postbox._captured_key(keys int, names text, of_row text) returns text
+    language sql immutable
+    return case keys when 1 then format('(%s ->> (%s)[1])', of_row, names)
+        else (select format('jsonb_build_array(%s)::text', string_agg(format('%s -> (%s)[%s]', of_row, names, n), ', ' order by n))
+              from generate_series(1, keys) as n) end;
+comment on function postbox._captured_key(int, text, text) is 'Private: SQL for the key of a row';
+
+-- The INSERT of the events. `given` is what enable_outbox was asked for; keys and left_out are SQL for names of columns.
+create or replace function postbox._captured_events(given jsonb, op text, rows text, whole text, condition text, keys text, left_out text, statement text) returns text
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    key_columns constant int := (given ->> 'keys')::int;
+    chosen constant boolean := (given ->> 'chosen')::boolean;
+    before constant text := case when chosen then format('(x.before - %s)', left_out) else 'x.before' end;
+    after constant text := case when chosen then format('(x.after - %s)', left_out) else 'x.after' end;
+    headers constant text := format('jsonb_build_object(''op'', %L, ''table'', %L%s)', op, given ->> 'table',
+        case when statement is not null then format(', ''statement'', %s', statement) else '' end);
+    source constant text := rows || ' where ' || condition || case op when 'update' then format(' and %s is distinct from %s', before, after) else '' end;
+    target constant text := format('insert into %s (type, key, headers, payload)', given ->> 'outbox');
+    type constant text := (given ->> 'type') || '.' || ('{"insert": "inserted", "update": "updated", "delete": "deleted"}'::jsonb ->> op);
+    keyed constant text := format('select row_number() over () as n, %s as before, %s as after, %s as old_key, %s as new_key from %s',
+        before, after, postbox._captured_key(key_columns, keys, 'x.before'), postbox._captured_key(key_columns, keys, 'x.after'), source);
+begin
+    if given ->> 'granularity' = 'row' then
+        -- A row whose key changes leaves its old key and comes to its new one.
+        return format($sql$%s
+            select %L || case when e.before is null then 'inserted' when e.after is null then 'deleted' else 'updated' end,
+                e.key, %s, jsonb_build_object('before', e.before, 'after', e.after)
+            from (%s) r
+            cross join lateral (
+                select r.old_key, r.before, case when r.new_key is not distinct from r.old_key then r.after end, 1 where r.before is not null
+                union all
+                select r.new_key, null, r.after, 2 where r.after is not null and (r.before is null or r.new_key is distinct from r.old_key)
+            ) e(key, before, after, part)
+            order by r.n, e.part$sql$,
+            target, (given ->> 'type') || '.', headers, keyed);
+    end if;
+    if key_columns > 0 then
+        return format($sql$%s
+            select %L, e.key, %s, jsonb_build_object(
+                'inserted', coalesce(jsonb_agg(e.after order by r.n) filter (where e.after is not null), '[]'),
+                'deleted', coalesce(jsonb_agg(e.before order by r.n) filter (where e.before is not null), '[]'))
+            from (%s) r
+            cross join lateral (values (r.old_key, r.before, null::jsonb), (r.new_key, null, r.after)) e(key, before, after)
+            where e.before is not null or e.after is not null
+            group by e.key
+            order by min(r.n)$sql$,
+            target, type, headers, keyed);
+    end if;
+    if op = 'update' and not chosen then
+        -- The rows stand in the same order on both sides. OFFSET 0 keeps the planner from reading them once for each use.
+        return format($sql$%s
+            select %L, %L, %s, jsonb_build_object('inserted', x.after, 'deleted', x.before)
+            from (select %s offset 0) as x(before, after)
+            where %s and x.before is distinct from x.after$sql$,
+            target, type, given ->> 'table', headers, whole, condition);
+    end if;
+    return format($sql$%s
+            select %L, %L, %s, jsonb_build_object('inserted', %s, 'deleted', %s)
+            from %s
+            having count(*) > 0$sql$,
+        target, type, given ->> 'table', headers,
+        case op when 'delete' then '''[]''::jsonb' else format('jsonb_agg(%s)', after) end,
+        case op when 'insert' then '''[]''::jsonb' else format('jsonb_agg(%s)', before) end, source);
+end
+$function$;
+comment on function postbox._captured_events(jsonb, text, text, text, text, text, text, text) is 'Private: the INSERT of events for the rows that a statement changed';
+
+-- An operation in the trigger function: first as most statements are, a few rows of stored columns. If that finds nothing to do, it is looked why.
+create or replace function postbox._captured_op(given jsonb, op text) returns text
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    few constant text := format('not exists (select from %s offset 1000)', case op when 'delete' then 'old_rows' else 'new_rows' end);
+    columns constant text := given ->> 'columns_function';
+    names constant text := columns || '(%L)';
+    stored constant text := columns || '(''virtual'') is null';
+    slow_keys constant text := format(names, 'key');
+    slow_left_out constant text := format(names, 'left_out');
+begin
+    return format($body$
+    elsif tg_op = %1$L and tg_level = 'STATEMENT' then
+        %2$s;
+        if found then
+            return null;
+        end if;
+        few := %3$s;
+        events := $events$%4$s$events$;
+    elsif tg_op = %1$L then
+        %5$s;
+        if found then
+            return null;
+        end if;
+        events := $events$%6$s$events$;$body$,
+        upper(op),
+        postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', ''), postbox._captured_whole('statement', ''), format('%s and %s', few, stored),
+            slow_keys, slow_left_out, 'capture.statement'),
+        few,
+        postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', '/* virtual */'), postbox._captured_whole('statement', '/* virtual */'), 'true', slow_keys, slow_left_out, '$1'),
+        postbox._captured_events(given, op, postbox._captured_rows(op, 'row', ''), postbox._captured_whole('row', ''), 'capture.virtual is null', 'capture.keys', 'capture.left_out', null),
+        postbox._captured_events(given, op, postbox._captured_rows(op, 'row', '/* virtual */'), postbox._captured_whole('row', '/* virtual */'), 'true', slow_keys, slow_left_out, null));
+end
+$function$;
+comment on function postbox._captured_op(jsonb, text) is 'Private: what the trigger of a captured table does for an operation';
+
+create or replace function postbox._captured_function(given jsonb) returns text
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return format($body$
+<<capture>>
+declare
+    statement text;
+    few boolean := true;
+    what text;
+    keys text[];
+    left_out text[];
+    virtual text;
+    events text;
+    bytes bigint;
+begin
+    if tg_level = 'ROW' then
+        -- No transition table is in these plans to tell of changes of the table: what is asked for is no constant to them.
+        what := 'key';
+        keys := %1$s(what);
+        what := 'left_out';
+        left_out := %1$s(what);
+        what := 'virtual';
+        virtual := (%1$s(what))[1];
+    else
+        statement := pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), '');%2$s
+    end if;
+
+    if tg_op = 'TRUNCATE' then
+        insert into %3$s (type, key, headers, payload)
+            values (%4$L, %5$L, jsonb_build_object('op', 'truncate', 'table', %5$L, 'statement', capture.statement), %6$L);
+        return null;%7$s%8$s%9$s
+    end if;
+
+    virtual := (%1$s('virtual'))[1];
+    if few and virtual is null then
+        -- No row was changed.
+        return null;
+    end if;
+    begin
+        execute format('with written as (%%s returning octet_length(payload::text) as bytes) select max(w.bytes) from written w',
+            replace(events, '/* virtual */', coalesce(virtual, ''))) into bytes using statement, old, new;
+    exception when program_limit_exceeded or out_of_memory then
+        bytes := 1::bigint << 62;
+    end;
+    if bytes > 268369920 then
+        raise exception using errcode = 'program_limit_exceeded',
+            message = %10$L,
+            detail = 'An event has at most 256 MiB.',
+            hint = %11$L;
+    end if;
+    return null;
+end
+$body$,
+        given ->> 'columns_function',
+        case when (given ->> 'partitioned')::boolean then format($sql$
+        perform set_config(%1$L, replace(current_setting(%1$L, true), format(',%%s,', pg_trigger_depth() - 1), ''), true);$sql$, given ->> 'covering') else '' end,
+        given ->> 'outbox', (given ->> 'type') || '.truncated', given ->> 'table',
+        case given ->> 'granularity' when 'row' then '{"full_refresh": true, "before": null, "after": null}'
+            else '{"full_refresh": true, "inserted": [], "deleted": []}' end,
+        postbox._captured_op(given, 'insert'), postbox._captured_op(given, 'update'), postbox._captured_op(given, 'delete'),
+        format('the changes of one statement to the captured table "%s" are too large for an event', given ->> 'table'),
+        'Change fewer rows with one statement, or capture them one by one: postbox.enable_outbox(..., granularity => ''row'').');
+end
+$function$;
+comment on function postbox._captured_function(jsonb) is 'Private: the body of the trigger function of a captured table';
+
+-- Before a statement: it gets a number. Both triggers of INSERT ... ON CONFLICT, and the three of MERGE, are called before any row is changed, so that
+-- what they count to is the same for all that comes after.
+create or replace function postbox._beginning_function(given jsonb) returns text
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return format($body$
+declare
+    number constant pg_catalog.text := pg_catalog.set_config('postbox.statement',
+        (('0' operator(pg_catalog.||) coalesce(pg_catalog.current_setting('postbox.statement', true), ''))::pg_catalog.int4 operator(pg_catalog.+) 1)::pg_catalog.text, true);
+begin%s
+    return null;
+end
+$body$,
+        case when (given ->> 'partitioned')::boolean then format($sql$
+    -- The rows of partitions that this statement changes are covered: no trigger of theirs has to tell.
+    perform pg_catalog.set_config(%1$L, pg_catalog.concat(pg_catalog.replace(pg_catalog.current_setting(%1$L, true), d.depth, ''), d.depth), true)
+        from (select pg_catalog.format(',%%s,', pg_catalog.pg_trigger_depth() operator(pg_catalog.-) 1) as depth) d;$sql$,
+            given ->> 'covering') else '' end);
+end
+$function$;
+comment on function postbox._beginning_function(jsonb) is 'Private: the body of the function that is called before each statement on a captured table';
+
+-- Which columns, as they are called now. The triggers that hold them are found by the function of the others.
+create or replace function postbox._columns_function(given jsonb) returns text
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return format($body$
+declare
+    captured constant oid := (select t.tgrelid from pg_trigger t where t.tgname = 'postbox_capture_insert' and t.tgfoid = %1$L::regprocedure);
+    held int2[];
+begin
+    if what = 'virtual' then
+        return (
+            select array[string_agg(format(' || jsonb_build_object(%%L, %%s)', a.attname, pg_get_expr(d.adbin, d.adrelid)), '' order by a.attnum)]
+            from pg_attribute a join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+            where a.attrelid = captured and a.attgenerated = 'v'
+            having count(*) > 0);
+    end if;
+    if what = any (%2$L::text[]) then
+        select t.tgattr into held from pg_trigger t where t.tgrelid = captured and t.tgname = case what when 'key' then 'postbox_capture_key' else 'postbox_capture_columns' end;
+        if not found then
+            raise exception using errcode = 'object_not_in_prerequisite_state',
+                message = %3$L,
+                detail = 'The trigger that holds them is gone, as after DROP COLUMN ... CASCADE.',
+                hint = %4$L;
+        end if;
+        if what = 'key' then
+            return array(select a.attname::text from unnest(held) with ordinality as u(attnum, n) join pg_attribute a on a.attrelid = captured and a.attnum = u.attnum order by u.n);
+        end if;
+        return array(select a.attname::text from pg_attribute a where a.attrelid = captured and a.attnum > 0 and not a.attisdropped and a.attnum <> all (held));
+    end if;
+    return null;
+end
+$body$,
+        (given ->> 'function') || '()',
+        array_remove(array[case when (given ->> 'keys')::int > 0 then 'key' end, case when (given ->> 'chosen')::boolean then 'left_out' end], null),
+        format('the capture of table "%s" has lost which columns its events have', given ->> 'table'),
+        format('Do it anew: postbox.disable_outbox(%1$L), then postbox.enable_outbox(%1$L, ...).', given ->> 'table'));
+end
+$function$;
+comment on function postbox._columns_function(jsonb) is 'Private: the body of the function that names columns of a captured table';
