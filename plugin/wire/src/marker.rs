@@ -1,27 +1,49 @@
 //! The marker trigger: what makes a table an outbox, and which of its columns mean what.
 
-use core::ffi::CStr;
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
-use pgrx::pg_sys;
-use postbox_wire::PayloadType;
-
+use crate::PayloadType;
 use crate::headers::Header;
-use crate::pg::encoding::Encoding;
-use crate::pg::relation::Column;
+use crate::type_oid::{BYTEA, INT2, INT4, INT8, JSON, JSONB};
 
 /// The reserved name of the trigger.
-pub(crate) const TRIGGER: &CStr = c"postbox_outbox";
+pub const TRIGGER: &str = "postbox_outbox";
+
+/// The marker's argument without which an outbox takes no messages.
+pub const ACCEPTS_MESSAGES: &[u8] = b"emit=on";
+
+/// A column of a table, as far as a marker looks at it.
+pub trait Column: Clone {
+    /// Name, in the database's encoding.
+    fn name(&self) -> &[u8];
+    /// OID of its type.
+    fn type_oid(&self) -> u32;
+    /// Computed when it is read: a row holds NULL in its place.
+    fn is_virtual(&self) -> bool;
+    /// The same with the type that its domain is over, through all domains.
+    fn of_base_type(self) -> Self;
+}
 
 /// Where an event's fields stand in a row.
-pub(crate) struct Mapping {
-    pub(crate) event_id: Column,
-    pub(crate) event_type: Column,
-    pub(crate) key: Option<Column>,
-    pub(crate) headers: Option<Column>,
-    pub(crate) payload: Column,
-    pub(crate) seq: Option<Column>,
+#[derive(Clone, Debug)]
+pub struct Mapping<C> {
+    /// The id.
+    pub event_id: C,
+    /// What happened.
+    pub event_type: C,
+    /// The key, if events have any.
+    pub key: Option<C>,
+    /// The headers, likewise.
+    pub headers: Option<C>,
+    /// The payload.
+    pub payload: C,
+    /// The row's number, where it has one.
+    pub seq: Option<C>,
     /// Columns that are headers, next to what `headers` holds.
-    pub(crate) header_columns: Vec<Header>,
+    pub header_columns: Vec<Header<C>>,
 }
 
 const ROLES: [&str; 6] = ["event_id", "type", "key", "headers", "payload", "seq"];
@@ -30,11 +52,13 @@ const OTHERS: [&[u8]; 3] = [b"origin", b"xid", b"emit"];
 /// Begins the role of a column that is a header: `header:name=column`. No header's name contains `=`.
 const HEADER: &[u8] = b"header:";
 
-impl Mapping {
+impl<C: Column> Mapping<C> {
     /// Reads the trigger's arguments, each `role=column`. A role that is not named takes the column of its own name, if there is
-    /// one. The error says what does not fit.
-    pub(crate) fn read(arguments: &[Vec<u8>], columns: &[Column], encoding: Encoding) -> Result<Self, String> {
-        let shown = |bytes: &[u8]| encoding.show(bytes);
+    /// one. `show` makes UTF-8 of names.
+    ///
+    /// # Errors
+    /// What does not fit, in words.
+    pub fn read(arguments: &[Vec<u8>], columns: &[C], shown: impl Fn(&[u8]) -> String) -> Result<Self, String> {
         let mut named: [Option<&[u8]>; ROLES.len()] = [None; ROLES.len()];
         let mut named_headers: Vec<(String, &[u8])> = Vec::new();
         for argument in arguments {
@@ -56,8 +80,8 @@ impl Mapping {
                 return Err(format!("the marker maps the role \"{}\" twice", ROLES[index]));
             }
         }
-        let existing = |name: &[u8], role: &str| match columns.iter().find(|column| column.name == name) {
-            Some(column) if column.is_virtual => {
+        let existing = |name: &[u8], role: &str| match columns.iter().find(|column| column.name() == name) {
+            Some(column) if column.is_virtual() => {
                 Err(format!("the column \"{}\" for {role} is virtual, its values are not stored", shown(name)))
             }
             Some(column) => Ok(column.clone()),
@@ -67,19 +91,19 @@ impl Mapping {
             // An empty column name says that the table has none.
             Some([]) => Ok(None),
             Some(name) => existing(name, ROLES[index]).map(Some),
-            None => Ok(columns.iter().find(|column| column.name == ROLES[index].as_bytes()).cloned()),
+            None => Ok(columns.iter().find(|column| column.name() == ROLES[index].as_bytes()).cloned()),
         };
         let need = |index: usize| {
             find(index)?.ok_or_else(|| format!("there is no column for {}, which every event needs", ROLES[index]))
         };
-        let seq = find(5)?.filter(|column| is_int(column.type_oid));
+        let seq = find(5)?.filter(|column| is_int(column.type_oid()));
         let headers = find(3)?;
         if let Some(column) = &headers
-            && !matches!(column.type_oid, pg_sys::JSONOID | pg_sys::JSONBOID)
+            && !matches!(column.type_oid(), JSON | JSONB)
         {
-            return Err(format!("the column \"{}\" for headers is neither json nor jsonb", shown(&column.name)));
+            return Err(format!("the column \"{}\" for headers is neither json nor jsonb", shown(column.name())));
         }
-        let mut header_columns: Vec<Header> = Vec::new();
+        let mut header_columns: Vec<Header<C>> = Vec::new();
         for (name, column) in named_headers {
             if header_columns.iter().any(|header| header.name == name) {
                 return Err(format!("the marker maps the header \"{name}\" twice"));
@@ -92,25 +116,25 @@ impl Mapping {
     }
 
     /// How consumers read the payload's bytes.
-    pub(crate) fn payload_type(&self) -> PayloadType {
-        match self.payload.type_oid {
-            pg_sys::JSONBOID => PayloadType::Jsonb,
-            pg_sys::JSONOID => PayloadType::Json,
-            pg_sys::BYTEAOID => PayloadType::Bytea,
+    pub fn payload_type(&self) -> PayloadType {
+        match self.payload.type_oid() {
+            JSONB => PayloadType::Jsonb,
+            JSON => PayloadType::Json,
+            BYTEA => PayloadType::Bytea,
             _ => PayloadType::Text,
         }
     }
 }
 
 /// The column that plays a role of those that events do not show, where it is of this type.
-pub(crate) fn column_of(role: &str, type_oid: pg_sys::Oid, marker: &[Vec<u8>], columns: &[Column]) -> Option<Column> {
+pub fn column_of<C: Column>(role: &str, type_oid: u32, marker: &[Vec<u8>], columns: &[C]) -> Option<C> {
     let of_role = |argument: &[u8]| Some(argument.strip_prefix(role.as_bytes())?.strip_prefix(b"=")?.to_vec());
-    let name = marker.iter().find_map(|argument| of_role(argument)).unwrap_or_else(|| role.into());
-    let wanted = |column: &&Column| column.name == name && column.type_oid == type_oid && !column.is_virtual;
+    let name = marker.iter().find_map(|argument| of_role(argument)).unwrap_or_else(|| role.as_bytes().to_owned());
+    let wanted = |column: &&C| column.name() == name && column.type_oid() == type_oid && !column.is_virtual();
     columns.iter().find(wanted).cloned()
 }
 
 /// True for the integer types.
-pub(crate) fn is_int(type_oid: pg_sys::Oid) -> bool {
-    matches!(type_oid, pg_sys::INT2OID | pg_sys::INT4OID | pg_sys::INT8OID)
+pub fn is_int(type_oid: u32) -> bool {
+    matches!(type_oid, INT2 | INT4 | INT8)
 }
