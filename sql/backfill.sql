@@ -71,7 +71,7 @@ begin
     end if;
     perform postbox._require_replayable(marker.outbox, 'delivering stored events');
     return query execute format(
-        'select chunk.seq, postbox._frame(%1$s::regclass, chunk.stored)
+        'select chunk.seq, %1$s
          from (
             select o.%2$I as seq, o as stored
             from %3$I.%4$I o
@@ -81,7 +81,7 @@ begin
             order by o.%2$I
             limit $4
          ) chunk',
-        marker.outbox, postbox._marker_column(marker.arguments, 'seq'), marker.schema, marker.name,
+        postbox._frame_sql(marker.outbox, 'chunk.stored'), postbox._marker_column(marker.arguments, 'seq'), marker.schema, marker.name,
         postbox._marker_column(marker.arguments, 'xid'))
         using greatest(after, backfill.position), backfill.upto, backfill.done, rows, backfill.restored_upto;
 end

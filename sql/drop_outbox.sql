@@ -45,7 +45,15 @@ begin
             hint = format('Drop the group with postbox.drop_consumer_group, or drop the outbox all the same: '
                 'postbox.drop_outbox(%L, %L, force => true).', name, schema);
     end if;
+    -- What waits in a slot of pgoutput is still read by it.
+    update postbox.consumer_group_outbox o
+        set marker = t.tgargs
+        from pg_trigger t
+        where o.outbox = target and t.tgrelid = o.outbox and t.tgname = 'postbox_outbox' and t.tgparentid = 0;
     if is_adopted then
+        if exists (select from postbox._published p where p.outbox = target) then
+            execute format('alter publication postbox drop table only %I.%I', schema, name);
+        end if;
         execute format('drop trigger postbox_outbox on %I.%I', schema, name);
     else
         execute format('drop table %I.%I', schema, name);

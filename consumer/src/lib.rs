@@ -51,9 +51,11 @@ mod feed;
 mod format;
 pub mod group;
 mod inbox;
+mod install;
 mod lease;
 pub mod maintain;
 mod member;
+mod pgoutput;
 mod progress;
 mod run;
 mod signal;
@@ -70,7 +72,7 @@ struct Readme;
 // The public interface is:
 #[doc(hidden)]
 pub use cli::Cli;
-pub use consumer::{Builder, Consumer, Delivery};
+pub use consumer::{Builder, Consumer, Delivery, OutputPlugin};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, EventError, EventId};
 pub use inbox::{Failure, InboxHandler, InboxMessage, InboxWorker};

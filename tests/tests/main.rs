@@ -14,6 +14,7 @@ mod jsonb;
 mod kill;
 mod live;
 mod maintaining;
+mod managed;
 mod members;
 mod messages;
 mod mutations;
