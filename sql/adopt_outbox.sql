@@ -239,6 +239,7 @@ begin
         schema, name,
         (select string_agg(quote_literal(argument), ', ' order by n)
          from unnest(arguments || 'origin=adopted'::text) with ordinality as a(argument, n)));
+    perform postbox._join_publication(target);
     return target;
 end
 $function$;

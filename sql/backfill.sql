@@ -88,7 +88,8 @@ begin
         return;
     end if;
     perform postbox._require_replayable(marker.outbox, 'delivering stored events');
-    outbox_name := format('%I.%I', marker.schema, marker.name);
+    -- Rows of tables that inherit from an ordinary one are no events.
+    outbox_name := format(case when marker.relkind = 'p' then '%I.%I' else 'only %I.%I' end, marker.schema, marker.name);
     seq_column := quote_ident(postbox._marker_column(marker.arguments, 'seq'));
     wanted := format(
         '(pg_visible_in_snapshot(o.%1$I, %2$L) or o.%3$s <= %4$L)
@@ -118,17 +119,17 @@ begin
         into in_place using leaves, places, seqs;
     if in_place = cardinality(seqs) then
         return query execute format(
-            'select l.seq, postbox._frame(%s::regclass, o)
+            'select l.seq, %s
              from unnest($1, $2, $3) with ordinality as l(leaf, place, seq, number)
              join %s o on o.tableoid = l.leaf and o.ctid = l.place and o.%s = l.seq
              where o.ctid = any ($2)
-             order by l.number', outbox, outbox_name, seq_column)
+             order by l.number', postbox._frame_sql(marker.outbox, 'o'), outbox_name, seq_column)
             using leaves, places, seqs;
     else
         -- Its owner has updated or removed rows since.
         return query execute format(
-            'select o.%2$s, postbox._frame(%1$s::regclass, o) from %3$s o where o.%2$s = any ($1) and %4$s order by o.%2$s',
-            outbox, seq_column, outbox_name, wanted)
+            'select o.%2$s, %1$s from %3$s o where o.%2$s = any ($1) and %4$s order by o.%2$s',
+            postbox._frame_sql(marker.outbox, 'o'), seq_column, outbox_name, wanted)
             using seqs;
     end if;
 end

@@ -9,7 +9,8 @@ create or replace view postbox.consumer_groups as
             where s.confirmed_flush_lsn is not null)                    as lag_bytes,
            case when s.slot_name is null then 'missing' else s.wal_status end as wal_status,
            g.created_at                                                 as created_at,
-           members.missing_outboxes                                     as missing_outboxes
+           members.missing_outboxes                                     as missing_outboxes,
+           g.source                                                     as source
     from postbox.consumer_group g
     -- A copy of this database carries the same rows; the slot they name is the original's.
     left join pg_replication_slots s on s.slot_name = g.slot_name and s.database = current_database()
@@ -20,7 +21,8 @@ create or replace view postbox.consumer_groups as
         select coalesce(array_agg(listed.name order by listed.name), '{}') as outboxes,
                coalesce(array_agg(listed.name order by listed.name) filter (where listed.missing), '{}') as missing_outboxes
         from (
-            select case when m.outbox is null then o.outbox_name else format('%I.%I', m.schema, m.name) end as name, m.outbox is null as missing
+            select case when m.outbox is null then o.outbox_name else format('%I.%I', m.schema, m.name) end as name,
+                   m.outbox is null or (g.source = 'pgoutput' and not exists (select from postbox._published p where p.outbox = o.outbox)) as missing
             from postbox.consumer_group_outbox o
             left join postbox._marker m on m.outbox = o.outbox
             where o.group_name = g.name
@@ -31,4 +33,6 @@ comment on column postbox.consumer_groups.outboxes is 'Outboxes as schema.table,
 comment on column postbox.consumer_groups.lag_bytes is 'WAL written since the last confirmed position, of events and of everything else';
 comment on column postbox.consumer_groups.wal_status is
     'As in pg_replication_slots; lost: the slot was invalidated; missing: there is no slot of that name in this database';
-comment on column postbox.consumer_groups.missing_outboxes is 'Those of the outboxes that were dropped, or are outboxes no more';
+comment on column postbox.consumer_groups.missing_outboxes is
+    'Those of the outboxes that were dropped, are outboxes no more, or are not in the publication that the source pgoutput reads';
+comment on column postbox.consumer_groups.source is 'The output plugin of the slot: postbox or pgoutput';

@@ -1,14 +1,26 @@
 -- A group is made in two parts because names are looked up along the caller's search_path, while everything else runs
 -- with search_path pinned. The first part is parsed when it is created, so the caller's path reaches to_regclass only.
 
+-- What the columns of an outbox mean is known from its marker; of one that is dropped, from here.
+create or replace function postbox._note_markers(group_name text) returns void
+    language sql volatile
+    begin atomic
+        update postbox.consumer_group_outbox o
+            set marker = t.tgargs
+            from pg_trigger t
+            where o.group_name = _note_markers.group_name and t.tgrelid = o.outbox and t.tgname = 'postbox_outbox' and t.tgparentid = 0;
+    end;
+comment on function postbox._note_markers(text) is 'Private: notes what the columns of a group''s outboxes mean';
+
 create or replace function postbox._create_consumer_group(
-    name text, outboxes text[], relations regclass[], start text, failover boolean, wal_budget bigint, over_budget text, timeout interval
+    name text, outboxes text[], relations regclass[], start text, failover boolean, wal_budget bigint, over_budget text, timeout interval, source text
 ) returns name
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     deadline constant timestamptz := coalesce(clock_timestamp() + timeout, 'infinity');
+    plugin text;
     slot name;
     before pg_snapshot;
     position_of_bad int;
@@ -50,6 +62,10 @@ begin
             message = format('"%s" is not an outbox', outboxes[position_of_bad]),
             hint = 'postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.';
     end if;
+    plugin := postbox._check_source(source, name);
+    if plugin = 'pgoutput' then
+        perform postbox._require_published(r, format('the source pgoutput of consumer group "%s"', name)) from unnest(relations) as r;
+    end if;
     perform postbox._check_wal_budget(name, wal_budget, over_budget, relations);
     if start = 'earliest' then
         perform postbox._require_replayable(r, 'starting at earliest') from unnest(relations) as r;
@@ -76,7 +92,7 @@ begin
 
     -- What is visible before the slot is made, the group is past; what comes later it reads, or has read.
     before := pg_current_snapshot();
-    perform postbox._make_slot(slot, failover, deadline);
+    perform postbox._make_slot(slot, plugin, failover, deadline);
     -- A slot is not undone by a rollback, and one that no group knows would hold back the WAL for ever.
     begin
         -- drop_outbox takes these locks too: it sees this group, or this sees that the outbox is gone.
@@ -86,8 +102,8 @@ begin
             perform postbox._wait_for_writers(deadline);
         end if;
         perform postbox._durable();
-        insert into postbox.consumer_group (name, slot_name, failover, wal_budget, over_budget, system_identifier, timeline)
-            select _create_consumer_group.name, slot, coalesce(_create_consumer_group.failover, false), _create_consumer_group.wal_budget,
+        insert into postbox.consumer_group (name, slot_name, source, failover, wal_budget, over_budget, system_identifier, timeline)
+            select _create_consumer_group.name, slot, plugin, coalesce(_create_consumer_group.failover, false), _create_consumer_group.wal_budget,
                 _create_consumer_group.over_budget, s.system_identifier, s.timeline
             from postbox._server s;
         insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
@@ -100,6 +116,7 @@ begin
                 message = format('an outbox of consumer group "%s" was dropped by another session just now', name),
                 hint = 'postbox.outbox_status() lists the outboxes that are left.';
         end if;
+        perform postbox._note_markers(name);
         insert into postbox.checkpoint (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
             select g.name, before, s.confirmed_flush_lsn, g.system_identifier, g.timeline, clock_timestamp()
             from postbox.consumer_group g, pg_replication_slots s
@@ -114,7 +131,7 @@ begin
     return slot;
 end
 $function$;
-comment on function postbox._create_consumer_group(text, text[], regclass[], text, boolean, bigint, text, interval) is
+comment on function postbox._create_consumer_group(text, text[], regclass[], text, boolean, bigint, text, interval, text) is
     'Private: create_consumer_group with the outboxes looked up';
 
 create or replace function postbox.create_consumer_group(
@@ -124,7 +141,8 @@ create or replace function postbox.create_consumer_group(
     failover    boolean  default false,
     wal_budget  bigint   default null,
     over_budget text     default 'alert',
-    timeout     interval default '1 minute'
+    timeout     interval default '1 minute',
+    source      text     default null
 ) returns name
     language sql volatile
     begin atomic
@@ -132,7 +150,7 @@ create or replace function postbox.create_consumer_group(
             name,
             outboxes,
             (select array_agg(to_regclass(outbox) order by n) from unnest(outboxes) with ordinality as listed(outbox, n)),
-            start, failover, wal_budget, over_budget, timeout);
+            start, failover, wal_budget, over_budget, timeout, source);
     end;
-comment on function postbox.create_consumer_group(text, text[], text, boolean, bigint, text, interval) is
+comment on function postbox.create_consumer_group(text, text[], text, boolean, bigint, text, interval, text) is
     'Makes a consumer group that reads the outboxes from now on, or from the earliest event that is stored, and returns the name of its replication slot';

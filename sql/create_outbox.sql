@@ -103,6 +103,7 @@ begin
         'create trigger postbox_outbox before update on %I.%I for each row when (false)
          execute function pg_catalog.suppress_redundant_updates_trigger()',
         schema, name);
+    perform postbox._join_publication(format('%I.%I', schema, name)::regclass);
     return format('%I.%I', schema, name)::regclass;
 end
 $function$;

@@ -1,8 +1,4 @@
--- Frames as rows, for people. What a line of JSON looks like is decided in plugin/wire, by which the consumer prints too.
-
-create or replace function postbox._decode_lines(frame bytea) returns bytea[]
-    language c stable strict parallel safe as 'MODULE_PATHNAME', 'decode_lines_wrapper';
-comment on function postbox._decode_lines(bytea) is 'Private: the events of a frame, one line of native JSON each, in UTF-8';
+-- Frames as rows, for people.
 
 -- A payload of type json may hold \u0000, which no text of PostgreSQL can; it is shown as U+FFFD, the replacement character.
 create or replace function postbox.decode(frame bytea)

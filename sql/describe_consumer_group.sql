@@ -33,6 +33,7 @@ begin
             when g.wal_status in ('missing', 'lost') then 'slot ' || g.wal_status || ': recover the group'
             when g.paused_at is not null then 'paused since ' || date_trunc('second', g.paused_at)
             when g.active then 'active' else 'no active member' end)
+        || format(E'Source:        %s\n', g.source)
         || format(E'Slot:          %s (%s%s)\n', g.slot_name, g.wal_status, case when g.failover then ', kept on standbys' else '' end)
         || format(E'Confirmed:     %s\n', coalesce(g.confirmed_flush_lsn::text, '-'))
         || format(E'Log end:       %s\n', case when pg_is_in_recovery() then pg_last_wal_receive_lsn() else pg_current_wal_insert_lsn() end)

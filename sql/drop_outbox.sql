@@ -71,7 +71,15 @@ begin
     if published is not null then
         execute format('drop table %s', published);
     end if;
+    -- What waits in a slot of pgoutput is still read by it.
+    update postbox.consumer_group_outbox o
+        set marker = t.tgargs
+        from pg_trigger t
+        where o.outbox = target and t.tgrelid = o.outbox and t.tgname = 'postbox_outbox' and t.tgparentid = 0;
     if is_adopted then
+        if exists (select from postbox._published p where p.outbox = target) then
+            execute format('alter publication postbox drop table only %I.%I', schema, name);
+        end if;
         execute format('drop trigger postbox_outbox on %I.%I', schema, name);
     else
         select format(', %I.%I', k.schema, k.name) into claims from postbox._claim_check k where k.outbox = target;

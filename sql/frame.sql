@@ -6,3 +6,8 @@
 create or replace function postbox._frame(outbox regclass, stored record) returns bytea
     language c stable strict parallel safe as 'MODULE_PATHNAME', 'postbox_frame';
 comment on function postbox._frame(regclass, record) is 'Private: a row of an outbox as a frame of the output plugin';
+
+create or replace function postbox._frame_sql(outbox regclass, stored text) returns text
+    language sql immutable strict parallel safe
+    return format('postbox._frame(%s::regclass, %s)', outbox::oid, stored);
+comment on function postbox._frame_sql(regclass, text) is 'Private: the expression that makes a frame of a stored row';

@@ -59,6 +59,13 @@ begin
         into outboxes, outbox_names
         from postbox.consumer_group_outbox o
         where o.group_name = _activate.group_name;
+    -- One that was made anew under its name, or taken out: its events would be passed over without a word.
+    if found_group.source = 'pgoutput' then
+        perform postbox._require_published(m.outbox, format('the source pgoutput of consumer group "%s"', found_group.name))
+            from postbox.consumer_group_outbox o
+            join postbox._marker m on m.outbox = o.outbox or format('%I.%I', m.schema, m.name) = o.outbox_name
+            where o.group_name = _activate.group_name;
+    end if;
     if found_group.system_identifier <> server.system_identifier then
         raise exception using errcode = 'PB001',
             message = format('consumer group "%s" belongs to another server', group_name),

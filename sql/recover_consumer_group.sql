@@ -59,6 +59,9 @@ begin
         from postbox.consumer_group_outbox o
         join postbox._marker m on m.outbox = o.outbox
         where o.group_name = found_group.name;
+    perform postbox._require_published(o.outbox, format('the source pgoutput of consumer group "%s"', name))
+        from postbox.consumer_group_outbox o
+        where o.group_name = found_group.name and found_group.source = 'pgoutput';
     select s.active_pid into reader
         from pg_replication_slots s
         where s.slot_name = found_group.slot_name and s.database = current_database();
@@ -78,7 +81,7 @@ begin
     perform postbox._drop_slot(slot);
 
     -- The group goes on with this slot only if this transaction commits, which also says what the slot does not have.
-    perform postbox._make_slot(slot, found_group.failover, deadline);
+    perform postbox._make_slot(slot, found_group.source, found_group.failover, deadline);
     begin
         perform postbox._wait_for_writers(deadline);
         perform postbox._durable();

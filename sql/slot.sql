@@ -60,7 +60,7 @@ end
 $function$;
 comment on function postbox._wait_for_writers(timestamptz) is 'Private: waits for the transactions that are writing now, and names those that are left at the deadline';
 
-create or replace function postbox._make_slot(slot name, failover boolean, deadline timestamptz) returns void
+create or replace function postbox._make_slot(slot name, plugin text, failover boolean, deadline timestamptz) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -79,14 +79,14 @@ begin
         perform set_config('lock_timeout', greatest(ceil(extract(epoch from deadline - clock_timestamp()) * 1000), 1000)::bigint::text, true);
     end if;
     if failover then
-        execute format('select pg_create_logical_replication_slot(%L, %L, failover => true)', slot, 'postbox');
+        execute format('select pg_create_logical_replication_slot(%L, %L, failover => true)', slot, plugin);
     else
-        perform pg_create_logical_replication_slot(slot, 'postbox');
+        perform pg_create_logical_replication_slot(slot, plugin);
     end if;
     perform set_config('lock_timeout', lock_timeout_before, true);
 end
 $function$;
-comment on function postbox._make_slot(name, boolean, timestamptz) is 'Private: makes a slot, or gives up at the deadline';
+comment on function postbox._make_slot(name, text, boolean, timestamptz) is 'Private: makes a slot, or gives up at the deadline';
 
 -- The name of a group's slot. The generation tells a slot that a committed transaction vouches for from one that was left behind.
 create or replace function postbox._slot_name(group_name text, generation int) returns name

@@ -164,7 +164,7 @@ begin
     for orphan in
         select s.slot_name, substring(s.slot_name from format('^postbox[0-9]*_%s_(.+)$', database_oid)) as group_name, s.confirmed_flush_lsn
         from pg_replication_slots s
-        where s.plugin = 'postbox' and s.database = current_database() and not s.active and not s.temporary
+        where s.plugin in ('postbox', 'pgoutput') and s.database = current_database() and not s.active and not s.temporary
           and s.slot_name ~ format('^postbox[0-9]*_%s_.', database_oid)
           and not exists (select from postbox.consumer_group g where g.slot_name = s.slot_name)
         order by s.slot_name

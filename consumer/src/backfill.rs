@@ -11,6 +11,7 @@ use crate::decode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::group;
+use crate::pgoutput::{self, Table};
 use crate::snapshot::Snapshot;
 
 /// What is to be given of one outbox.
@@ -74,12 +75,22 @@ impl Backfill {
         let sql = "SELECT seq, frame FROM postbox._stored_events($1, $2, $3, $4)";
         let rows = i32::try_from(rows).unwrap_or(i32::MAX);
         let rows = group::query(client, sql, &[&group, &self.outbox, &after, &rows]).await?;
+        let mut table = None;
         let mut chunk = Chunk { events: Vec::with_capacity(rows.len()), bytes: 0, position: after.unwrap_or(i64::MIN) };
         for row in rows {
             chunk.position = row.try_get(0)?;
             let frame = Bytes::from(row.try_get::<_, Vec<u8>>(1)?);
             chunk.bytes += frame.len() + size_of::<Event>();
-            chunk.events.push(decode::stored(&frame)?);
+            chunk.events.push(if pgoutput::is_stored_row(&frame) {
+                if table.is_none() {
+                    table = Table::of_oid(client, self.outbox, None).await?;
+                }
+                // Dropped meanwhile: the rows were read before.
+                let Some(table) = &table else { break };
+                pgoutput::stored_event(frame, table)?
+            } else {
+                decode::stored(&frame)?
+            });
         }
         Ok(chunk)
     }

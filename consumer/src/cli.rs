@@ -16,10 +16,11 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use futures_util::FutureExt;
 use postbox_wire::{Claims, Compression, Lsn, Origin};
 
-use crate::consumer::{Builder, Source};
+use crate::consumer::{Builder, OutputPlugin, Source};
 use crate::dispatch::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{CloudEvents, Format};
+use crate::install;
 use crate::maintain;
 use crate::run::{Sink, terms};
 use crate::signal;
@@ -70,6 +71,12 @@ enum Command {
     /// Inboxes: work on their messages, see what they hold, deal with what failed
     #[command(subcommand)]
     Inbox(inbox::Inbox),
+    /// Make the schema postbox without CREATE EXTENSION, where the server cannot have the extension's files
+    Install {
+        /// Only print what would be run
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Maintain outboxes and groups until stopped: retention, alerts, WAL budgets, slots that were left behind
     Maintain {
         /// Run once, for cron, and print what was done
@@ -79,14 +86,17 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("source").required(true))]
+#[command(group = ArgGroup::new("stream").required(true))]
 struct Run {
     /// Read for this consumer group
-    #[arg(long, group = "source", value_name = "NAME")]
+    #[arg(long, group = "stream", value_name = "NAME")]
     group: Option<String>,
-    /// Read this replication slot, made with the plugin postbox: every outbox of its database
-    #[arg(long, group = "source", value_name = "SLOT")]
+    /// Read this replication slot, made with the plugin postbox or pgoutput: every outbox of its database
+    #[arg(long, group = "stream", value_name = "SLOT")]
     slot: Option<String>,
+    /// The output plugin that the slot must be of [default: the one it was made with]
+    #[arg(long, value_enum, value_name = "PLUGIN")]
+    source: Option<SourceName>,
     /// Where events go
     #[arg(long, value_enum, default_value_t = SinkName::Stdout)]
     sink: SinkName,
@@ -136,6 +146,23 @@ struct Run {
     target: inbox_target::Target,
     #[command(flatten)]
     delivery: delivery::Delivery,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SourceName {
+    /// Postbox's own output plugin
+    Postbox,
+    /// PostgreSQL's, for servers that cannot load another
+    Pgoutput,
+}
+
+impl From<SourceName> for OutputPlugin {
+    fn from(name: SourceName) -> Self {
+        match name {
+            SourceName::Postbox => Self::Postbox,
+            SourceName::Pgoutput => Self::Pgoutput,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -191,6 +218,17 @@ impl Cli {
             Command::DeadLetter(command) => command.execute(&info).await,
             Command::Inbox(command) => command.execute(self.database, &info).await,
             Command::Claim(command) => command.execute(&info).await,
+            Command::Install { dry_run: true } => say(&install::script()),
+            Command::Install { dry_run: false } => {
+                let outcome = install::install(&connect_sql(&info).await?).await?;
+                let (database, version) = (info.dbname(), install::version());
+                say(&match outcome {
+                    install::Outcome::Installed => format!("Postbox {version} is in database {database}\n"),
+                    install::Outcome::AlreadyThere => {
+                        format!("Postbox {version} is in database {database} already: nothing to do\n")
+                    }
+                })
+            }
             Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,
             Command::Maintain { once: true } => {
                 let steps = maintain::maintain_once(&connect_sql(&info).await?).await?.into_iter().map(|step| {
@@ -215,6 +253,7 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
         .recover(arguments.recover);
     builder.member = arguments.member;
     builder.source = arguments.group.map(Source::Group).or(arguments.slot.map(Source::Slot));
+    builder.plugin = arguments.source.map(OutputPlugin::from);
     builder.until = arguments.until_lsn;
     builder.options.compression = match arguments.compression {
         CompressionName::None => Compression::None,

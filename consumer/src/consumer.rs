@@ -22,6 +22,7 @@ use crate::member::{self, Membership};
 use crate::progress::Positions;
 use crate::run::{self, Sink};
 use crate::sink::InboxTarget;
+use crate::slot::SlotState;
 use crate::transport::ConnInfo;
 
 /// Reads a slot. Made by [`Consumer::builder`].
@@ -82,6 +83,7 @@ pub(crate) struct Closer {
 pub struct Builder {
     pub(crate) conninfo: Option<String>,
     pub(crate) source: Option<Source>,
+    pub(crate) plugin: Option<OutputPlugin>,
     pub(crate) options: Options,
     pub(crate) queue_bytes: usize,
     pub(crate) confirm_interval: Duration,
@@ -100,6 +102,16 @@ pub struct Builder {
 pub(crate) enum Source {
     Group(String),
     Slot(String),
+}
+
+/// By which output plugin events come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OutputPlugin {
+    /// Postbox's own.
+    Postbox,
+    /// PostgreSQL's, for servers that cannot load another.
+    Pgoutput,
 }
 
 impl Consumer {
@@ -305,11 +317,22 @@ impl Deref for Delivery {
     }
 }
 
+impl OutputPlugin {
+    /// As SQL and the command line have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postbox => "postbox",
+            Self::Pgoutput => "pgoutput",
+        }
+    }
+}
+
 impl Builder {
     pub(crate) fn new(conninfo: Option<String>) -> Self {
         Self {
             conninfo,
             source: None,
+            plugin: None,
             options: Options { names: Names::Stream, claims: Claims::Reference, ..Options::default() },
             queue_bytes: 16 << 20,
             confirm_interval: Duration::from_millis(100),
@@ -336,6 +359,24 @@ impl Builder {
         }
     }
 
+    /// Whether the slot is what is to be read, and can be read as asked.
+    pub(crate) fn check_source(&self, slot: &SlotState) -> Result<()> {
+        let plugin = if slot.is_of_pgoutput() { OutputPlugin::Pgoutput } else { OutputPlugin::Postbox };
+        if let Some(wanted) = self.plugin.filter(|wanted| *wanted != plugin) {
+            let (wanted, found) = (wanted.name(), plugin.name());
+            return Err(Error::new(
+                ErrorKind::SlotPlugin,
+                format!("replication slot \"{}\" is of source {found}, not of {wanted}", slot.name),
+            )
+            .with_hint(format!("A group is moved to another source by: postbox group set-source GROUP {wanted}.")));
+        }
+        if plugin == OutputPlugin::Pgoutput && self.options.compression != Compression::None {
+            return Err(Error::new(ErrorKind::Usage, "pgoutput does not compress what it sends")
+                .with_hint("Leave compression out, or use the source postbox."));
+        }
+        Ok(())
+    }
+
     /// Reads for this consumer group (made with `postbox group create` or `postbox.create_consumer_group`).
     #[must_use]
     pub fn group(mut self, name: impl Into<String>) -> Self {
@@ -343,10 +384,17 @@ impl Builder {
         self
     }
 
-    /// Reads this slot, made with the plugin `postbox`.
+    /// Reads this slot, made with the plugin `postbox`, or with `pgoutput` where there is the publication `postbox`.
     #[must_use]
     pub fn slot(mut self, name: impl Into<String>) -> Self {
         self.source = Some(Source::Slot(name.into()));
+        self
+    }
+
+    /// Refuses a slot of another output plugin than this. Unless asked, what the slot was made with is found out and read.
+    #[must_use]
+    pub fn plugin(mut self, plugin: OutputPlugin) -> Self {
+        self.plugin = Some(plugin);
         self
     }
 

@@ -7,7 +7,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
-use postbox_wire::{Claims, ErrorCode, Lsn};
+use postbox_wire::{Claims, ErrorCode, Lsn, Options};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -16,14 +16,15 @@ use crate::backfill::{Backfill, Chunk, FIRST_ROWS};
 use crate::backoff::Backoff;
 use crate::claim::ClaimReader;
 use crate::consumer::{Builder, Source};
-use crate::decode::FrameReader;
+use crate::decode::{self, FrameReader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ClaimChunk, Event, EventError};
 use crate::failpoint;
 use crate::lease::{Lease, Moment};
 use crate::member::{Lost, Membership, Place, can_recover};
+use crate::pgoutput;
 use crate::progress::{Progress, Server};
-use crate::slot;
+use crate::slot::{self, SlotState};
 use crate::transport::{ConnInfo, CopyBoth, Received, Replication, Status, SystemId, connect_sql};
 
 /// What the task shares with the consumer and with every delivery.
@@ -188,11 +189,28 @@ pub(crate) struct Feed {
 /// One connection. Dropping it closes it.
 pub(crate) struct Link {
     stream: CopyBoth,
+    reader: StreamReader,
     server: Server,
     /// How often the server hears from us, whatever happens.
     heartbeat: Duration,
     /// Without a sign of life for so long, the server counts as gone.
     patience: Duration,
+}
+
+/// What the bytes of a stream mean, by the plugin of its slot.
+enum StreamReader {
+    Frames(FrameReader),
+    Pgoutput(Box<pgoutput::Reader>),
+}
+
+impl StreamReader {
+    /// The events of what has come; none if they are not whole yet, or there are none.
+    async fn read(&mut self, bytes: &Bytes) -> Result<Option<decode::Received>> {
+        match self {
+            Self::Frames(reader) => reader.read(bytes).map(Some),
+            Self::Pgoutput(reader) => reader.read(bytes).await,
+        }
+    }
 }
 
 /// What a semaphore can count on every platform.
@@ -414,12 +432,12 @@ impl Feed {
             Reader::Group(membership, None) => return Err(Lost::Replaced.into_error(&membership.group)),
         };
         let sql = connect_sql(&self.info).await?;
-        slot::inspect(&sql, slot).await?;
-        let options = self.builder.options.render();
+        let state = slot::inspect(&sql, slot).await?;
+        self.builder.check_source(&state)?;
         let deadline = Instant::now() + most;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
-            match Link::open(&self.info, slot, &options, session_timeout).await {
+            match Link::open(&self.info, &state, &self.builder.options, session_timeout).await {
                 Err(error) if error.kind() == ErrorKind::SlotInUse => {
                     let error = slot::explain_in_use(&sql, slot).await;
                     if Instant::now() >= deadline {
@@ -575,7 +593,6 @@ impl Feed {
 
     /// Streams until the consumer is closed; an error ends the connection.
     async fn stream(&mut self, link: &mut Link) -> Result<()> {
-        let mut reader = FrameReader::default();
         let mut waiting = Waiting::default();
         // What is wrong after the events that wait.
         let mut failed = None;
@@ -626,17 +643,24 @@ impl Feed {
                     }
                     let mut received = received.map(Some);
                     while let Some(outcome) = received.transpose() {
-                        let taken = outcome.and_then(|received| match received {
-                            Received::Data(frame) => self.receive(&mut reader, &mut transaction, &frame, &mut waiting),
-                            Received::Keepalive { wal_end, reply_requested } => {
+                        let read = match outcome {
+                            // The rest of the stream is not for us.
+                            Ok(Received::Data(_)) if self.ended => Ok(None),
+                            Ok(Received::Data(bytes)) => link.reader.read(&bytes).await,
+                            Ok(Received::Keepalive { wal_end, reply_requested }) => {
                                 self.keepalive(wal_end, transaction.is_some());
                                 report |= reply_requested;
-                                Ok(())
+                                Ok(None)
                             }
-                        });
-                        if let Err(error) = taken {
-                            failed = Some(error);
-                            break;
+                            Err(error) => Err(error),
+                        };
+                        match read {
+                            Ok(Some(events)) => self.receive(events, &mut transaction, &mut waiting),
+                            Ok(None) => {}
+                            Err(error) => {
+                                failed = Some(error);
+                                break;
+                            }
                         }
                         if waiting.bytes >= TOGETHER_BYTES {
                             break;
@@ -709,22 +733,17 @@ impl Feed {
         }
     }
 
-    /// Takes a frame in; its events wait for room in the queue.
+    /// Takes events in, which wait for room in the queue then.
     fn receive(
         &mut self,
-        reader: &mut FrameReader,
+        mut received: decode::Received,
         transaction: &mut Option<Option<u64>>,
-        frame: &Bytes,
         waiting: &mut Waiting,
-    ) -> Result<()> {
-        if self.ended {
-            return Ok(());
-        }
-        let mut received = reader.read(frame)?;
+    ) {
         let header = received.transaction;
         if self.builder.until.is_some_and(|until| received.first && header.commit_lsn >= until) {
             self.ended = true;
-            return Ok(());
+            return;
         }
         let mut progress = self.shared.progress();
         if received.first {
@@ -735,7 +754,10 @@ impl Feed {
         if received.last {
             *transaction = None;
         }
-        let Some(number) = number else { return Ok(()) };
+        let Some(number) = number else { return };
+        if received.last {
+            progress.ends(header.end_lsn);
+        }
         let backfills = match &self.reader {
             Reader::Group(_, Some(place)) => &*place.backfills,
             _ => &[],
@@ -746,7 +768,7 @@ impl Feed {
         progress.frame(received.events.len(), received.last);
         if received.events.is_empty() {
             progress.settle();
-            return Ok(());
+            return;
         }
         waiting.bytes += received.bytes + received.events.len() * size_of::<Event>();
         waiting.parts.push(Part {
@@ -754,7 +776,6 @@ impl Feed {
             end: received.last.then_some(header.end_lsn),
             events: received.events,
         });
-        Ok(())
     }
 
     fn keepalive(&mut self, wal_end: Lsn, in_transaction: bool) {
@@ -851,8 +872,8 @@ impl Link {
     /// Connects and starts replication. A link that dies silently meanwhile is an error too.
     async fn open(
         info: &ConnInfo,
-        slot: &str,
-        options: &[(&'static str, String)],
+        slot: &SlotState,
+        options: &Options,
         session_timeout: Option<Duration>,
     ) -> Result<Self> {
         let late = |_| Error::new(ErrorKind::Connect, format!("the server did not start to stream within {START:?}"));
@@ -861,17 +882,24 @@ impl Link {
 
     async fn start(
         info: &ConnInfo,
-        slot: &str,
-        options: &[(&'static str, String)],
+        slot: &SlotState,
+        options: &Options,
         session_timeout: Option<Duration>,
     ) -> Result<Self> {
-        let mut replication = Replication::connect(info, &format!("postbox {slot}"), session_timeout).await?;
+        let (reader, options, settings) = if slot.is_of_pgoutput() {
+            let (reader, options) = pgoutput::Reader::open(info, options).await?;
+            (StreamReader::Pgoutput(Box::new(reader)), options, &pgoutput::PARAMETERS[..])
+        } else {
+            (StreamReader::Frames(FrameReader::default()), options.render(), &[][..])
+        };
+        let name = format!("postbox {}", slot.name);
+        let mut replication = Replication::connect_with(info, &name, session_timeout, settings).await?;
         let SystemId { system_id, timeline, .. } = replication.identify().await?;
         let server_timeout = parse_interval(&replication.show("wal_sender_timeout").await?);
         let heartbeat = server_timeout.map_or(HEARTBEAT, |timeout| (timeout / 3).min(HEARTBEAT));
         let patience = server_timeout.unwrap_or_default().max(6 * heartbeat);
-        let stream = replication.start(slot, options).await?;
-        Ok(Self { stream, server: (system_id, timeline), heartbeat, patience })
+        let stream = replication.start(&slot.name, &options).await?;
+        Ok(Self { stream, reader, server: (system_id, timeline), heartbeat, patience })
     }
 }
 

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
+use crate::consumer::OutputPlugin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::slot;
 
@@ -71,6 +72,8 @@ pub struct NewGroup<'a> {
     pub drop_over_budget: bool,
     /// How long to wait for transactions that are writing.
     pub timeout: Duration,
+    /// The output plugin of its slot; that of the installation if none is named.
+    pub source: Option<OutputPlugin>,
 }
 
 /// Makes a group; the result is the name of its slot. Waits for the transactions that are writing now.
@@ -79,12 +82,14 @@ pub struct NewGroup<'a> {
 /// The name is taken or cannot be used, an outbox does not exist, transactions do not end in time, or the server is not set up
 /// for logical decoding.
 pub async fn create(client: &Client, new: &NewGroup<'_>) -> Result<String> {
-    let NewGroup { name, outboxes, earliest, failover, wal_budget, drop_over_budget, timeout } = new;
+    let NewGroup { name, outboxes, earliest, failover, wal_budget, drop_over_budget, timeout, source } = new;
     let start = if *earliest { "earliest" } else { "latest" };
     let over = if *drop_over_budget { "drop" } else { "alert" };
     let timeout = format!("{} milliseconds", timeout.as_millis());
-    let sql = "SELECT postbox.create_consumer_group($1, $2, $3, $4, $5, $6, $7::text::interval)::text";
-    let rows = match query(client, sql, &[name, outboxes, &start, failover, wal_budget, &over, &timeout]).await {
+    let sql = "SELECT postbox.create_consumer_group($1, $2, $3, $4, $5, $6, $7::text::interval, $8)::text";
+    let source = source.map(OutputPlugin::name);
+    let rows = match query(client, sql, &[name, outboxes, &start, failover, wal_budget, &over, &timeout, &source]).await
+    {
         Ok(rows) => rows,
         Err(error) => return Err(slot::explain(client, name, error).await),
     };
@@ -105,6 +110,17 @@ pub async fn pause(client: &Client, name: &str) -> Result<bool> {
 /// There is no such group.
 pub async fn resume(client: &Client, name: &str) -> Result<bool> {
     one(query(client, "SELECT postbox.resume_consumer_group($1)", &[&name]).await?)
+}
+
+/// Gives a group a slot of another output plugin, at its position; false if it has that already.
+///
+/// # Errors
+/// A member is active, the group has lost its slot, or its outboxes were not published yet where it stands.
+pub async fn set_source(client: &Client, name: &str, source: OutputPlugin) -> Result<bool> {
+    match query(client, "SELECT postbox.set_source($1, $2)", &[&name, &source.name()]).await {
+        Ok(rows) => one(rows),
+        Err(error) => Err(slot::explain(client, name, error).await),
+    }
 }
 
 /// Where a group is moved.
@@ -218,7 +234,10 @@ pub(crate) async fn query(client: &Client, sql: &str, parameters: &[&(dyn ToSql 
         let lacks = ["schema \"postbox\"", "relation \"postbox.", "function postbox."];
         if lacks.iter().any(|object| db.message().starts_with(object)) && db.code().code().starts_with(['3', '4']) {
             return Error::new(ErrorKind::Setup, "the extension postbox is not installed in this database")
-                .with_hint("Run CREATE EXTENSION postbox; as a superuser, in the database that has the outboxes.")
+                .with_hint(
+                    "Run CREATE EXTENSION postbox; as a superuser, in the database that has the outboxes; where the server cannot have \
+                     the extension: postbox install.",
+                )
                 .with_source(error);
         }
         // What the functions of sql/ raise about their arguments.

@@ -92,6 +92,13 @@ impl Progress {
         self.first + self.open.len() as u64 - 1
     }
 
+    /// Where the latest transaction ends, if that was not known when it began.
+    pub(crate) fn ends(&mut self, end: Lsn) {
+        if let Some(open) = self.open.back_mut() {
+            open.end = open.end.max(end);
+        }
+    }
+
     /// A frame of the latest transaction has come, with so many events; `last` if the transaction ends with it.
     pub(crate) fn frame(&mut self, events: usize, last: bool) {
         let Some(open) = self.open.back_mut() else { return };
@@ -217,6 +224,20 @@ mod tests {
         assert!(progress.acknowledge(a));
         assert_eq!(progress.confirm(), Lsn(20));
         assert!(progress.is_idle());
+    }
+
+    #[test]
+    fn an_end_that_comes_with_the_last_frame_is_what_is_confirmed() {
+        let mut progress = Progress::default();
+        // Just behind the commit record's start.
+        let number = progress.begin(Lsn(11));
+        progress.frame(1, false);
+        assert!(!progress.acknowledge(number));
+        progress.ends(Lsn(20));
+        progress.frame(1, true);
+        assert!(progress.acknowledge(number));
+        assert_eq!((progress.confirm(), progress.positions().received), (Lsn(20), Lsn(20)));
+        assert!(progress.is_durable(Lsn(11)), "it need not come twice");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use postbox_wire::Lsn;
 use tokio_postgres::{Client, Row};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::pgoutput;
 use crate::transport::refusal::{self, About, PLUGIN};
 
 /// A logical slot as the server sees it now.
@@ -38,6 +39,11 @@ impl SlotState {
         self.wal_status.as_deref() == Some("unreserved")
     }
 
+    /// Whether events come by PostgreSQL's own plugin rather than by Postbox's.
+    pub(crate) fn is_of_pgoutput(&self) -> bool {
+        self.plugin.as_deref() == Some(pgoutput::PLUGIN)
+    }
+
     /// Refuses a slot that can never be read by this consumer over a connection to `dbname`.
     fn check(&self, dbname: &str) -> Result<()> {
         let name = &self.name;
@@ -48,10 +54,12 @@ impl SlotState {
             )
             .with_hint(refusal::other_slot(Some(name))));
         };
-        if plugin != PLUGIN {
+        if plugin != PLUGIN && plugin != pgoutput::PLUGIN {
             return Err(Error::new(
                 ErrorKind::SlotPlugin,
-                format!("replication slot \"{name}\" is of output plugin \"{plugin}\", not of \"{PLUGIN}\""),
+                format!(
+                    "replication slot \"{name}\" is of output plugin \"{plugin}\", not of \"{PLUGIN}\" or \"pgoutput\""
+                ),
             )
             .with_hint(refusal::other_slot(Some(name))));
         }

@@ -1,4 +1,4 @@
-//! `postbox.emit`: an event as a message of the transaction, in the log and in no table. [`emitted`](crate::emitted) says what the
+//! `postbox.emit`: an event as a message of the transaction, in the log and in no table. [`postbox_wire::emitted`] says what the
 //! message looks like, and reads it.
 //!
 //! What was found out about an outbox holds until a table or schema changes.
@@ -9,16 +9,15 @@ use core::ffi::CStr;
 use pgrx::PgSqlErrorCode::*;
 use pgrx::pg_sys::{self, Oid};
 use postbox_wire::MAX_EVENT_BYTES;
+use postbox_wire::marker::ACCEPTS_MESSAGES;
 use rustc_hash::FxHashMap;
 use serde::de::IgnoredAny;
 
-use crate::emitted::ACCEPTS;
-use crate::marker::{Mapping, TRIGGER};
 use crate::pg::call::{Arguments, Field, may_insert, with_table};
 use crate::pg::datum::Value;
 use crate::pg::encoding::Encoding;
 use crate::pg::invalidation;
-use crate::pg::relation::Column;
+use crate::pg::relation::{Column, Mapping, TRIGGER};
 use crate::publish::{Refusal, outbox, raise};
 
 /// The prefix of messages that are events.
@@ -84,7 +83,7 @@ fn payload_column(table: Oid, arguments: &Arguments<'_>) -> Result<Column, Refus
         if let Some(root) = relation.topmost_ancestor(|parent| parent.trigger(TRIGGER).map(|_| parent.name())) {
             return Err(Refusal::leaf(arguments, &root));
         }
-        if !marker.iter().any(|argument| argument == ACCEPTS) {
+        if !marker.iter().any(|argument| argument == ACCEPTS_MESSAGES) {
             let name = outbox(arguments);
             return Err(Refusal {
                 code: ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -92,7 +91,8 @@ fn payload_column(table: Oid, arguments: &Arguments<'_>) -> Result<Column, Refus
                 hint: format!("Use postbox.publish, or let it take them: SELECT postbox.set_emit('{name}', true)."),
             });
         }
-        let mapping = Mapping::read(&marker, &relation.descriptor().columns(), Encoding::of_database());
+        let mapping =
+            Mapping::read(&marker, &relation.descriptor().columns(), |name| Encoding::of_database().show(name));
         Ok(mapping.map_err(|detail| Refusal::bad_marker(arguments, &detail))?.payload)
     })?;
     KNOWN.with_borrow_mut(|known| {

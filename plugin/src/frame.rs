@@ -7,16 +7,16 @@ use core::ops::Range;
 
 use pgrx::PgSqlErrorCode::{self, *};
 use pgrx::pg_sys::{self, Oid};
+use postbox_wire::marker::column_of;
 use postbox_wire::{Encoder, Lsn, MAX_EVENT_BYTES, Names, PgMicros, Transaction};
 
-use crate::marker::{TRIGGER, column_of};
 use crate::pg::call::type_name;
 use crate::pg::datum::Values;
 use crate::pg::encoding::Encoding;
 use crate::pg::invalidation;
 use crate::pg::memory::RowMemory;
 use crate::pg::record::{Record, RowType};
-use crate::pg::relation::{Column, Rel, look_at};
+use crate::pg::relation::{Column, Rel, TRIGGER, look_at};
 use crate::pg::report;
 use crate::route::{Table, Target, named};
 use crate::row::RowReader;
@@ -102,8 +102,8 @@ impl Source {
                 outbox,
                 row_type,
                 table: Table::new(&marker, descriptor, encoding, target),
-                xid: column_of("xid", pg_sys::XID8OID, &marker, &columns),
-                created_at: column_of("created_at", pg_sys::TIMESTAMPTZOID, &[], &columns),
+                xid: column_of("xid", pg_sys::XID8OID.to_u32(), &marker, &columns),
+                created_at: column_of("created_at", pg_sys::TIMESTAMPTZOID.to_u32(), &[], &columns),
                 changes,
             })
         })

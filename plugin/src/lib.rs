@@ -16,10 +16,7 @@ compile_error!("a panic has to become an ERROR; with panic=abort it would restar
 mod callbacks;
 mod decode;
 mod emit;
-mod emitted;
 mod frame;
-mod headers;
-mod marker;
 #[allow(unsafe_code, reason = "the one fenced place: every wrapper states what it relies on")]
 mod pg;
 mod publish;

@@ -10,10 +10,9 @@ use std::ffi::CString;
 use pgrx::PgSqlErrorCode::{self, *};
 use pgrx::pg_sys::{self, Oid};
 
-use crate::marker::{Mapping, TRIGGER};
 use crate::pg::call::{Arguments, Field, type_name, with_table};
 use crate::pg::encoding::Encoding;
-use crate::pg::relation::Column;
+use crate::pg::relation::{Column, Mapping, TRIGGER};
 use crate::pg::report;
 use crate::pg::spi::{Plan, Plans};
 
@@ -59,7 +58,8 @@ fn prepare(table: Oid, arguments: &Arguments<'_>) -> Result<(Plan, Has), Refusal
         if let Some(root) = relation.topmost_ancestor(|parent| parent.trigger(TRIGGER).map(|_| parent.name())) {
             return Err(Refusal::leaf(arguments, &root));
         }
-        let mapping = Mapping::read(&marker, &relation.descriptor().columns(), Encoding::of_database());
+        let mapping =
+            Mapping::read(&marker, &relation.descriptor().columns(), |name| Encoding::of_database().show(name));
         Ok((relation.name(), mapping.map_err(|detail| Refusal::bad_marker(arguments, &detail))?))
     })?;
     let statement = statement(&name, &mapping, arguments)?;

@@ -5,14 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pgrx::pg_sys::Oid;
+use postbox_wire::marker::ACCEPTS_MESSAGES;
 use postbox_wire::{NameSlot, Outbox, OutboxSelector, PayloadType};
 use rustc_hash::FxHashMap;
 
-use crate::emitted;
-use crate::marker::{CLAIMS_TRIGGER, ChunkMapping, Mapping, TRIGGER};
 use crate::pg::encoding::Encoding;
 use crate::pg::invalidation;
-use crate::pg::relation::{Column, Descriptor, Rel, open};
+use crate::pg::relation::{CLAIMS_TRIGGER, ChunkMapping, Column, Descriptor, Mapping, Rel, TRIGGER, open};
 
 /// What a row inserted into a table is to us.
 #[derive(Clone)]
@@ -61,7 +60,7 @@ impl Table {
         target: impl FnOnce(PayloadType) -> Rc<Target>,
     ) -> Self {
         let columns = rows.columns();
-        let mapping = Mapping::read(marker, &columns, encoding);
+        let mapping = Mapping::read(marker, &columns, |name| encoding.show(name));
         let payload_type = mapping.as_ref().map_or(PayloadType::Text, Mapping::payload_type);
         Self { target: target(payload_type), mapping, columns }
     }
@@ -137,7 +136,7 @@ impl Routes {
             None => {
                 let accepts = |relation: &Rel<'_>| {
                     let marker = relation.trigger(TRIGGER)?;
-                    marker.iter().any(|argument| argument == emitted::ACCEPTS).then(|| self.decide(relation))
+                    marker.iter().any(|argument| argument == ACCEPTS_MESSAGES).then(|| self.decide(relation))
                 };
                 let route = open(root, accepts).flatten().unwrap_or(Route::Skip);
                 // A leaf's rows are those of its root, which is not what the message names.

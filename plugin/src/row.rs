@@ -2,16 +2,16 @@
 //! with the reason.
 
 use pgrx::pg_sys;
+use postbox_wire::emitted::Emitted;
+use postbox_wire::headers::Given;
+use postbox_wire::marker::is_int;
 use postbox_wire::{Chunk, ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn};
 
-use crate::emitted::Emitted;
-use crate::headers::Given;
-use crate::marker::{Mapping, is_int};
 use crate::pg::change::Tuple;
 use crate::pg::datum::{Value, Values};
 use crate::pg::encoding::Encoding;
 use crate::pg::memory::RowMemory;
-use crate::pg::relation::{Column, Descriptor};
+use crate::pg::relation::{Column, Descriptor, Mapping};
 use crate::route::{Claims, Table};
 
 /// Reads rows, with buffers that are used again and again.
@@ -196,7 +196,7 @@ impl RowReader {
         let id = need(values, &mapping.event_id, "event_id", &mut faults).and_then(|value| {
             match mapping.event_id.type_oid {
                 pg_sys::UUIDOID => Some(EventId::Uuid(value.uuid())),
-                oid if is_int(oid) => Some(EventId::Int(value.int(oid))),
+                oid if is_int(oid.to_u32()) => Some(EventId::Int(value.int(oid))),
                 _ => read.field(value, &mapping.event_id, &mut text.id, &mut faults).map(EventId::Text),
             }
         });
@@ -337,7 +337,7 @@ impl Reader {
                     faults.add(ErrorCode::Mapping, &header.column, detail, value);
                 }
                 Ok(_) => {
-                    if let Some(time) = header.time(value) {
+                    if let Some(time) = header.time(|type_oid| value.int(pg_sys::Oid::from(type_oid))) {
                         header.write(object, &time);
                     } else {
                         let Some(printed) = self.field(value, &header.column, member, faults) else { continue };

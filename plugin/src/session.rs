@@ -1,11 +1,11 @@
 //! One run of decoding: from START_REPLICATION (or a call of a slot function) to its end.
 
 use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::{InvalidRepOriginId, RepOriginId};
+use pgrx::pg_sys::{InvalidRepOriginId, Oid, RepOriginId};
+use postbox_wire::emitted::Emitted;
 use postbox_wire::{Claims, Compression, Compressor, Encoder, Options, Origin, Transaction};
 
 use crate::emit::PREFIX;
-use crate::emitted::Emitted;
 use crate::pg::change::{Change, Tuple, Txn, XidEpoch};
 use crate::pg::context::Context;
 use crate::pg::relation::Rel;
@@ -114,7 +114,7 @@ impl Session {
     /// A message of the transaction: an event, if it says so and its outbox takes such.
     pub(crate) fn message(&mut self, ctx: &mut Context, txn: &Txn, prefix: &[u8], message: &[u8]) {
         let emitted = (prefix == PREFIX.to_bytes()).then(|| Emitted::read(message)).flatten();
-        let routed = emitted.and_then(|emitted| Some((self.routes.of_message(emitted.outbox)?, emitted)));
+        let routed = emitted.and_then(|emitted| Some((self.routes.of_message(Oid::from(emitted.outbox))?, emitted)));
         let Some((table, emitted)) = routed else { return self.skip(ctx) };
         let ordinal = self.ordinal;
         self.ordinal += 1;

@@ -439,3 +439,29 @@ fn a_stream_goes_into_an_inbox_as_the_operations_guide_says() {
     assert!(shown.starts_with("orders|postgres|to_office|"), "{shown}");
     drop(running);
 }
+
+#[test]
+fn a_managed_server_is_set_up_as_its_page_says() {
+    let cluster = Cluster::start();
+    for (language, content) in blocks("docs/managed.md") {
+        match language.as_str() {
+            "sql" => drop(cluster.psql("postgres", &content)),
+            "sh" => {
+                for line in content.lines() {
+                    let output = postbox(&cluster, line).output().unwrap();
+                    assert!(output.status.success(), "{line}: {output:?}");
+                    if line.starts_with("postbox run") {
+                        let event: Value = serde_json::from_slice(&output.stdout).unwrap();
+                        assert_eq!((&event["type"], &event["key"]), (&"order.placed".into(), &"ada".into()));
+                    }
+                }
+            }
+            other => panic!("a block in {other:?} that nobody runs"),
+        }
+    }
+    cluster.psql("postgres", "SELECT postbox.drop_consumer_group('billing')");
+    for statement in spans("docs/managed.md", "DROP SCHEMA postbox") {
+        cluster.psql("postgres", &statement);
+    }
+    assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM order_events"), "1");
+}

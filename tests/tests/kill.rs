@@ -62,6 +62,16 @@ matrix! { stdout: Stdout;
     backfill_after_position: "backfill.after-position@1" after Recovery;
 }
 
+// From PostgreSQL's own plugin; what does not come by the stream is the same code.
+matrix! { pgoutput: Pgoutput;
+    deliver_after_sink: "deliver.after-sink@8" after Nothing;
+    confirm_before: "confirm.before@2" after Nothing;
+    dead_letter_after_store: "dead-letter.after-store@1" after Poison;
+    checkpoint_after_write: "checkpoint.after-write@1" after Nothing;
+    backfill_after_position: "backfill.after-position@1" after Recovery;
+    recover_after: "recover.after@1" after Loss;
+}
+
 /// The steps that the code names are those that there are rows for.
 #[test]
 fn every_failpoint_has_a_row() {
@@ -84,8 +94,13 @@ fn every_failpoint_has_a_row() {
     let listed = text.split_once("STEPS: &[&str] = &[").and_then(|(_, rest)| rest.split_once("];")).expect("a list").0;
     let listed: BTreeSet<_> = listed.split('"').skip(1).step_by(2).map(str::to_owned).collect();
     let name = |row: &&str| row.split('@').next().unwrap_or_default().to_owned();
-    let rows: BTreeSet<_> =
-        exec::STEPS.iter().chain(stdout::STEPS).chain(crate::inbox::stream::STEPS).map(name).collect();
+    let rows: BTreeSet<_> = exec::STEPS
+        .iter()
+        .chain(stdout::STEPS)
+        .chain(pgoutput::STEPS)
+        .chain(crate::inbox::stream::STEPS)
+        .map(name)
+        .collect();
     assert!(!rows.is_empty());
     assert_eq!(reached, listed, "consumer/src/failpoint.rs lists others than the code reaches");
     assert_eq!(rows, listed, "the matrix has rows for others");
@@ -95,6 +110,8 @@ fn every_failpoint_has_a_row() {
 enum Sink {
     Exec,
     Stdout,
+    /// As `Exec`, with events from PostgreSQL's own plugin.
+    Pgoutput,
 }
 
 /// What must have happened for the step to be reached.
@@ -221,7 +238,12 @@ impl Stage {
         let cluster = Cluster::start();
         cluster.psql("postgres", "ALTER DATABASE postgres SET synchronous_commit = off");
         cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
-        cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
+        let source = if sink == Sink::Pgoutput { "pgoutput" } else { "postbox" };
+        cluster.psql("postgres", "SELECT postbox.enable_pgoutput()");
+        cluster.psql(
+            "postgres",
+            &format!("SELECT postbox.create_consumer_group('g', '{{orders}}', source => '{source}')"),
+        );
         let dir = TempDir::new().expect("a directory");
         Self { cluster, dir, published: Cell::new(0), sink, printed: RefCell::default() }
     }

@@ -16,6 +16,7 @@ mod jsonb;
 mod kill;
 mod live;
 mod maintaining;
+mod managed;
 mod members;
 mod messages;
 mod mutations;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use super::{say, table};
+use super::{SourceName, say, table};
+use crate::consumer::OutputPlugin;
 use crate::error::Result;
 use crate::group::{self, NewGroup};
 use crate::transport::{ConnInfo, connect_sql};
@@ -30,6 +31,9 @@ pub(super) enum Group {
         /// Beyond the WAL budget drop the slot rather than fill the disk; the group is recovered from the outboxes then
         #[arg(long, requires = "wal_budget")]
         drop_over_budget: bool,
+        /// The output plugin of its slot [default: postbox, or pgoutput where postbox install made the schema]
+        #[arg(long, value_enum, value_name = "PLUGIN")]
+        source: Option<SourceName>,
         /// How long to wait for transactions that are writing
         #[arg(long, value_name = "DURATION", default_value = "1min", value_parser = humantime::parse_duration)]
         timeout: Duration,
@@ -62,6 +66,14 @@ pub(super) enum Group {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Give a group, which must be paused or without members, a slot of another output plugin, at its position
+    SetSource {
+        /// Name
+        name: String,
+        /// Output plugin
+        #[arg(value_enum)]
+        source: SourceName,
+    },
     /// Make the slot of a group anew and deliver from the outboxes what the group had not confirmed
     Recover {
         /// Name
@@ -87,7 +99,7 @@ impl Group {
     pub(super) async fn execute(self, info: &ConnInfo) -> Result<()> {
         let client = connect_sql(info).await?;
         match self {
-            Self::Create { name, outboxes, from, failover, wal_budget, drop_over_budget, timeout } => {
+            Self::Create { name, outboxes, from, failover, wal_budget, drop_over_budget, source, timeout } => {
                 let new = NewGroup {
                     name: &name,
                     outboxes: &outboxes,
@@ -96,6 +108,7 @@ impl Group {
                     wal_budget,
                     drop_over_budget,
                     timeout,
+                    source: source.map(OutputPlugin::from),
                 };
                 let slot = group::create(&client, &new).await?;
                 say(&format!("created consumer group {name} with replication slot {slot}\n"))
@@ -134,6 +147,16 @@ impl Group {
                     text.push_str(&format!("; {stored} stored events would be delivered"));
                 }
                 say(&(text + "\n"))
+            }
+            Self::SetSource { name, source } => {
+                let source = OutputPlugin::from(source);
+                let changed = group::set_source(&client, &name, source).await?;
+                let source = source.name();
+                say(&if changed {
+                    format!("consumer group {name} has the source {source} from now on\n")
+                } else {
+                    format!("consumer group {name} has the source {source} already\n")
+                })
             }
             Self::Recover { name } => {
                 let slot = group::recover(&client, &name).await?;

@@ -46,8 +46,18 @@ impl Replication {
     /// [`ErrorKind::Connect`] and [`ErrorKind::Server`] may pass by themselves; [`ErrorKind::Tls`],
     /// [`ErrorKind::Login`] and [`ErrorKind::Setup`] (no REPLICATION attribute) need somebody.
     pub async fn connect(info: &ConnInfo, application_name: &str, session_timeout: Option<Duration>) -> Result<Self> {
+        Self::connect_with(info, application_name, session_timeout, &[]).await
+    }
+
+    /// As [`connect`](Self::connect), with further settings for the session, which win.
+    pub(crate) async fn connect_with(
+        info: &ConnInfo,
+        application_name: &str,
+        session_timeout: Option<Duration>,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let session_timeout = session_timeout.map(|timeout| format!("{}ms", timeout.as_millis()));
-        let mut parameters = PARAMETERS.to_vec();
+        let mut parameters = [&PARAMETERS, settings].concat();
         parameters.extend(session_timeout.as_deref().map(|timeout| ("wal_sender_timeout", timeout)));
         let (link, _) = connect::open(info, application_name, &parameters).await?;
         Ok(Self { link })

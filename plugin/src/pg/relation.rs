@@ -4,6 +4,19 @@ use core::ffi::CStr;
 use core::marker::PhantomData;
 
 use pgrx::pg_sys;
+use postbox_wire::marker;
+
+/// The marker of a table: where an event's fields stand in its rows.
+pub(crate) type Mapping = marker::Mapping<Column>;
+
+/// Where the fields of a chunk stand in a row of claims.
+pub(crate) type ChunkMapping = marker::ChunkMapping<Column>;
+
+/// The name of the marker trigger.
+pub(crate) const TRIGGER: &CStr = c"postbox_outbox";
+
+/// The reserved name of the trigger that makes a table the claims of an outbox; the outbox is the table that it refers to.
+pub(crate) const CLAIMS_TRIGGER: &CStr = c"postbox_claims";
 
 /// A table, for one callback.
 pub(crate) struct Rel<'cb> {
@@ -22,6 +35,25 @@ pub(crate) struct Column {
     pub(crate) type_oid: pg_sys::Oid,
     /// Computed when it is read: a row holds NULL in its place.
     pub(crate) is_virtual: bool,
+}
+
+impl marker::Column for Column {
+    fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    fn type_oid(&self) -> u32 {
+        self.type_oid.to_u32()
+    }
+
+    fn is_virtual(&self) -> bool {
+        self.is_virtual
+    }
+
+    fn of_base_type(mut self) -> Self {
+        self.type_oid = base_type(self.type_oid);
+        self
+    }
 }
 
 impl<'cb> Rel<'cb> {
@@ -188,7 +220,7 @@ pub(crate) fn open<T>(relation: pg_sys::Oid, look: impl FnOnce(&Rel<'_>) -> T) -
 }
 
 /// The type that a domain is over, through all domains; any other type itself.
-pub(crate) fn base_type(type_oid: pg_sys::Oid) -> pg_sys::Oid {
+fn base_type(type_oid: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: looks a type up in the catalog, as the historic snapshot shows it.
     unsafe { pg_sys::getBaseType(type_oid) }
 }

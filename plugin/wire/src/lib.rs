@@ -8,6 +8,9 @@
 //! outbox row ──► Encoder::event ──► Compressor ──► slot ──► expand ──► Decoder::frame ──► Event ──► json::write
 //! ```
 //!
+//! What a table says of itself as an outbox is read here too, for the plugin and for the consumer that reads pgoutput: its
+//! [marker](marker::Mapping), columns that are [headers](headers::Header), and [messages](emitted::Emitted) of the log.
+//!
 //! Nothing here does input or output, and nothing panics on hostile bytes: a [`DecodeError`] says what was
 //! wrong and at which byte.
 //!
@@ -20,13 +23,17 @@ extern crate alloc;
 mod codec;
 mod compression;
 mod decode_error;
+pub mod emitted;
 mod event;
 mod frame;
+pub mod headers;
 pub mod json;
 mod lsn;
+pub mod marker;
 mod options;
 mod outbox;
 mod time;
+pub mod type_oid;
 
 // The public interface is:
 pub use compression::{Compressor, expand};

@@ -28,7 +28,7 @@ async fn a_role_with_nothing_but_insert_can_publish_and_nothing_else() {
         "SELECT postbox.adopt_outbox('orders')",
         "SELECT postbox.drop_outbox('orders')",
         "SELECT postbox.create_consumer_group('h', '{orders}')",
-        "SELECT postbox._create_consumer_group('h', '{orders}', '{orders}', 'latest', false, NULL, 'alert', NULL)",
+        "SELECT postbox._create_consumer_group('h', '{orders}', '{orders}', 'latest', false, NULL, 'alert', NULL, NULL)",
         "SELECT postbox.drop_consumer_group('g')",
         "INSERT INTO postbox.consumer_group VALUES ('h', 'h')",
         "DELETE FROM postbox.consumer_group",
@@ -187,6 +187,7 @@ async fn objects_in_the_callers_search_path_are_never_run() {
          SELECT * FROM postbox.outbox_status('orders')",
     )
     .await;
+    run(&client, "SELECT postbox.enable_pgoutput()").await;
     run(&client, "SELECT postbox.create_consumer_group('g', '{orders,old}')").await;
     run(
         &client,
@@ -266,6 +267,7 @@ const SHADOWS: &str = r#"
 /// so the statements themselves use none.
 const WORK: &str = r"
 SELECT postbox.create_outbox('orders', generation_rows => 1024); SELECT postbox.adopt_outbox('old', header_columns => '{tenant=t}'); SELECT postbox.adopt_outbox('serial', seq => 'n', xid => 'x')
+SELECT postbox.enable_pgoutput()
 SELECT postbox._require_replayable('orders', 'x'); SELECT postbox.set_retention('orders', '0', 1000000)
 SELECT postbox.create_consumer_group('g', '{orders,old}')
 SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.jsonb); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.json)
@@ -283,6 +285,8 @@ SELECT postbox.enable_outbox('captured', key => '{part}', columns => '{id}'); SE
 INSERT INTO captured VALUES (1, 2); UPDATE captured SET id = 3; DELETE FROM captured; TRUNCATE captured; INSERT INTO whole VALUES (1); INSERT INTO leaf VALUES (2); TRUNCATE whole
 INSERT INTO captured SELECT n, n FROM pg_catalog.generate_series(1, 1100) n; SELECT * FROM postbox.captures
 SELECT postbox.disable_outbox('captured', with_outbox => true); SELECT postbox.disable_outbox('whole'); TRUNCATE captured
+SELECT postbox.set_source('g', 'pgoutput')
+SELECT * FROM postbox._outbox_shape('orders'::pg_catalog.regclass); SELECT postbox._base_types('{20}')
 SELECT postbox.drop_consumer_group('g')
 SELECT postbox.create_consumer_group('g', '{orders,serial}', 'earliest', wal_budget => 1000000)
 SELECT postbox.set_wal_budget('g', 1, 'drop'); SELECT postbox.set_wal_budget('g', NULL)

@@ -37,7 +37,8 @@ fn the_reference_runs_and_is_complete() {
 #[test]
 fn every_refusal_has_a_code_and_a_hint() {
     let mut refusals = 0;
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql")).unwrap() {
+    let folders = ["../sql", "../sql/plain"].map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder));
+    for entry in folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap()) {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "sql") {
             continue;

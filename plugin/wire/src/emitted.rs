@@ -1,44 +1,58 @@
-//! Events that `postbox.emit` ([`emit`](crate::emit)) wrote to the log and to no table: transactional logical messages.
+//! Events that `postbox.emit` wrote to the log and to no table: transactional logical messages.
 //!
 //! Anybody may write such messages, so what one says is believed only of an outbox that accepts them (`emit=on` among the
 //! marker's arguments), and nothing in it can stop the stream.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use alloc::borrow::{Cow, ToOwned};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
-use pgrx::pg_sys::Oid;
-use postbox_wire::PayloadType;
 use serde_json::value::RawValue;
 
-/// The marker's argument without which an outbox takes no messages.
-pub(crate) const ACCEPTS: &[u8] = b"emit=on";
+use crate::PayloadType;
+
+/// The prefix of messages that are events.
+pub const PREFIX: &str = "postbox";
 
 /// A message that names an outbox: a JSON object in UTF-8 with the members `outbox`, an OID; `id`, a UUID; `type` and
 /// `key`, strings; `headers`, any JSON; and `payload`, JSON as it stands, or a string that is text, or one that is base64.
-pub(crate) struct Emitted<'a> {
-    pub(crate) outbox: Oid,
+#[derive(Debug)]
+pub struct Emitted<'a> {
+    /// OID of the outbox.
+    pub outbox: u32,
     members: BTreeMap<Cow<'a, str>, &'a RawValue>,
 }
 
 /// The fields of an event.
-pub(crate) struct Fields<'a> {
-    pub(crate) id: [u8; 16],
-    pub(crate) event_type: Cow<'a, str>,
-    pub(crate) key: Option<Cow<'a, str>>,
-    pub(crate) headers: Option<&'a str>,
-    pub(crate) payload: Option<Cow<'a, [u8]>>,
+#[derive(Debug)]
+pub struct Fields<'a> {
+    /// A UUID.
+    pub id: [u8; 16],
+    /// What happened.
+    pub event_type: Cow<'a, str>,
+    /// The key.
+    pub key: Option<Cow<'a, str>>,
+    /// JSON text.
+    pub headers: Option<&'a str>,
+    /// The payload's bytes, by its type.
+    pub payload: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> Emitted<'a> {
     /// `None` if it is not such a message at all.
-    pub(crate) fn read(message: &'a [u8]) -> Option<Self> {
+    pub fn read(message: &'a [u8]) -> Option<Self> {
         let members: BTreeMap<Cow<'a, str>, &'a RawValue> = serde_json::from_slice(message).ok()?;
         let outbox: u32 = members.get("outbox")?.get().parse().ok()?;
-        Some(Self { outbox: Oid::from(outbox), members })
+        Some(Self { outbox, members })
     }
 
-    /// The event that it says; the error says what is wrong with it.
-    pub(crate) fn fields(&self, payload_type: PayloadType) -> Result<Fields<'a>, String> {
+    /// The event that it says.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn fields(&self, payload_type: PayloadType) -> Result<Fields<'a>, String> {
         let id = self.string("id")?.ok_or("it has no id")?;
         let payload = match (self.present("payload"), payload_type) {
             (None, _) => None,
@@ -99,7 +113,7 @@ impl<'de: 'a, 'a> serde::Deserialize<'de> for Text<'a> {
 }
 
 /// Reads a UUID as PostgreSQL prints it.
-fn uuid(text: &str) -> Option<[u8; 16]> {
+pub fn uuid(text: &str) -> Option<[u8; 16]> {
     let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
     let nibble = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
     let mut bytes = [0; 16];

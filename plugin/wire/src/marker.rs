@@ -1,29 +1,51 @@
 //! The marker trigger: what makes a table an outbox, and which of its columns mean what.
 
-use core::ffi::CStr;
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
-use pgrx::pg_sys;
-use postbox_wire::PayloadType;
-
+use crate::PayloadType;
 use crate::headers::Header;
-use crate::pg::encoding::Encoding;
-use crate::pg::relation::Column;
+use crate::type_oid::{BYTEA, INT2, INT4, INT8, JSON, JSONB};
 
 /// The reserved name of the trigger.
-pub(crate) const TRIGGER: &CStr = c"postbox_outbox";
+pub const TRIGGER: &str = "postbox_outbox";
+
+/// The marker's argument without which an outbox takes no messages.
+pub const ACCEPTS_MESSAGES: &[u8] = b"emit=on";
+
+/// A column of a table, as far as a marker looks at it.
+pub trait Column: Clone {
+    /// Name, in the database's encoding.
+    fn name(&self) -> &[u8];
+    /// OID of its type.
+    fn type_oid(&self) -> u32;
+    /// Computed when it is read: a row holds NULL in its place.
+    fn is_virtual(&self) -> bool;
+    /// The same with the type that its domain is over, through all domains.
+    fn of_base_type(self) -> Self;
+}
 
 /// Where an event's fields stand in a row.
-pub(crate) struct Mapping {
-    pub(crate) event_id: Column,
-    pub(crate) event_type: Column,
-    pub(crate) key: Option<Column>,
-    pub(crate) headers: Option<Column>,
-    pub(crate) payload: Column,
-    pub(crate) seq: Option<Column>,
+#[derive(Clone, Debug)]
+pub struct Mapping<C> {
+    /// The id.
+    pub event_id: C,
+    /// What happened.
+    pub event_type: C,
+    /// The key, if events have any.
+    pub key: Option<C>,
+    /// The headers, likewise.
+    pub headers: Option<C>,
+    /// The payload.
+    pub payload: C,
+    /// The row's number, where it has one.
+    pub seq: Option<C>,
     /// Says, in an event whose data lies in the claims of the outbox, what there is.
-    pub(crate) claim: Option<Column>,
+    pub claim: Option<C>,
     /// Columns that are headers, next to what `headers` holds.
-    pub(crate) header_columns: Vec<Header>,
+    pub header_columns: Vec<Header<C>>,
 }
 
 const ROLES: [&str; 7] = ["event_id", "type", "key", "headers", "payload", "seq", "claim"];
@@ -32,11 +54,13 @@ const OTHERS: [&[u8]; 3] = [b"origin", b"xid", b"emit"];
 /// Begins the role of a column that is a header: `header:name=column`. No header's name contains `=`.
 const HEADER: &[u8] = b"header:";
 
-impl Mapping {
+impl<C: Column> Mapping<C> {
     /// Reads the trigger's arguments, each `role=column`. A role that is not named takes the column of its own name, if there is
-    /// one. The error says what does not fit.
-    pub(crate) fn read(arguments: &[Vec<u8>], columns: &[Column], encoding: Encoding) -> Result<Self, String> {
-        let shown = |bytes: &[u8]| encoding.show(bytes);
+    /// one. `show` makes UTF-8 of names.
+    ///
+    /// # Errors
+    /// What does not fit, in words.
+    pub fn read(arguments: &[Vec<u8>], columns: &[C], shown: impl Fn(&[u8]) -> String) -> Result<Self, String> {
         let mut named: [Option<&[u8]>; ROLES.len()] = [None; ROLES.len()];
         let mut named_headers: Vec<(String, &[u8])> = Vec::new();
         for argument in arguments {
@@ -58,8 +82,8 @@ impl Mapping {
                 return Err(format!("the marker maps the role \"{}\" twice", ROLES[index]));
             }
         }
-        let existing = |name: &[u8], role: &str| match columns.iter().find(|column| column.name == name) {
-            Some(column) if column.is_virtual => {
+        let existing = |name: &[u8], role: &str| match columns.iter().find(|column| column.name() == name) {
+            Some(column) if column.is_virtual() => {
                 Err(format!("the column \"{}\" for {role} is virtual, its values are not stored", shown(name)))
             }
             Some(column) => Ok(column.clone()),
@@ -69,26 +93,26 @@ impl Mapping {
             // An empty column name says that the table has none.
             Some([]) => Ok(None),
             Some(name) => existing(name, ROLES[index]).map(Some),
-            None => Ok(columns.iter().find(|column| column.name == ROLES[index].as_bytes()).cloned()),
+            None => Ok(columns.iter().find(|column| column.name() == ROLES[index].as_bytes()).cloned()),
         };
         let need = |index: usize| {
             find(index)?.ok_or_else(|| format!("there is no column for {}, which every event needs", ROLES[index]))
         };
-        let seq = find(5)?.filter(|column| is_int(column.type_oid));
+        let seq = find(5)?.filter(|column| is_int(column.type_oid()));
         // A column that is merely called so is the user's.
         let claim = if named[6].is_some() { find(6)? } else { None };
         if let Some(column) = &claim
-            && column.type_oid != pg_sys::JSONBOID
+            && column.type_oid() != JSONB
         {
-            return Err(format!("the column \"{}\" for claim is not jsonb", shown(&column.name)));
+            return Err(format!("the column \"{}\" for claim is not jsonb", shown(column.name())));
         }
         let headers = find(3)?;
         if let Some(column) = &headers
-            && !matches!(column.type_oid, pg_sys::JSONOID | pg_sys::JSONBOID)
+            && !matches!(column.type_oid(), JSON | JSONB)
         {
-            return Err(format!("the column \"{}\" for headers is neither json nor jsonb", shown(&column.name)));
+            return Err(format!("the column \"{}\" for headers is neither json nor jsonb", shown(column.name())));
         }
-        let mut header_columns: Vec<Header> = Vec::new();
+        let mut header_columns: Vec<Header<C>> = Vec::new();
         for (name, column) in named_headers {
             if header_columns.iter().any(|header| header.name == name) {
                 return Err(format!("the marker maps the header \"{name}\" twice"));
@@ -110,52 +134,57 @@ impl Mapping {
     }
 
     /// How consumers read the payload's bytes.
-    pub(crate) fn payload_type(&self) -> PayloadType {
-        match self.payload.type_oid {
-            pg_sys::JSONBOID => PayloadType::Jsonb,
-            pg_sys::JSONOID => PayloadType::Json,
-            pg_sys::BYTEAOID => PayloadType::Bytea,
+    pub fn payload_type(&self) -> PayloadType {
+        match self.payload.type_oid() {
+            JSONB => PayloadType::Jsonb,
+            JSON => PayloadType::Json,
+            BYTEA => PayloadType::Bytea,
             _ => PayloadType::Text,
         }
     }
 }
 
-/// The reserved name of the trigger that makes a table the claims of an outbox; the outbox is the table that it refers to.
-pub(crate) const CLAIMS_TRIGGER: &CStr = c"postbox_claims";
-
 /// Where the fields of a chunk stand in a row of claims.
-pub(crate) struct ChunkMapping {
-    pub(crate) seq: Column,
-    pub(crate) number: Column,
-    pub(crate) rows: Column,
-    pub(crate) data: Column,
+pub struct ChunkMapping<C> {
+    /// The seq of the event.
+    pub seq: C,
+    /// The chunk's number, from 0 on.
+    pub number: C,
+    /// How many rows end in it.
+    pub rows: C,
+    /// The bytes.
+    pub data: C,
 }
 
-impl ChunkMapping {
-    /// The error says what does not fit.
-    pub(crate) fn read(columns: &[Column]) -> Result<Self, String> {
-        let column = |name: &str, type_oid: pg_sys::Oid| {
-            let found = columns.iter().find(|column| column.name == name.as_bytes() && column.type_oid == type_oid);
+impl<C: Column> ChunkMapping<C> {
+    /// Finds the columns.
+    ///
+    /// # Errors
+    ///
+    /// What does not fit, in words.
+    pub fn read(columns: &[C]) -> Result<Self, String> {
+        let column = |name: &str, type_oid: u32| {
+            let found = columns.iter().find(|column| column.name() == name.as_bytes() && column.type_oid() == type_oid);
             found.cloned().ok_or_else(|| format!("the table of the claims has no column \"{name}\" of its type"))
         };
         Ok(Self {
-            seq: column("seq", pg_sys::INT8OID)?,
-            number: column("chunk", pg_sys::INT4OID)?,
-            rows: column("rows", pg_sys::INT4OID)?,
-            data: column("data", pg_sys::BYTEAOID)?,
+            seq: column("seq", INT8)?,
+            number: column("chunk", INT4)?,
+            rows: column("rows", INT4)?,
+            data: column("data", BYTEA)?,
         })
     }
 }
 
 /// The column that plays a role of those that events do not show, where it is of this type.
-pub(crate) fn column_of(role: &str, type_oid: pg_sys::Oid, marker: &[Vec<u8>], columns: &[Column]) -> Option<Column> {
+pub fn column_of<C: Column>(role: &str, type_oid: u32, marker: &[Vec<u8>], columns: &[C]) -> Option<C> {
     let of_role = |argument: &[u8]| Some(argument.strip_prefix(role.as_bytes())?.strip_prefix(b"=")?.to_vec());
-    let name = marker.iter().find_map(|argument| of_role(argument)).unwrap_or_else(|| role.into());
-    let wanted = |column: &&Column| column.name == name && column.type_oid == type_oid && !column.is_virtual;
+    let name = marker.iter().find_map(|argument| of_role(argument)).unwrap_or_else(|| role.as_bytes().to_owned());
+    let wanted = |column: &&C| column.name() == name && column.type_oid() == type_oid && !column.is_virtual();
     columns.iter().find(wanted).cloned()
 }
 
 /// True for the integer types.
-pub(crate) fn is_int(type_oid: pg_sys::Oid) -> bool {
-    matches!(type_oid, pg_sys::INT2OID | pg_sys::INT4OID | pg_sys::INT8OID)
+pub fn is_int(type_oid: u32) -> bool {
+    matches!(type_oid, INT2 | INT4 | INT8)
 }

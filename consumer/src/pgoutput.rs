@@ -1,0 +1,29 @@
+//! The second source of events: PostgreSQL's own output plugin, for servers that cannot load Postbox's.
+//!
+//! ```text
+//! slot ──► message ──► reader ──► row ──► events, as the plugin would have sent them
+//!                        │ table: marker and types, asked for by SQL
+//! ```
+//!
+//! All outboxes are in the publication `postbox` (sql/publication.sql). What differs from the plugin is listed in docs/managed.md.
+
+mod message;
+mod reader;
+mod row;
+mod stored;
+mod table;
+
+pub(crate) use reader::Reader;
+pub(crate) use stored::{is_stored_row, stored_event};
+pub(crate) use table::Table;
+
+/// The name of the output plugin.
+pub(crate) const PLUGIN: &str = "pgoutput";
+
+/// The publication of all outboxes of a database.
+pub(crate) const PUBLICATION: &str = "postbox";
+
+/// Settings of the stream's session: how values are printed that are read here. No text is converted, so that none can
+/// fail to be.
+pub(crate) const PARAMETERS: [(&str, &str); 4] =
+    [("client_encoding", "SQL_ASCII"), ("DateStyle", "ISO"), ("TimeZone", "UTC"), ("bytea_output", "hex")];

@@ -1,0 +1,228 @@
+//! From messages to the events of transactions, a frame's worth at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use postbox_wire::emitted::{self, Emitted};
+use postbox_wire::{FRAME_BYTES, Lsn, Options, Origin, PgMicros, Transaction};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::Client;
+
+use super::PUBLICATION;
+use super::message::Message;
+use super::row;
+use super::table::Table;
+use crate::decode::Received;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::transport::{ConnInfo, connect_sql};
+
+/// Reads the messages of one connection, in order.
+pub(crate) struct Reader {
+    /// Asks what tables mean.
+    client: Client,
+    options: Options,
+    /// Newer than any transaction before it, within half of the numbers: tells the epoch of a transaction's id.
+    latest_xid: u64,
+    tables: HashMap<u32, Arc<Table>>,
+    /// Of messages: the outboxes that they name, if they take any, and when that was asked.
+    emitters: HashMap<u32, (Instant, Option<Arc<Table>>)>,
+    last_commit: Lsn,
+    current: Option<Current>,
+}
+
+/// The transaction that is being received.
+struct Current {
+    transaction: Transaction,
+    /// Rows and messages so far, selected or not: an event keeps its ordinal whatever is selected.
+    ordinal: u64,
+    /// It came by replication, and such events are not wanted.
+    left_out: bool,
+    /// Some of its events are handed on already.
+    begun: bool,
+    events: Vec<Event>,
+    bytes: usize,
+}
+
+/// How long the server may take to say what a table means.
+const LOOK_UP: Duration = Duration::from_secs(30);
+
+/// What has been asked about messages holds for so long: PostgreSQL tells of changes of a table with the next row only.
+const EMITTERS_HOLD: Duration = Duration::from_secs(1);
+
+impl Reader {
+    /// Connects to where tables are asked about.
+    ///
+    /// # Errors
+    /// The connection fails; the database's encoding is one whose text would have to be converted.
+    pub(crate) async fn open(info: &ConnInfo, options: &Options) -> Result<(Self, Vec<(&'static str, String)>)> {
+        let client = connect_sql(info).await?;
+        let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text, \
+                   pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('server_version_num')::int";
+        let row = client.query_one(sql, &[]).await?;
+        let (xid, encoding, version): (String, String, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        if !matches!(encoding.as_str(), "UTF8" | "SQL_ASCII") {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                format!("database \"{}\" has the encoding {encoding}, which is not read from pgoutput", info.dbname()),
+            )
+            .with_hint("Use a database in UTF8, or the plugin postbox."));
+        }
+        let mut start = vec![
+            ("proto_version", "1".to_owned()),
+            ("publication_names", PUBLICATION.to_owned()),
+            ("messages", "true".to_owned()),
+        ];
+        // Before, a transaction tells its origin itself.
+        if version >= 160_000 && options.origin == Origin::None {
+            start.push(("origin", "none".to_owned()));
+        }
+        let reader = Self {
+            client,
+            options: options.clone(),
+            latest_xid: xid.parse().unwrap_or_default(),
+            tables: HashMap::new(),
+            emitters: HashMap::new(),
+            last_commit: Lsn::ZERO,
+            current: None,
+        };
+        Ok((reader, start))
+    }
+
+    /// Takes a message in. Events come when a frame's worth of them is there, or their transaction ends.
+    ///
+    /// # Errors
+    /// Bytes that are no message, messages out of order; the server does not say what a table means.
+    pub(crate) async fn read(&mut self, bytes: &Bytes) -> Result<Option<Received>> {
+        match Message::read(bytes.clone())? {
+            Message::Begin { commit_lsn, commit_time, xid } => self.begin(commit_lsn, commit_time, xid)?,
+            Message::Origin => {
+                if let Some(current) = &mut self.current {
+                    current.left_out |= self.options.origin == Origin::None;
+                }
+            }
+            Message::Relation(relation) => {
+                let table = Table::of_relation(&self.client, &relation, self.options.outboxes.as_deref());
+                let table = within(table).await?;
+                self.tables.insert(relation.oid, Arc::new(table));
+                self.emitters.remove(&relation.oid);
+            }
+            Message::Insert { relation, row } => {
+                let table = self.tables.get(&relation).cloned();
+                let table = table.ok_or_else(|| out_of_order("a row of a table that was not described"))?;
+                let limit = self.options.max_event_bytes;
+                return self.add(&table, bytes.len(), |transaction, ordinal| {
+                    row::event(&row, &table, transaction, ordinal, limit)
+                });
+            }
+            Message::Logical { transactional: true, prefix, content } if prefix == emitted::PREFIX.as_bytes() => {
+                let Some(message) = Emitted::read(&content) else { return Ok(None) };
+                let Some(table) = self.emitter(message.outbox).await? else { return Ok(None) };
+                let limit = self.options.max_event_bytes;
+                return self.add(&table, bytes.len(), |transaction, ordinal| {
+                    row::message_event(&message, &content, &table, transaction, ordinal, limit)
+                });
+            }
+            Message::Commit { commit_lsn, end_lsn } => return self.commit(commit_lsn, end_lsn),
+            Message::Logical { .. } | Message::Other => {}
+        }
+        Ok(None)
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, commit_time: PgMicros, xid: u32) -> Result<()> {
+        if self.current.is_some() || commit_lsn <= self.last_commit {
+            return Err(out_of_order(&format!(
+                "the transaction that committed at {commit_lsn} does not follow the one at {}",
+                self.last_commit
+            )));
+        }
+        // The nearest number that ends with these bits.
+        let distance = xid.wrapping_sub(self.latest_xid as u32).cast_signed();
+        let xid = self.latest_xid.wrapping_add_signed(distance.into());
+        self.latest_xid = self.latest_xid.max(xid);
+        // The end of the commit record comes with the commit. Until then: just behind its start, where no other transaction ends.
+        let transaction = Transaction { commit_lsn, end_lsn: Lsn(commit_lsn.0 + 1), commit_time, xid };
+        let current = Current { transaction, ordinal: 0, left_out: false, begun: false, events: Vec::new(), bytes: 0 };
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// Adds an event of the current transaction; hands on what there was before when that is as much as a frame.
+    fn add(
+        &mut self,
+        table: &Table,
+        bytes: usize,
+        event: impl FnOnce(&Transaction, u64) -> Event,
+    ) -> Result<Option<Received>> {
+        let Some(current) = &mut self.current else { return Err(out_of_order("a row outside of a transaction")) };
+        let ordinal = current.ordinal;
+        current.ordinal += 1;
+        if current.left_out || !table.selected {
+            return Ok(None);
+        }
+        let full = (current.bytes >= FRAME_BYTES).then(|| current.take(false));
+        current.events.push(event(&current.transaction, ordinal));
+        current.bytes += bytes;
+        Ok(full)
+    }
+
+    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<Option<Received>> {
+        let Some(mut current) = self.current.take().filter(|current| current.transaction.commit_lsn == commit_lsn)
+        else {
+            return Err(out_of_order(&format!("the commit at {commit_lsn} is of no transaction that has begun")));
+        };
+        self.last_commit = commit_lsn;
+        if current.events.is_empty() {
+            return Ok(None);
+        }
+        current.transaction.end_lsn = end_lsn;
+        for event in &mut current.events {
+            event.end_lsn = end_lsn;
+        }
+        Ok(Some(current.take(true)))
+    }
+
+    /// The outbox of this OID, if it takes messages.
+    async fn emitter(&mut self, outbox: u32) -> Result<Option<Arc<Table>>> {
+        if let Some((asked, table)) = self.emitters.get(&outbox)
+            && asked.elapsed() < EMITTERS_HOLD
+        {
+            return Ok(table.clone());
+        }
+        // Anybody may write messages, of any number of outboxes.
+        if self.emitters.len() >= MOST_EMITTERS {
+            self.emitters.clear();
+        }
+        let asked = Instant::now();
+        let table = within(Table::of_oid(&self.client, outbox, self.options.outboxes.as_deref())).await?;
+        let table = table.filter(|table| table.accepts_messages).map(Arc::new);
+        self.emitters.insert(outbox, (asked, table.clone()));
+        Ok(table)
+    }
+}
+
+const MOST_EMITTERS: usize = 4096;
+
+impl Current {
+    fn take(&mut self, last: bool) -> Received {
+        Received {
+            transaction: self.transaction,
+            first: !std::mem::replace(&mut self.begun, true),
+            last,
+            events: std::mem::take(&mut self.events),
+            bytes: std::mem::take(&mut self.bytes),
+        }
+    }
+}
+
+/// A server that does not answer is like a broken link.
+async fn within<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Error::new(ErrorKind::Connect, "the server does not say what an outbox means");
+    timeout(LOOK_UP, answer).await.map_err(late)?
+}
+
+fn out_of_order(what: &str) -> Error {
+    Error::new(ErrorKind::Decode, format!("the stream of pgoutput is out of order: {what}"))
+}

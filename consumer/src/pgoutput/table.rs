@@ -1,0 +1,138 @@
+//! What an outbox's rows mean: its marker as it is now, asked for by SQL.
+
+use std::sync::Arc;
+
+use postbox_wire::marker::{self, ACCEPTS_MESSAGES, Mapping};
+use postbox_wire::{Outbox, OutboxSelector, PayloadType};
+use tokio_postgres::{Client, Row};
+
+use super::message::Relation;
+use crate::error::Result;
+use crate::group;
+
+/// A column of an outbox.
+#[derive(Clone, Debug)]
+pub(super) struct Column {
+    /// Index in a row.
+    pub(super) index: usize,
+    pub(super) name: Vec<u8>,
+    pub(super) type_oid: u32,
+    /// Of a domain what it is over, else the same.
+    base_type: u32,
+}
+
+impl marker::Column for Column {
+    fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    fn type_oid(&self) -> u32 {
+        self.type_oid
+    }
+
+    /// They are not in the stream.
+    fn is_virtual(&self) -> bool {
+        false
+    }
+
+    fn of_base_type(self) -> Self {
+        Self { type_oid: self.base_type, ..self }
+    }
+}
+
+/// An outbox.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(super) outbox: Arc<Outbox>,
+    /// Where the fields stand in its rows, or why that cannot be told.
+    pub(super) mapping: Result<Mapping<Column>, String>,
+    pub(super) columns: Vec<Column>,
+    /// It takes what `postbox.emit` writes.
+    pub(super) accepts_messages: bool,
+    /// Its events are wanted.
+    pub(super) selected: bool,
+}
+
+impl Table {
+    /// That of a relation in the stream, which has the names and columns of its time; the marker is that of now.
+    pub(super) async fn of_relation(
+        client: &Client,
+        relation: &Relation,
+        selectors: Option<&[OutboxSelector]>,
+    ) -> Result<Self> {
+        let types = relation.columns.iter().map(|(_, type_oid)| *type_oid).collect::<Vec<_>>();
+        let rows =
+            group::query(client, "SELECT postbox._marker_of($1), postbox._base_types($2)", &[&relation.oid, &types])
+                .await?;
+        let (marker, base_types) = match rows.first() {
+            Some(row) => (row.try_get::<_, Option<Vec<u8>>>(0)?, row.try_get::<_, Option<Vec<u32>>>(1)?),
+            None => (None, None),
+        };
+        let base_types = base_types.unwrap_or_default();
+        let columns = relation.columns.iter().enumerate().map(|(index, (name, type_oid))| Column {
+            index,
+            name: name.to_vec(),
+            type_oid: *type_oid,
+            base_type: base_types.get(index).copied().unwrap_or(*type_oid),
+        });
+        let name = (show(&relation.schema), show(&relation.table));
+        Ok(Self::new(relation.oid, name, marker, columns.collect(), selectors))
+    }
+
+    /// That of this OID as it is now; none if there is no such outbox.
+    pub(crate) async fn of_oid(
+        client: &Client,
+        oid: u32,
+        selectors: Option<&[OutboxSelector]>,
+    ) -> Result<Option<Self>> {
+        let sql = "SELECT schema, name, marker, column_names, column_types, postbox._base_types(column_types) \
+                   FROM postbox._outbox_shape($1)";
+        let rows = group::query(client, sql, &[&oid]).await?;
+        let read = |row: &Row| -> Result<Self> {
+            let names: Vec<String> = row.try_get(3)?;
+            let (types, base_types): (Vec<u32>, Vec<u32>) = (row.try_get(4)?, row.try_get(5)?);
+            let columns = names.into_iter().zip(types.into_iter().zip(base_types)).enumerate();
+            let columns = columns.map(|(index, (name, (type_oid, base_type)))| Column {
+                index,
+                name: name.into_bytes(),
+                type_oid,
+                base_type,
+            });
+            Ok(Self::new(oid, (row.try_get(0)?, row.try_get(1)?), row.try_get(2)?, columns.collect(), selectors))
+        };
+        rows.first().map(read).transpose()
+    }
+
+    fn new(
+        oid: u32,
+        (schema, table): (String, String),
+        marker: Option<Vec<u8>>,
+        columns: Vec<Column>,
+        selectors: Option<&[OutboxSelector]>,
+    ) -> Self {
+        // Each argument ends with a zero byte.
+        let marker = marker.unwrap_or_default();
+        let mut arguments = marker.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        arguments.pop();
+        let mapping = Mapping::read(&arguments, &columns, show);
+        let payload_type = mapping.as_ref().map_or(PayloadType::Text, Mapping::payload_type);
+        let selected = selectors.is_none_or(|selectors| {
+            selectors.iter().any(|selector| match selector {
+                OutboxSelector::Oid(wanted) => *wanted == oid,
+                OutboxSelector::Name { schema: wanted, table: name } => *wanted == schema && *name == table,
+            })
+        });
+        Self {
+            outbox: Arc::new(Outbox { schema, table, payload_type }),
+            mapping,
+            columns,
+            accepts_messages: arguments.iter().any(|argument| argument == ACCEPTS_MESSAGES),
+            selected,
+        }
+    }
+}
+
+/// A name for people.
+pub(super) fn show(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}

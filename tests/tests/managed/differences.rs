@@ -1,0 +1,151 @@
+//! What is not the same with pgoutput, as docs/managed.md lists it.
+
+use postbox::{Compression, Consumer, OutputPlugin};
+use postbox_tests::{Cluster, major};
+
+use super::{deliver_both, make_groups, postbox, start, types};
+
+#[test]
+fn the_marker_is_that_of_now() {
+    let cluster = start();
+    cluster.psql(
+        "postgres",
+        "CREATE TABLE box (id int, kind text, name text, payload text); SELECT postbox.adopt_outbox('box', event_id => 'id', type => 'kind')",
+    );
+    make_groups(&cluster, "postgres", "box");
+    cluster.psql(
+        "postgres",
+        "INSERT INTO box VALUES (1, 'by kind', 'by name', 'p'); SELECT postbox.drop_outbox('box', force => true);
+         SELECT postbox.adopt_outbox('box', event_id => 'id', type => 'name'); INSERT INTO box VALUES (2, 'by kind', 'by name', 'p')",
+    );
+    let [plugin, pgoutput] = deliver_both(&cluster, "postgres");
+    assert_eq!(types(&plugin), ["by kind", "by name"]);
+    assert_eq!(types(&pgoutput), ["by name", "by name"]);
+}
+
+/// PostgreSQL describes the root of partitions anew when a partition has changed, and renaming the root changes none.
+#[test]
+fn a_renamed_ring_keeps_its_name_until_the_stream_begins_anew() {
+    let cluster = start();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
+    make_groups(&cluster, "postgres", "orders");
+    let names = |events: &[serde_json::Value]| {
+        events.iter().map(|event| event["outbox"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    cluster.psql(
+        "postgres",
+        "INSERT INTO orders (type) VALUES ('t'); ALTER TABLE orders RENAME TO renamed; INSERT INTO renamed (type) VALUES ('t')",
+    );
+    let [plugin, pgoutput] = deliver_both(&cluster, "postgres");
+    assert_eq!(names(&plugin), ["public.orders", "public.renamed"]);
+    assert_eq!(names(&pgoutput), ["public.orders", "public.orders"]);
+    cluster.psql("postgres", "INSERT INTO renamed (type) VALUES ('t')");
+    let [plugin, pgoutput] = deliver_both(&cluster, "postgres");
+    assert_eq!((names(&plugin), plugin), (vec!["public.renamed".to_owned()], pgoutput));
+}
+
+#[test]
+fn generated_columns_come_from_postgresql_18_on() {
+    let cluster = start();
+    cluster.psql(
+        "postgres",
+        "CREATE TABLE box (id int, type text, payload text GENERATED ALWAYS AS ('p' || type) STORED); SELECT postbox.adopt_outbox('box', event_id => 'id')",
+    );
+    if major() < 18 {
+        let refused = cluster
+            .psql_result(
+                "postgres",
+                "\\set VERBOSITY verbose\nSELECT postbox.create_consumer_group('g', '{box}', source => 'pgoutput')",
+            )
+            .unwrap_err();
+        assert!(
+            refused.contains("0A000") && refused.contains("column \"payload\" of outbox \"public.box\""),
+            "{refused}"
+        );
+        return;
+    }
+    make_groups(&cluster, "postgres", "box");
+    cluster.psql("postgres", "INSERT INTO box VALUES (1, 't')");
+    let [plugin, pgoutput] = deliver_both(&cluster, "postgres");
+    assert_eq!(plugin, pgoutput);
+    assert_eq!(pgoutput[0]["payload"], "pt");
+}
+
+#[test]
+fn what_is_not_published_is_no_outbox_of_a_group() {
+    let cluster = Cluster::start();
+    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+    let create = "\\set VERBOSITY verbose\nSELECT postbox.create_consumer_group('g', '{orders}', source => 'pgoutput')";
+    let refused = cluster.psql_result("postgres", create).unwrap_err();
+    assert!(refused.contains("55000") && refused.contains("enable_pgoutput"), "{refused}");
+    let no_slot = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(cluster.psql("postgres", no_slot), "0");
+    assert_eq!(cluster.psql("postgres", "SELECT postbox.enable_pgoutput(), postbox.enable_pgoutput()"), "1|0");
+    // What a wrong publication of that name would leave out.
+    cluster.psql("postgres", "ALTER PUBLICATION postbox SET (publish = 'insert, truncate')");
+    let refused =
+        cluster.psql_result("postgres", "\\set VERBOSITY verbose\nSELECT postbox.enable_pgoutput()").unwrap_err();
+    assert!(refused.contains("55000") && refused.contains("another purpose"), "{refused}");
+    assert!(cluster.psql_result("postgres", create).unwrap_err().contains("55000"));
+    cluster.psql("postgres", "ALTER PUBLICATION postbox SET (publish = 'insert')");
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}', source => 'pgoutput')");
+
+    // Taken out behind our back: the group says so rather than pass its events over.
+    cluster.psql("postgres", "ALTER PUBLICATION postbox DROP TABLE orders");
+    assert_eq!(cluster.psql("postgres", "SELECT missing_outboxes FROM postbox.consumer_groups"), "{public.orders}");
+    let output = postbox(&cluster, &cluster.conninfo("postgres"), &["run", "--group", "g"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("enable_pgoutput"), "{said}");
+    let refused = cluster
+        .psql_result("postgres", "SELECT postbox.create_consumer_group('h', '{orders}', source => 'wal2json')")
+        .unwrap_err();
+    assert!(refused.contains("cannot have the source \"wal2json\""), "{refused}");
+}
+
+#[test]
+fn other_encodings_are_refused() {
+    let cluster = Cluster::start();
+    cluster.psql("postgres", "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+    cluster.psql("latin", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+    let refused =
+        cluster.psql_result("latin", "\\set VERBOSITY verbose\nSELECT postbox.enable_pgoutput()").unwrap_err();
+    assert!(refused.contains("0A000") && refused.contains("encoding LATIN1"), "{refused}");
+    cluster.psql("latin", "CREATE PUBLICATION postbox; SELECT pg_create_logical_replication_slot('s', 'pgoutput')");
+    let output = postbox(&cluster, &cluster.conninfo("latin"), &["run", "--slot", "s"]);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("encoding LATIN1"), "{output:?}");
+}
+
+#[tokio::test]
+async fn limits_are_the_consumers_and_nothing_is_compressed() {
+    let cluster = start();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
+    make_groups(&cluster, "postgres", "orders");
+    cluster.psql(
+        "postgres",
+        "INSERT INTO orders (key, type, headers, payload) VALUES ('k', 't', '{\"h\": 1}', to_jsonb(repeat('x', 500))), (repeat('k', 300), repeat('t', 300), '{}', '1'),
+            ('k', 'fits', NULL, '1')",
+    );
+    let mut both = Vec::new();
+    for source in super::SOURCES {
+        let builder =
+            Consumer::builder(cluster.conninfo("postgres")).group(format!("by_{source}")).max_event_bytes(100);
+        let mut consumer = builder.connect().await.expect("a consumer");
+        let mut events = Vec::new();
+        for _ in 0..3 {
+            let event = consumer.next().await.expect("an event").expect("no error").ack();
+            events.push(postbox_tests::tap::to_json(&event));
+        }
+        consumer.close().await.expect("a clean end");
+        both.push(events);
+    }
+    assert_eq!(both[0], both[1]);
+    assert_eq!(both[1][0]["error"]["code"], "too_large");
+
+    let slot = Consumer::builder(cluster.conninfo("postgres")).group("by_pgoutput");
+    let error = slot.clone().compression(Compression::Lz4).connect().await.unwrap_err();
+    assert!(error.to_string().contains("does not compress"), "{error}");
+    let error = slot.plugin(OutputPlugin::Postbox).connect().await.unwrap_err();
+    assert!(error.to_string().contains("is of source pgoutput, not of postbox"), "{error}");
+    assert!(error.hint().unwrap_or_default().contains("set-source"), "{error:?}");
+}
