@@ -76,6 +76,7 @@ impl Tap {
             wal_budget: Some(BUDGET),
             drop_over_budget: false,
             timeout: Duration::from_secs(60),
+            source: None,
         };
         group::create(&client, &new).await?;
         match Consumer::builder(conninfo.clone()).group(&group).maintenance(false).connect().await {
