@@ -149,14 +149,7 @@ fn ddl_under_the_stream() {
     );
     let events = deliver_same(&cluster, "postgres");
     let names = events.iter().map(|event| event["outbox"].as_str().unwrap()).collect::<Vec<_>>();
-    let expected = [
-        "public.orders",
-        "public.orders",
-        "public.orders",
-        "public.other",
-        "public.Other",
-        "public.orders",
-    ];
+    let expected = ["public.orders", "public.orders", "public.orders", "public.other", "public.Other", "public.orders"];
     assert_eq!(names, expected, "{:?}", types(&events));
     assert!(events.iter().all(|event| event.get("error").is_none()), "{events:#?}");
 }

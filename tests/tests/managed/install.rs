@@ -190,10 +190,7 @@ fn an_operator_who_does_not_own_the_publication_is_told_what_to_do() {
     let (cluster, conninfo) = managed();
     install(&cluster, &conninfo);
     cluster.psql("shop", "CREATE ROLE ops LOGIN");
-    admin(
-        &cluster,
-        "SELECT postbox.grant_role('operator', 'ops'); GRANT CREATE ON SCHEMA public TO ops",
-    );
+    admin(&cluster, "SELECT postbox.grant_role('operator', 'ops'); GRANT CREATE ON SCHEMA public TO ops");
     let make = "\\set VERBOSITY verbose\nSET SESSION AUTHORIZATION ops; SELECT postbox.create_outbox('mine')";
     let refused = cluster.psql_result("shop", make).unwrap_err();
     assert!(
@@ -210,7 +207,10 @@ fn a_dump_of_it_is_restored_with_the_publication() {
     let (cluster, conninfo) = managed();
     install(&cluster, &conninfo);
     admin(&cluster, "SELECT postbox.create_outbox('orders')");
-    admin(&cluster, "SELECT postbox.create_consumer_group('g', '{orders}'); SELECT postbox.publish('orders', 't', '{}')");
+    admin(
+        &cluster,
+        "SELECT postbox.create_consumer_group('g', '{orders}'); SELECT postbox.publish('orders', 't', '{}')",
+    );
     cluster.psql("postgres", "CREATE DATABASE restored OWNER admin");
     let dump = std::process::Command::new(cluster.bin("pg_dump")).args(["-d", &conninfo]).output().unwrap();
     assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
