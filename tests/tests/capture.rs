@@ -5,6 +5,7 @@ mod lifecycle;
 mod partitions;
 mod refusals;
 mod rights;
+mod views;
 
 use serde_json::{Value, json};
 use tokio_postgres::Client;
