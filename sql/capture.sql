@@ -240,7 +240,7 @@ end
 $body$,
         given ->> 'columns_function',
         case when (given ->> 'partitioned')::boolean then format($sql$
-        perform set_config(%1$L, replace(current_setting(%1$L, true), format(',%%s,', pg_trigger_depth() - 1), ''), true);$sql$, given ->> 'covering') else '' end,
+        perform set_config(%1$L, regexp_replace(current_setting(%1$L, true), format(',%%s[IUD],', pg_trigger_depth() - 1), '', 'g'), true);$sql$, given ->> 'covering') else '' end,
         given ->> 'outbox', (given ->> 'type') || '.truncated', given ->> 'table',
         case given ->> 'granularity' when 'row' then '{"full_refresh": true, "before": null, "after": null}'
             else '{"full_refresh": true, "inserted": [], "deleted": []}' end,
@@ -272,9 +272,11 @@ begin%s
 end
 $body$,
         case when (given ->> 'partitioned')::boolean then format($sql$
-    -- The rows of partitions that this statement changes are covered: no trigger of theirs has to tell.
-    perform pg_catalog.set_config(%1$L, pg_catalog.concat(pg_catalog.replace(pg_catalog.current_setting(%1$L, true), d.depth, ''), d.depth), true)
-        from (select pg_catalog.format(',%%s,', pg_catalog.pg_trigger_depth() operator(pg_catalog.-) 1) as depth) d;$sql$,
+    -- What this statement does to the rows of partitions is covered: no trigger of theirs has to tell. An UPDATE moves rows between them by DELETE and INSERT.
+    perform pg_catalog.set_config(%1$L, pg_catalog.concat(pg_catalog.replace(pg_catalog.current_setting(%1$L, true), d.marks, ''), d.marks), true)
+        from (select pg_catalog.format(case when tg_op operator(pg_catalog.=) 'UPDATE' then ',%%1$sI,,%%1$sU,,%%1$sD,'
+                when tg_op operator(pg_catalog.=) 'INSERT' then ',%%sI,' when tg_op operator(pg_catalog.=) 'DELETE' then ',%%sD,' else '' end,
+            pg_catalog.pg_trigger_depth() operator(pg_catalog.-) 1) as marks) d;$sql$,
             given ->> 'covering') else '' end);
 end
 $function$;

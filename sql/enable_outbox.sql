@@ -262,17 +262,24 @@ begin
             case when event in ('update', 'delete') then ' old table as old_rows' else '' end,
             case when event = 'truncate' then format(' when (%s is not null)', is_outbox) else '' end, capture, 'granularity=' || granularity);
     end loop;
+    if is_partitioned then
+        -- Never called. MERGE hands the transition table of its UPDATE a row that it has inserted before, unless partitions have such a trigger.
+        execute format('create trigger postbox_capture_before before insert on %s for each row when (false)
+            execute function pg_catalog.suppress_redundant_updates_trigger()', target);
+    end if;
     if is_partitioned or replicated then
-        execute format('create trigger postbox_capture_row after insert or update or delete on %1$s for each row%2$s execute function %3$s(%4$L)',
-            target,
-            case when is_partitioned then format(' when (position(format('',%%s,'', pg_trigger_depth()) in coalesce(current_setting(%L, true), '''')) = 0)', covering)
-                else '' end,
-            capture, 'granularity=' || granularity);
-        if replicated then
-            -- Logical replication applies rows one by one, and a TRUNCATE as a statement.
-            execute format('alter table %1$s enable always trigger postbox_capture_truncate, enable %2$s trigger postbox_capture_row',
-                target, case when is_partitioned then 'always' else 'replica' end);
-        end if;
+        foreach event in array '{insert,update,delete}'::text[] loop
+            execute format('create trigger postbox_capture_row_%1$s after %1$s on %2$s for each row%3$s execute function %4$s(%5$L)',
+                event, target,
+                case when is_partitioned then format(' when (position(format('',%%s%s,'', pg_trigger_depth()) in coalesce(current_setting(%L, true), '''')) = 0)',
+                    upper(left(event, 1)), covering) else '' end,
+                capture, 'granularity=' || granularity);
+            if replicated then
+                -- Logical replication applies rows one by one, and a TRUNCATE as a statement.
+                execute format('alter table %1$s enable always trigger postbox_capture_truncate, enable %2$s trigger postbox_capture_row_%3$s',
+                    target, case when is_partitioned then 'always' else 'replica' end, event);
+            end if;
+        end loop;
     end if;
     perform postbox._hold_columns(target, 'postbox_capture_key', key);
     perform postbox._hold_columns(target, 'postbox_capture_columns', columns);

@@ -2,6 +2,7 @@
 
 mod columns;
 mod lifecycle;
+mod model;
 mod partitions;
 mod refusals;
 mod rights;
