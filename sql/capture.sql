@@ -102,14 +102,27 @@ end
 $function$;
 comment on function postbox._captured_events(jsonb, text, text, text, text, text, text, text) is 'Private: the INSERT of events for the rows that a statement changed';
 
+-- The same as lines for a claim: first what went, then what came. No row is looked at twice, and no two have to be held together.
+create or replace function postbox._captured_lines(given jsonb, op text) returns text
+    language sql immutable
+    begin atomic
+        select case when given ->> 'granularity' = 'statement' and (given ->> 'keys')::int = 0 then
+        concat_ws(' union all ',
+            case when op <> 'insert' then format('select jsonb_build_object(''deleted'', to_jsonb(o.*)/* virtual */%s)::text from old_rows o', left_out.sql) end,
+            case when op <> 'delete' then format('select jsonb_build_object(''inserted'', to_jsonb(n.*)/* virtual */%s)::text from new_rows n', left_out.sql) end)
+        end
+        from (select case when (given ->> 'chosen')::boolean then format(' - %s(''left_out'')', given ->> 'columns_function') else '' end as sql) left_out;
+    end;
+comment on function postbox._captured_lines(jsonb, text) is 'Private: SQL for the changed rows as lines of JSON; NULL if an event holds only some of them';
+
 -- An operation in the trigger function: first as most statements are, a few rows of stored columns. If that finds nothing to do, it is looked why.
 create or replace function postbox._captured_op(given jsonb, op text) returns text
     language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    few constant text := format('not exists (select from %s offset 1000)', case op when 'delete' then 'old_rows' else 'new_rows' end);
     columns constant text := given ->> 'columns_function';
+    few constant text := format('not exists (select from %s offset (%s(''few''))[1]::int)', case op when 'delete' then 'old_rows' else 'new_rows' end, columns);
     names constant text := columns || '(%L)';
     stored constant text := columns || '(''virtual'') is null';
     slow_keys constant text := format(names, 'key');
@@ -123,6 +136,7 @@ begin
         end if;
         few := %3$s;
         events := $events$%4$s$events$;
+        lines := %7$L;
     elsif tg_op = %1$L then
         %5$s;
         if found then
@@ -135,13 +149,14 @@ begin
         few,
         postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', '/* virtual */'), postbox._captured_whole('statement', '/* virtual */'), 'true', slow_keys, slow_left_out, '$1'),
         postbox._captured_events(given, op, postbox._captured_rows(op, 'row', ''), postbox._captured_whole('row', ''), 'capture.virtual is null', 'capture.keys', 'capture.left_out', null),
-        postbox._captured_events(given, op, postbox._captured_rows(op, 'row', '/* virtual */'), postbox._captured_whole('row', '/* virtual */'), 'true', slow_keys, slow_left_out, null));
+        postbox._captured_events(given, op, postbox._captured_rows(op, 'row', '/* virtual */'), postbox._captured_whole('row', '/* virtual */'), 'true', slow_keys, slow_left_out, null),
+        postbox._captured_lines(given, op));
 end
 $function$;
 comment on function postbox._captured_op(jsonb, text) is 'Private: what the trigger of a captured table does for an operation';
 
 create or replace function postbox._captured_function(given jsonb) returns text
-    language plpgsql immutable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $function$
 begin
@@ -155,10 +170,15 @@ declare
     left_out text[];
     virtual text;
     events text;
+    lines text;
+    rows refcursor;
+    most_rows bigint;
+    most_bytes bigint;
+    is_claim boolean;
     bytes bigint;
 begin
     if tg_level = 'ROW' then
-        -- No transition table is in these plans to tell of changes of the table: what is asked for is no constant to them.
+        -- No transition table is in these plans to tell of changes of the table: what is asked for must be no constant to them.
         what := 'key';
         keys := %1$s(what);
         what := 'left_out';
@@ -175,10 +195,33 @@ begin
         return null;%7$s%8$s%9$s
     end if;
 
-    virtual := (%1$s('virtual'))[1];
+    -- Not a constant here either: an expression without a table would keep it for the session.
+    what := 'virtual';
+    virtual := (%1$s(what))[1];
     if few and virtual is null then
         -- No row was changed.
         return null;
+    end if;
+    if lines is not null and not few then
+        lines := replace(lines, '/* virtual */', coalesce(virtual, ''));
+        -- Whether the outbox has a claim check, and there is the function of the extension that was there.
+        select substring(a.arguments from 'rows=(\d+)')::bigint, substring(a.arguments from 'bytes=(\d+)')::bigint into most_rows, most_bytes
+            from pg_trigger c cross join lateral (select encode(c.tgargs, 'escape')) a(arguments)
+            where c.tgname = 'postbox_claims' and c.tgparentid = 0 and c.tgconstrrelid = %12$L::regclass
+              and exists (select from pg_proc p where p.oid = to_regprocedure(%13$L) and p.proowner = (select r.oid from pg_roles r where r.rolname = %14$L));
+        if found then
+            execute format('select count(*) > $1 from (%%s) l(line)', lines) into is_claim using most_rows;
+            if not is_claim then
+                execute format('select sum(octet_length(l.line) + 1) > $1 from (%%s) l(line)', lines) into is_claim using most_bytes;
+            end if;
+            if is_claim then
+                open rows for execute lines;
+                perform postbox._publish_rows(%12$L::regclass, %15$L || case tg_op when 'INSERT' then 'inserted' when 'UPDATE' then 'updated' else 'deleted' end, rows,
+                    %5$L, jsonb_build_object('op', lower(tg_op), 'table', %5$L, 'statement', statement), null, 'pg_catalog, pg_temp');
+                close rows;
+                return null;
+            end if;
+        end if;
     end if;
     begin
         execute format('with written as (%%s returning octet_length(payload::text) as bytes) select max(w.bytes) from written w',
@@ -197,13 +240,18 @@ end
 $body$,
         given ->> 'columns_function',
         case when (given ->> 'partitioned')::boolean then format($sql$
-        perform set_config(%1$L, replace(current_setting(%1$L, true), format(',%%s,', pg_trigger_depth() - 1), ''), true);$sql$, given ->> 'covering') else '' end,
+        perform set_config(%1$L, regexp_replace(current_setting(%1$L, true), format(',%%s[IUD],', pg_trigger_depth() - 1), '', 'g'), true);$sql$, given ->> 'covering') else '' end,
         given ->> 'outbox', (given ->> 'type') || '.truncated', given ->> 'table',
         case given ->> 'granularity' when 'row' then '{"full_refresh": true, "before": null, "after": null}'
             else '{"full_refresh": true, "inserted": [], "deleted": []}' end,
         postbox._captured_op(given, 'insert'), postbox._captured_op(given, 'update'), postbox._captured_op(given, 'delete'),
         format('the changes of one statement to the captured table "%s" are too large for an event', given ->> 'table'),
-        'Change fewer rows with one statement, or capture them one by one: postbox.enable_outbox(..., granularity => ''row'').');
+        format('Change fewer rows with one statement, let the outbox have a claim check: SELECT postbox.enable_claim_check(%L), or capture rows one by one: '
+            'postbox.enable_outbox(..., granularity => ''row'').', given ->> 'outbox'),
+        given ->> 'outbox', 'postbox._publish_rows(regclass,text,refcursor,text,jsonb,uuid,text)',
+        (select r.rolname from pg_proc p join pg_roles r on r.oid = p.proowner
+         where p.oid = to_regprocedure('postbox._publish_rows(regclass,text,refcursor,text,jsonb,uuid,text)')),
+        (given ->> 'type') || '.');
 end
 $function$;
 comment on function postbox._captured_function(jsonb) is 'Private: the body of the trigger function of a captured table';
@@ -224,9 +272,11 @@ begin%s
 end
 $body$,
         case when (given ->> 'partitioned')::boolean then format($sql$
-    -- The rows of partitions that this statement changes are covered: no trigger of theirs has to tell.
-    perform pg_catalog.set_config(%1$L, pg_catalog.concat(pg_catalog.replace(pg_catalog.current_setting(%1$L, true), d.depth, ''), d.depth), true)
-        from (select pg_catalog.format(',%%s,', pg_catalog.pg_trigger_depth() operator(pg_catalog.-) 1) as depth) d;$sql$,
+    -- What this statement does to the rows of partitions is covered: no trigger of theirs has to tell. An UPDATE moves rows between them by DELETE and INSERT.
+    perform pg_catalog.set_config(%1$L, pg_catalog.concat(pg_catalog.replace(pg_catalog.current_setting(%1$L, true), d.marks, ''), d.marks), true)
+        from (select pg_catalog.format(case when tg_op operator(pg_catalog.=) 'UPDATE' then ',%%1$sI,,%%1$sU,,%%1$sD,'
+                when tg_op operator(pg_catalog.=) 'INSERT' then ',%%sI,' when tg_op operator(pg_catalog.=) 'DELETE' then ',%%sD,' else '' end,
+            pg_catalog.pg_trigger_depth() operator(pg_catalog.-) 1) as marks) d;$sql$,
             given ->> 'covering') else '' end);
 end
 $function$;
@@ -250,6 +300,12 @@ begin
             where a.attrelid = captured and a.attgenerated = 'v'
             having count(*) > 0);
     end if;
+    if what = 'few' then
+        -- So many rows are never a claim: those of an UPDATE count twice.
+        return array[least(1000, (
+            select substring(encode(t.tgargs, 'escape') from 'rows=(\d+)')::bigint / 2
+            from pg_trigger t where t.tgname = 'postbox_claims' and t.tgparentid = 0 and t.tgconstrrelid = %5$L::regclass))::text];
+    end if;
     if what = any (%2$L::text[]) then
         select t.tgattr into held from pg_trigger t where t.tgrelid = captured and t.tgname = case what when 'key' then 'postbox_capture_key' else 'postbox_capture_columns' end;
         if not found then
@@ -269,7 +325,8 @@ $body$,
         (given ->> 'function') || '()',
         array_remove(array[case when (given ->> 'keys')::int > 0 then 'key' end, case when (given ->> 'chosen')::boolean then 'left_out' end], null),
         format('the capture of table "%s" has lost which columns its events have', given ->> 'table'),
-        format('Do it anew: postbox.disable_outbox(%1$L), then postbox.enable_outbox(%1$L, ...).', given ->> 'table'));
+        format('Do it anew: postbox.disable_outbox(%1$L), then postbox.enable_outbox(%1$L, ...).', given ->> 'table'),
+        given ->> 'outbox');
 end
 $function$;
 comment on function postbox._columns_function(jsonb) is 'Private: the body of the function that names columns of a captured table';

@@ -17,7 +17,7 @@ create or replace view postbox.captures as
     cross join lateral (select (postbox._marker_arguments(t.tgargs))[1] as granularity) args
     join pg_depend d on d.classid = 'pg_trigger'::regclass and d.objid = t.oid and d.refclassid = 'pg_class'::regclass and d.deptype = 'n'
     join postbox._marker m on m.outbox = d.refobjid
-    left join pg_trigger replica on replica.tgrelid = t.tgrelid and replica.tgname = 'postbox_capture_row'
+    left join pg_trigger replica on replica.tgrelid = t.tgrelid and replica.tgname = 'postbox_capture_row_insert'
     left join lateral (
         select array_agg(a.attname::text order by u.n) as columns
         from pg_trigger k

@@ -2,9 +2,11 @@
 
 mod columns;
 mod lifecycle;
+mod model;
 mod partitions;
 mod refusals;
 mod rights;
+mod views;
 
 use serde_json::{Value, json};
 use tokio_postgres::Client;

@@ -117,7 +117,11 @@ async fn virtual_columns_are_computed() {
     }
     let (_cluster, client) = start().await;
     run(&client, "CREATE TABLE orders (id int PRIMARY KEY, cents int)").await;
-    run(&client, "SELECT postbox.enable_outbox('orders'); INSERT INTO orders VALUES (1, 5)").await;
+    run(
+        &client,
+        "SELECT postbox.enable_outbox('orders'); INSERT INTO orders VALUES (1, 5); DELETE FROM orders WHERE false",
+    )
+    .await;
     // Added when the session has its plans, and in need of names that are quoted.
     run(&client, "ALTER TABLE orders RENAME cents TO \"The cents\"").await;
     run(&client, "ALTER TABLE orders ADD \"it's twice\" int GENERATED ALWAYS AS (\"The cents\" * 2) VIRTUAL").await;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use postbox_tests::{Cluster, wait_until};
+use postbox_tests::{Cluster, major, skip, wait_until};
 
 use super::{events, statements, told};
 use crate::shop::PATIENCE;
@@ -44,6 +44,48 @@ async fn statements_on_the_whole_are_one_event_wherever_the_rows_lie() {
         ("parts.truncated".to_owned(), json!({"full_refresh": true, "inserted": [], "deleted": []})),
     ];
     assert_eq!(payloads(&client).await, expected);
+}
+
+#[tokio::test]
+async fn merge_tells_the_rows_that_it_updates_and_not_those_that_it_inserts() {
+    if major() < 15 {
+        skip("MERGE came with PostgreSQL 15");
+        return;
+    }
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE parts (id int PRIMARY KEY, n int) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parts DEFAULT").await;
+    run(&client, "SELECT postbox.enable_outbox('parts'); INSERT INTO parts VALUES (21, 1)").await;
+    // In this order: PostgreSQL keeps the row that it inserted last, and would hand it over as the one that was updated.
+    run(
+        &client,
+        "SET enable_hashjoin = off; SET enable_mergejoin = off;
+         MERGE INTO parts USING (VALUES (15), (16), (21)) s (id) ON parts.id = s.id
+         WHEN MATCHED THEN UPDATE SET n = 7 WHEN NOT MATCHED THEN INSERT VALUES (s.id, 3)",
+    )
+    .await;
+    let row = |id: i32, n: i32| json!({"id": id, "n": n});
+    let expected = [
+        event("inserted", &[row(21, 1)], &[]),
+        event("updated", &[row(21, 7)], &[row(21, 1)]),
+        event("inserted", &[row(15, 3), row(16, 3)], &[]),
+    ];
+    assert_eq!(payloads(&client).await, expected);
+}
+
+#[tokio::test]
+async fn one_query_may_change_the_whole_and_a_partition_in_different_ways() {
+    let (_cluster, client) = start().await;
+    run(&client, PARTS).await;
+    run(&client, "SELECT postbox.enable_outbox('parts'); INSERT INTO parts VALUES (1, 'a')").await;
+    run(&client, "WITH gone AS (DELETE FROM parts_a RETURNING id) INSERT INTO parts SELECT id, 'b' FROM gone").await;
+    let mut told = payloads(&client).await;
+    told[1..].sort_by_key(|event| event.0.clone());
+    let expected = [
+        event("inserted", &[part(1, "a")], &[]),
+        event("deleted", &[], &[part(1, "a")]),
+        event("inserted", &[part(1, "b")], &[]),
+    ];
+    assert_eq!(told, expected);
 }
 
 #[tokio::test]

@@ -97,6 +97,8 @@ async fn the_writers_search_path_is_not_followed() {
          CREATE OPERATOR evil.|| (FUNCTION = evil.glue, LEFTARG = text, RIGHTARG = text);
          CREATE FUNCTION evil.plus(int, int) RETURNS int LANGUAGE sql AS $$ SELECT evil.spring('+')::int $$;
          CREATE OPERATOR evil.+ (FUNCTION = evil.plus, LEFTARG = int, RIGHTARG = int);
+         CREATE FUNCTION evil.same(text, text) RETURNS boolean LANGUAGE sql AS $$ SELECT evil.spring('=') IS NULL $$;
+         CREATE OPERATOR evil.= (FUNCTION = evil.same, LEFTARG = text, RIGHTARG = text);
          CREATE OPERATOR evil.- (FUNCTION = evil.plus, LEFTARG = int, RIGHTARG = int);
          CREATE TYPE evil.text AS (trap int); CREATE TYPE evil.int4 AS (trap int);
          SET search_path = evil, public, pg_catalog",

@@ -284,6 +284,7 @@ SELECT postbox.revoke_role('consumer', 'mallory'); SELECT postbox.revoke_role('o
 SELECT postbox.enable_outbox('captured', key => '{part}', columns => '{id}'); SELECT postbox.enable_outbox('whole', 'orders', replicated => true)
 INSERT INTO captured VALUES (1, 2); UPDATE captured SET id = 3; DELETE FROM captured; TRUNCATE captured; INSERT INTO whole VALUES (1); INSERT INTO leaf VALUES (2); TRUNCATE whole
 INSERT INTO captured SELECT n, n FROM pg_catalog.generate_series(1, 1100) n; SELECT * FROM postbox.captures
+SELECT postbox.refresh_materialized_view('view', 'orders', key => '{n}'); SELECT postbox.refresh_materialized_view('view', 'orders', concurrently => true)
 SELECT postbox.disable_outbox('captured', with_outbox => true); SELECT postbox.disable_outbox('whole'); TRUNCATE captured
 SELECT postbox.set_source('g', 'pgoutput')
 SELECT * FROM postbox._outbox_shape('orders'::pg_catalog.regclass); SELECT postbox._base_types('{20}')
@@ -371,6 +372,7 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
          CREATE TABLE serial (event_id bigserial, type text, payload jsonb, n bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
              x xid8 NOT NULL DEFAULT pg_current_xact_id()); CREATE TABLE captured (id int, part int);
          CREATE TABLE whole (id int) PARTITION BY LIST (id); CREATE TABLE leaf PARTITION OF whole DEFAULT; SET track_functions = 'all';
+         CREATE MATERIALIZED VIEW view AS SELECT 1 AS n WITH NO DATA; CREATE UNIQUE INDEX ON view (n);
          CREATE TABLE taken (id bigint PRIMARY KEY, body json, done timestamptz); INSERT INTO taken VALUES (1), (2)",
     )
     .await;

@@ -9,7 +9,7 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
-  --only    parts to measure: small, bulk, none, latency, drain, publish, memory, types, frames, slots, retention, groups, inbox,
+  --only    parts to measure: small, bulk, none, latency, drain, publish, capture, memory, types, frames, slots, retention, groups, inbox,
             inbox-claims, inbox-held, inbox-ordered, claims (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
@@ -31,6 +31,8 @@ pub(crate) enum Part {
     Drain,
     /// What publishing adds to a transaction.
     Publish,
+    /// What table capture adds to a statement.
+    Capture,
     /// The consumer's memory in a large transaction.
     Memory,
     /// Decoding by the type of the payload.
@@ -56,13 +58,14 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Small,
         Self::Bulk,
         Self::None,
         Self::Latency,
         Self::Drain,
         Self::Publish,
+        Self::Capture,
         Self::Memory,
         Self::Types,
         Self::Frames,
@@ -86,6 +89,7 @@ impl fmt::Display for Part {
             Self::Latency => "latency",
             Self::Drain => "drain",
             Self::Publish => "publish",
+            Self::Capture => "capture",
             Self::Memory => "memory",
             Self::Types => "types",
             Self::Frames => "frames",

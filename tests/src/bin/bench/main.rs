@@ -4,6 +4,7 @@
 
 mod arguments;
 mod backlog;
+mod capture;
 mod claims;
 mod decode;
 mod drain;
@@ -76,6 +77,7 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::Latency => latency::run(arguments).await,
         Part::Drain => drain::run(arguments).await,
         Part::Publish => publish::run(arguments),
+        Part::Capture => capture::run(arguments),
         Part::Memory => memory::run(arguments).await,
         Part::Types => shapes::types(arguments).await,
         Part::Frames => shapes::frames(arguments).await,

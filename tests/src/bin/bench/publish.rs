@@ -59,18 +59,29 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
     Ok(report(&costs, transactions, arguments.rounds))
 }
 
-/// Microseconds a transaction: as the client sees it, and of the server's process. Readers of slots are no part of that.
+/// Microseconds a transaction that does this behind its business INSERT.
 pub(crate) fn pgbench(cluster: &Cluster, statement: &str, payload: &str, transactions: u64) -> Outcome<(f64, f64)> {
-    let script = cluster.socket_dir().join("transaction.sql");
     let business = "INSERT INTO purchase (customer, total) VALUES (:id, 19.90);";
-    fs::write(&script, format!("\\set id random(1, 1000000)\nBEGIN;\n{business}\n{statement}\nEND;\n"))?;
+    let script = format!("\\set id random(1, 1000000)\nBEGIN;\n{business}\n{statement}\nEND;\n");
+    pgbench_script(cluster, &script, &["--define", &format!("payload={payload}")], transactions)
+}
+
+/// Microseconds a run of the script: as the client sees it, and of the server's process. Readers of slots are no part of that.
+pub(crate) fn pgbench_script(
+    cluster: &Cluster,
+    script: &str,
+    options: &[&str],
+    transactions: u64,
+) -> Outcome<(f64, f64)> {
+    let file = cluster.socket_dir().join("transaction.sql");
+    fs::write(&file, script)?;
     let meter = Meter::start(cluster.pid())?;
     let output = Command::new(cluster.bin("pgbench"))
         .env_clear()
         .args(["--no-vacuum", "--protocol=prepared", "--client=1", "--transactions", &transactions.to_string()])
-        .args(["--define", &format!("payload={payload}")])
+        .args(options)
         .arg("--file")
-        .arg(&script)
+        .arg(&file)
         .arg(cluster.conninfo(DATABASE))
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
