@@ -51,9 +51,8 @@ fn deliver_same(cluster: &Cluster, database: &str) -> Vec<Value> {
     plugin
 }
 
-/// Runs the binary against a database of the cluster.
-fn postbox(cluster: &Cluster, conninfo: &str, arguments: &[&str]) -> Output {
-    let _ = cluster;
+/// Runs the binary against a database.
+fn postbox(conninfo: &str, arguments: &[&str]) -> Output {
     Command::new(postbox_binary()).args(arguments).args(["-d", conninfo]).output().expect("postbox runs")
 }
 

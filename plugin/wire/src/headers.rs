@@ -217,7 +217,7 @@ mod tests {
         for (type_oid, printed, stored) in [
             (DATE, "2026-01-02", 9498),
             (DATE, "0001-12-31 BC", -730_120),
-            (DATE, "0044-03-15 BC", -746_111),
+            (DATE, "0044-03-15 BC", -746_117),
             (DATE, "infinity", i32::MAX.into()),
             (DATE, "-infinity", i32::MIN.into()),
             (TIMESTAMP, "2026-01-02 03:04:05.5", 9498 * DAY + 11_045_500_000),

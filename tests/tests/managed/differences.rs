@@ -93,7 +93,7 @@ fn what_is_not_published_is_no_outbox_of_a_group() {
     // Taken out behind our back: the group says so rather than pass its events over.
     cluster.psql("postgres", "ALTER PUBLICATION postbox DROP TABLE orders");
     assert_eq!(cluster.psql("postgres", "SELECT missing_outboxes FROM postbox.consumer_groups"), "{public.orders}");
-    let output = postbox(&cluster, &cluster.conninfo("postgres"), &["run", "--group", "g"]);
+    let output = postbox(&cluster.conninfo("postgres"), &["run", "--group", "g"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("enable_pgoutput"), "{said}");
     let refused = cluster
@@ -111,7 +111,7 @@ fn other_encodings_are_refused() {
         cluster.psql_result("latin", "\\set VERBOSITY verbose\nSELECT postbox.enable_pgoutput()").unwrap_err();
     assert!(refused.contains("0A000") && refused.contains("encoding LATIN1"), "{refused}");
     cluster.psql("latin", "CREATE PUBLICATION postbox; SELECT pg_create_logical_replication_slot('s', 'pgoutput')");
-    let output = postbox(&cluster, &cluster.conninfo("latin"), &["run", "--slot", "s"]);
+    let output = postbox(&cluster.conninfo("latin"), &["run", "--slot", "s"]);
     assert_eq!(output.status.code(), Some(5), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("encoding LATIN1"), "{output:?}");
 }

@@ -16,8 +16,8 @@ pub(super) fn managed() -> (Cluster, String) {
     (cluster, conninfo)
 }
 
-pub(super) fn install(cluster: &Cluster, conninfo: &str) -> String {
-    let output = postbox(cluster, conninfo, &["install"]);
+pub(super) fn install(conninfo: &str) -> String {
+    let output = postbox(conninfo, &["install"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
 }
@@ -30,7 +30,7 @@ pub(super) fn admin(cluster: &Cluster, sql: &str) -> String {
 #[test]
 fn an_admin_who_is_no_superuser_has_all_of_it() {
     let (cluster, conninfo) = managed();
-    assert_eq!(install(&cluster, &conninfo), format!("Postbox {} is in database shop\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(install(&conninfo), format!("Postbox {} is in database shop\n", env!("CARGO_PKG_VERSION")));
     admin(
         &cluster,
         "SELECT postbox.create_outbox('orders'); CREATE TABLE old (id uuid PRIMARY KEY, aggregatetype text, aggregateid text, type text, payload jsonb);
@@ -38,7 +38,7 @@ fn an_admin_who_is_no_superuser_has_all_of_it() {
          SELECT postbox.publish('orders', 'stored before', '{\"n\": 1.50}', key => 'k', headers => '{\"h\": [1]}')",
     );
     let run = |arguments: &[&str]| {
-        let output = postbox(&cluster, &conninfo, arguments);
+        let output = postbox(&conninfo, arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
     };
@@ -97,7 +97,7 @@ fn an_admin_who_is_no_superuser_has_all_of_it() {
 #[test]
 fn roles_of_a_managed_server_can_do_their_work_and_no_more() {
     let (cluster, conninfo) = managed();
-    install(&cluster, &conninfo);
+    install(&conninfo);
     admin(
         &cluster,
         "SELECT postbox.create_outbox('orders'); CREATE ROLE app LOGIN; CREATE ROLE reader LOGIN; CREATE ROLE watcher LOGIN; CREATE ROLE keeper LOGIN;
@@ -136,16 +136,16 @@ fn roles_of_a_managed_server_can_do_their_work_and_no_more() {
 #[test]
 fn it_is_there_once_and_the_extension_beside_it_never() {
     let (cluster, conninfo) = managed();
-    let dry = postbox(&cluster, &conninfo, &["install", "--dry-run"]);
+    let dry = postbox(&conninfo, &["install", "--dry-run"]);
     let script = String::from_utf8(dry.stdout).expect("UTF-8");
     assert!(dry.status.success() && script.starts_with("BEGIN;\n") && script.ends_with("COMMIT;\n"), "{script}");
     let there = "SELECT count(*) FROM pg_namespace WHERE nspname = 'postbox'";
     assert_eq!(cluster.psql("shop", there), "0");
 
-    install(&cluster, &conninfo);
+    install(&conninfo);
     let functions = "SELECT count(*), max(oid) FROM pg_proc WHERE pronamespace = 'postbox'::regnamespace";
     let before = cluster.psql("shop", functions);
-    assert!(install(&cluster, &conninfo).contains("already: nothing to do"));
+    assert!(install(&conninfo).contains("already: nothing to do"));
     assert_eq!(cluster.psql("shop", functions), before);
     let refused = cluster.psql_result("shop", "\\set VERBOSITY verbose\nCREATE EXTENSION postbox").unwrap_err();
     assert!(
@@ -156,11 +156,11 @@ fn it_is_there_once_and_the_extension_beside_it_never() {
     assert!(cluster.psql_result("shop", &script).unwrap_err().contains("there already"));
 
     cluster.psql("shop", "COMMENT ON SCHEMA postbox IS 'Postbox, made by postbox install 0.0.1'");
-    let output = postbox(&cluster, &conninfo, &["install"]);
+    let output = postbox(&conninfo, &["install"]);
     assert_eq!(output.status.code(), Some(5));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is of version 0.0.1"), "{output:?}");
     cluster.psql("shop", "COMMENT ON SCHEMA postbox IS 'mine'");
-    let output = postbox(&cluster, &conninfo, &["install"]);
+    let output = postbox(&conninfo, &["install"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("that postbox install did not make"), "{output:?}");
 
     // What docs/managed.md says about removing it.
@@ -168,7 +168,7 @@ fn it_is_there_once_and_the_extension_beside_it_never() {
     admin(&cluster, "DROP SCHEMA postbox CASCADE; DROP PUBLICATION postbox");
     assert_eq!(admin(&cluster, "SELECT count(*) FROM orders"), "1");
     cluster.psql("shop", "CREATE EXTENSION postbox");
-    let output = postbox(&cluster, &conninfo, &["install"]);
+    let output = postbox(&conninfo, &["install"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(5) && said.contains("has the extension postbox"), "{said}");
     assert_eq!(cluster.psql("shop", "SELECT name FROM postbox.outbox_status()"), "orders");
@@ -179,7 +179,7 @@ fn who_may_not_make_a_schema_leaves_nothing_behind() {
     let (cluster, conninfo) = managed();
     cluster.psql("shop", "CREATE ROLE guest LOGIN");
     let guest = conninfo.replace("user=admin", "user=guest");
-    let output = postbox(&cluster, &guest, &["install"]);
+    let output = postbox(&guest, &["install"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(5) && said.contains("GRANT CREATE ON DATABASE \"shop\""), "{said}");
     assert_eq!(cluster.psql("shop", "SELECT count(*) FROM pg_namespace WHERE nspname = 'postbox'"), "0");
@@ -188,7 +188,7 @@ fn who_may_not_make_a_schema_leaves_nothing_behind() {
 #[test]
 fn an_operator_who_does_not_own_the_publication_is_told_what_to_do() {
     let (cluster, conninfo) = managed();
-    install(&cluster, &conninfo);
+    install(&conninfo);
     cluster.psql("shop", "CREATE ROLE ops LOGIN");
     admin(&cluster, "SELECT postbox.grant_role('operator', 'ops'); GRANT CREATE ON SCHEMA public TO ops");
     let make = "\\set VERBOSITY verbose\nSET SESSION AUTHORIZATION ops; SELECT postbox.create_outbox('mine')";
@@ -205,7 +205,7 @@ fn an_operator_who_does_not_own_the_publication_is_told_what_to_do() {
 #[test]
 fn a_dump_of_it_is_restored_with_the_publication() {
     let (cluster, conninfo) = managed();
-    install(&cluster, &conninfo);
+    install(&conninfo);
     admin(&cluster, "SELECT postbox.create_outbox('orders')");
     admin(
         &cluster,
@@ -216,7 +216,7 @@ fn a_dump_of_it_is_restored_with_the_publication() {
     assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
     cluster.psql("restored", &format!("SET SESSION AUTHORIZATION admin; {}", String::from_utf8(dump.stdout).unwrap()));
     let restored = conninfo.replace("dbname=shop", "dbname=restored");
-    assert!(install(&cluster, &restored).contains("already"));
+    assert!(install(&restored).contains("already"));
     cluster.psql("restored", "SELECT postbox.recover_consumer_group('g')");
     assert_eq!(types(&deliver(&cluster, "restored", &["--group", "g"])), ["t"]);
 }

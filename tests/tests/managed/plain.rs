@@ -14,7 +14,7 @@ use crate::sql::{error, refused, row, rows, run};
 /// A cluster with the schema in its database `postgres`, and a connection to it.
 async fn start() -> (Cluster, Client) {
     let cluster = Cluster::start();
-    let output = postbox(&cluster, &cluster.conninfo("postgres"), &["install"]);
+    let output = postbox(&cluster.conninfo("postgres"), &["install"]);
     assert!(output.status.success(), "{output:?}");
     let client = cluster.client("postgres").await;
     (cluster, client)

@@ -30,7 +30,7 @@ fn there_and_back_with_events_before_between_and_after() {
     let first = deliver(&cluster, "postgres", &["--group", "g", "--max-events", "2"]);
     assert_eq!(types(&first), ["a", "b"]);
     let conninfo = cluster.conninfo("postgres");
-    let output = postbox(&cluster, &conninfo, &["group", "set-source", "g", "postbox"]);
+    let output = postbox(&conninfo, &["group", "set-source", "g", "postbox"]);
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         "consumer group g has the source postbox from now on\n",
