@@ -125,6 +125,8 @@ declare
     few constant text := format('not exists (select from %s offset (%s(''few''))[1]::int)', case op when 'delete' then 'old_rows' else 'new_rows' end, columns);
     names constant text := columns || '(%L)';
     stored constant text := columns || '(''virtual'') is null';
+    -- Not a variable: a plan without parameters is made once, and not anew for the first five statements of a session.
+    this_statement constant text := $sql$(pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), ''))$sql$;
     slow_keys constant text := format(names, 'key');
     slow_left_out constant text := format(names, 'left_out');
 begin
@@ -145,7 +147,7 @@ begin
         events := $events$%6$s$events$;$body$,
         upper(op),
         postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', ''), postbox._captured_whole('statement', ''), format('%s and %s', few, stored),
-            slow_keys, slow_left_out, 'capture.statement'),
+            slow_keys, slow_left_out, this_statement),
         few,
         postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', '/* virtual */'), postbox._captured_whole('statement', '/* virtual */'), 'true', slow_keys, slow_left_out, '$1'),
         postbox._captured_events(given, op, postbox._captured_rows(op, 'row', ''), postbox._captured_whole('row', ''), 'capture.virtual is null', 'capture.keys', 'capture.left_out', null),
@@ -185,11 +187,10 @@ begin
         left_out := %1$s(what);
         what := 'virtual';
         virtual := (%1$s(what))[1];
-    else
-        statement := pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), '');%2$s
-    end if;
+    end if;%2$s
 
     if tg_op = 'TRUNCATE' then
+        statement := pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), '');
         insert into %3$s (type, key, headers, payload)
             values (%4$L, %5$L, jsonb_build_object('op', 'truncate', 'table', %5$L, 'statement', capture.statement), %6$L);
         return null;%7$s%8$s%9$s
@@ -202,6 +203,7 @@ begin
         -- No row was changed.
         return null;
     end if;
+    statement := pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), '');
     if lines is not null and not few then
         lines := replace(lines, '/* virtual */', coalesce(virtual, ''));
         -- Whether the outbox has a claim check, and there is the function of the extension that was there.
@@ -240,7 +242,9 @@ end
 $body$,
         given ->> 'columns_function',
         case when (given ->> 'partitioned')::boolean then format($sql$
-        perform set_config(%1$L, regexp_replace(current_setting(%1$L, true), format(',%%s[IUD],', pg_trigger_depth() - 1), '', 'g'), true);$sql$, given ->> 'covering') else '' end,
+    if tg_level = 'STATEMENT' then
+        perform set_config(%1$L, regexp_replace(current_setting(%1$L, true), format(',%%s[IUD],', pg_trigger_depth() - 1), '', 'g'), true);
+    end if;$sql$, given ->> 'covering') else '' end,
         given ->> 'outbox', (given ->> 'type') || '.truncated', given ->> 'table',
         case given ->> 'granularity' when 'row' then '{"full_refresh": true, "before": null, "after": null}'
             else '{"full_refresh": true, "inserted": [], "deleted": []}' end,
