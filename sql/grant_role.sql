@@ -57,7 +57,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox.purge_outbox(text, boolean)'),
             ('operator', 'execute', 'function postbox._purge_outbox(regclass, text, boolean)'),
             ('operator', 'execute', 'function postbox._leave_leaf(oid)'),
-            ('operator', 'execute', 'function postbox._empty_leaf(oid, oid, text, pg_snapshot[])'),
+            ('operator', 'execute', 'function postbox._empty_leaf(oid, oid, text, oid, text, pg_snapshot[])'),
             ('operator', 'execute', 'function postbox._probe(text, bigint, bigint, pg_snapshot[])'),
             ('operator', 'execute', 'function postbox._note_removed(oid, pg_snapshot[], bigint, pg_lsn)'),
             ('operator', 'execute', 'function postbox._earliest(pg_snapshot[])'),
@@ -197,8 +197,6 @@ create or replace function postbox._role_rights(role text)
             ('operator',  'execute',        'function postbox._require_taking(regclass, text)'),
             ('operator',  'execute',        'function postbox.refresh_materialized_view(text, text, text[], boolean)'),
             ('operator',  'execute',        'function postbox._refresh_materialized_view(regclass, text, text, regclass, text[], boolean)'),
-            ('operator',  'execute',        'function postbox.create_consumer_group(text, text[], text, boolean, bigint, text, interval)'),
-            ('operator',  'execute',        'function postbox._create_consumer_group(text, text[], regclass[], text, boolean, bigint, text, interval)'),
             ('operator',  'execute',        'function postbox.create_consumer_group(text, text[], text, boolean, bigint, text, interval, text)'),
             ('operator',  'execute',        'function postbox._create_consumer_group(text, text[], regclass[], text, boolean, bigint, text, interval, text)'),
             ('operator',  'execute',        'function postbox._note_markers(text)'),
@@ -483,6 +481,7 @@ create or replace function postbox._maintainer_rights(outbox regclass)
         select 'select, truncate', format('table %s', l.leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox
         union all
         select 'select, truncate', format('table %s', l.claims_leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox and l.claims_leaf is not null
+        union all
         select 'select, delete', format('table %s', l.waiting) from postbox.outbox_later l where l.outbox = _maintainer_rights.outbox
         union all
         select 'insert', format('table %I.%I', m.schema, m.name)

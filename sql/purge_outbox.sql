@@ -67,18 +67,24 @@ begin
     -- From here on nobody makes or moves a group on it, and retention passes it over.
     perform pg_advisory_xact_lock(postbox._lock_key(outbox));
     if force then
-        for one in select l.leaf as oid, l.leaf_name from postbox._leaf l where l.outbox = _purge_outbox.outbox order by l.number loop
+        for one in select l.leaf_name, l.claims_leaf_name from postbox._leaf l where l.outbox = _purge_outbox.outbox order by l.number loop
             execute format('lock table only %s in access exclusive mode', one.leaf_name);
+            if one.claims_leaf_name is not null then
+                execute format('lock table only %s in access exclusive mode', one.claims_leaf_name);
+            end if;
         end loop;
         -- Whatever was committed by now goes, and nothing else was there.
         needs := array[pg_current_snapshot()];
         up_to := pg_current_wal_insert_lsn();
         for one in
-            select l.leaf as oid, l.leaf_name, greatest(c.reltuples, 0)::bigint as estimate
+            select l.leaf as oid, l.leaf_name, l.claims_leaf_name, greatest(c.reltuples, 0)::bigint as estimate
             from postbox._leaf l join pg_class c on c.oid = l.leaf
             where l.outbox = _purge_outbox.outbox and l.heap_bytes > 0 order by l.number
         loop
             execute format('truncate table only %s', one.leaf_name);
+            if one.claims_leaf_name is not null then
+                execute format('truncate table only %s', one.claims_leaf_name);
+            end if;
             perform postbox._note_removed(outbox, needs, one.estimate, up_to);
             delete from postbox.leaf f where f.leaf = one.oid;
             leaf := one.leaf_name;
@@ -104,9 +110,11 @@ begin
         up_to := coalesce((select c.lsn from postbox.checkpoint c where c.snapshot::text = postbox._earliest(needs)::text limit 1), pg_current_wal_insert_lsn());
         for pass in 1 .. 2 loop
             for one in
-                select l.leaf as oid, l.leaf_name from postbox._leaf l where l.outbox = _purge_outbox.outbox and l.distance > 0 and l.heap_bytes > 0 order by l.distance
+                select l.leaf as oid, l.leaf_name, l.claims_leaf, l.claims_leaf_name
+                from postbox._leaf l
+                where l.outbox = _purge_outbox.outbox and l.distance > 0 and l.heap_bytes > 0 order by l.distance
             loop
-                emptied := postbox._empty_leaf(outbox, one.oid, one.leaf_name, needs);
+                emptied := postbox._empty_leaf(outbox, one.oid, one.leaf_name, one.claims_leaf, one.claims_leaf_name, needs);
                 -- A leaf that is emptied lets the present one be left, and what that one has is looked at in the second pass.
                 continue when pass = 1 and emptied.outcome <> 'emptied';
                 if emptied.outcome = 'emptied' then
