@@ -1,8 +1,8 @@
 //! The integration tests: one module per subject, each test on a private cluster.
 
 mod alive;
-mod claims;
 mod capture;
+mod claims;
 mod dead_letters;
 mod decoding;
 mod delivery;

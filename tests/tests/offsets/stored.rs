@@ -5,8 +5,7 @@ use tokio_postgres::Client;
 use super::{Office, execute};
 
 /// Asks for the next 100 and keeps what came, which is told by the seq.
-const NEXT: &str =
-    "INSERT INTO came (seq) SELECT seq FROM postbox._stored_events('g', 'orders'::regclass, (SELECT max(seq) FROM came), 100)";
+const NEXT: &str = "INSERT INTO came (seq) SELECT seq FROM postbox._stored_events('g', 'orders'::regclass, (SELECT max(seq) FROM came), 100)";
 
 /// A group that is to be given what is stored, and a session that reads it.
 async fn reader(office: &Office) -> Client {
@@ -55,7 +54,8 @@ async fn reading_holds_nothing_back() {
     let office = Office::open();
     let client = reader(&office).await;
     execute(&client, NEXT).await;
-    let held = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid())
+    let held =
+        "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid())
         + (SELECT count(*) FROM pg_locks WHERE relation IN (SELECT relid FROM pg_partition_tree('orders')))";
     assert_eq!(office.psql(held), "0");
     execute(&client, &format!("{NEXT};").repeat(5)).await;

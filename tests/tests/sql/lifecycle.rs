@@ -116,7 +116,14 @@ async fn the_extension_keeps_out_of_a_schema_that_is_there_already() {
     let cluster = Cluster::start();
     let client = cluster.client("postgres").await;
     run(&client, "CREATE SCHEMA postbox").await;
-    refused(&client, "CREATE EXTENSION postbox", "42P06", "schema postbox is there already", "DROP SCHEMA postbox CASCADE").await;
+    refused(
+        &client,
+        "CREATE EXTENSION postbox",
+        "42P06",
+        "schema postbox is there already",
+        "DROP SCHEMA postbox CASCADE",
+    )
+    .await;
     run(&client, "DROP SCHEMA postbox; CREATE EXTENSION postbox; DROP SCHEMA public").await;
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.outbox_status()").await, "0");
 }
