@@ -1,5 +1,6 @@
 //! Table capture: what statements do to a table becomes events of an outbox.
 
+mod claims;
 mod columns;
 mod lifecycle;
 mod model;
