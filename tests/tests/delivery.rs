@@ -190,18 +190,15 @@ fn large_events_cost_the_memory_of_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_comes_while_its_commit_still_waits_for_a_standby() {
-    let shop = Shop::open();
+    // There from the start: a server that is told of it later may take a commit or two without.
+    let builder =
+        Cluster::builder().setting("synchronous_standby_names", "nosuch").setting("synchronous_commit", "local");
+    let shop = Shop::open_with(builder);
     let mut run = shop.run(&[]);
     shop.walsender();
-    shop.psql("ALTER SYSTEM SET synchronous_standby_names = 'nosuch'");
-    shop.psql("SELECT pg_reload_conf()");
     let client = shop.client().await;
-    wait_until_async("the setting holds", PATIENCE, async || {
-        let row = client.query_one("SHOW synchronous_standby_names", &[]).await.ok()?;
-        (row.get::<_, &str>(0) == "nosuch").then_some(())
-    })
-    .await;
     let publisher = shop.client().await;
+    publisher.batch_execute("SET synchronous_commit = on").await.expect("a session");
     let publishing = tokio::spawn(async move { publisher.batch_execute(&insert(1, 10)).await });
 
     run.wait_for(1, PATIENCE);
@@ -216,7 +213,7 @@ async fn an_event_comes_while_its_commit_still_waits_for_a_standby() {
     let sql = "SELECT FROM orders WHERE event_id = $1";
     assert_eq!(client.query(sql, &[&event_id]).await.expect("an answer").len(), 0, "visible already");
 
-    shop.psql("SET synchronous_commit = local; ALTER SYSTEM RESET synchronous_standby_names");
+    shop.psql("ALTER SYSTEM SET synchronous_standby_names = ''");
     shop.psql("SELECT pg_reload_conf()");
     publishing.await.expect("the publisher").expect("the commit");
     assert_eq!(client.query(sql, &[&event_id]).await.expect("an answer").len(), 1);

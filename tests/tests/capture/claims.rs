@@ -23,12 +23,15 @@ async fn what_is_above_the_threshold_is_a_claim_of_lines() {
     run(&client, "GRANT ALL ON orders TO app; RESET ROLE; SELECT postbox.enable_outbox('orders')").await;
     // In sessions that have their plans as well, and for writers without any right on outbox and claims.
     run(&client, "SET ROLE app; INSERT INTO orders VALUES (0, 'c', 0); RESET ROLE").await;
-    run(&client, "SELECT postbox.enable_claim_check('orders_outbox', inline_threshold_rows => 100); SET ROLE app").await;
+    run(&client, "SELECT postbox.enable_claim_check('orders_outbox', inline_threshold_rows => 100); SET ROLE app")
+        .await;
     run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(1, 100) n").await;
     run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(101, 201) n").await;
-    run(&client, "UPDATE orders SET cents = 1 WHERE id BETWEEN 1 AND 50; UPDATE orders SET cents = 2 WHERE id <= 50").await;
+    run(&client, "UPDATE orders SET cents = 1 WHERE id BETWEEN 1 AND 50; UPDATE orders SET cents = 2 WHERE id <= 50")
+        .await;
     run(&client, "DELETE FROM orders; RESET ROLE").await;
-    let events = "SELECT seq, type, headers ->> 'op', claim ->> 'rows', payload IS NULL FROM orders_outbox ORDER BY seq";
+    let events =
+        "SELECT seq, type, headers ->> 'op', claim ->> 'rows', payload IS NULL FROM orders_outbox ORDER BY seq";
     assert_eq!(
         rows(&client, events).await,
         [
@@ -60,7 +63,11 @@ async fn a_claim_has_the_chosen_columns_and_a_key_makes_none() {
     run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(1, 1100) n").await;
     let all = lines(&client, "orders_outbox", 1).await;
     assert_eq!((all.len(), &all[1099]), (1100, &json!({"inserted": {"id": 1100}})));
-    run(&client, "SELECT postbox.disable_outbox('orders'); SELECT postbox.enable_outbox('orders', key => '{customer}')").await;
+    run(
+        &client,
+        "SELECT postbox.disable_outbox('orders'); SELECT postbox.enable_outbox('orders', key => '{customer}')",
+    )
+    .await;
     run(&client, "DELETE FROM orders").await;
     let event = "SELECT key, claim, jsonb_array_length(payload -> 'deleted') FROM orders_outbox WHERE seq = 2";
     assert_eq!(row(&client, event).await, "c||1100");
@@ -70,7 +77,8 @@ async fn a_claim_has_the_chosen_columns_and_a_key_makes_none() {
 async fn without_the_extension_nobodys_function_of_its_name_is_called() {
     let (_cluster, client) = start().await;
     run(&client, ORDERS).await;
-    run(&client, "SELECT postbox.enable_outbox('orders'); SELECT postbox.enable_claim_check('orders_outbox', 100)").await;
+    run(&client, "SELECT postbox.enable_outbox('orders'); SELECT postbox.enable_claim_check('orders_outbox', 100)")
+        .await;
     run(&client, "DROP EXTENSION postbox; CREATE ROLE mallory; CREATE SCHEMA postbox AUTHORIZATION mallory; GRANT USAGE ON SCHEMA postbox TO public; SET ROLE mallory").await;
     run(
         &client,
