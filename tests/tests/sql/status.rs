@@ -141,7 +141,8 @@ async fn views_take_milliseconds_over_many_events() {
     maintain(&client).await;
     for view in VIEWS {
         let mut best = f64::MAX;
-        for _ in 0..10 {
+        // The best of many: other tests run beside this one.
+        for _ in 0..50 {
             let plan =
                 rows(&client, &format!("EXPLAIN (ANALYZE, BUFFERS OFF, TIMING OFF) SELECT * FROM postbox.{view}"))
                     .await;
