@@ -42,7 +42,7 @@ pub(crate) fn stored_event(mut bytes: Bytes, table: &Table) -> Result<Event> {
     let transaction = Transaction {
         commit_lsn: Lsn::ZERO,
         end_lsn: Lsn::ZERO,
-        commit_time: MOMENTS.contains(&created_at).then_some(PgMicros(created_at)).unwrap_or(PgMicros::UNKNOWN),
+        commit_time: if MOMENTS.contains(&created_at) { PgMicros(created_at) } else { PgMicros::UNKNOWN },
         xid,
     };
     Ok(event(&row, table, &transaction, 0, MAX_EVENT_BYTES))

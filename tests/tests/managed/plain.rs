@@ -1,5 +1,7 @@
 //! `publish` and `emit` from SQL alone: what the extension's do, they do.
 
+// The same tests, with another `start` around them.
+#[allow(clippy::duplicate_mod)]
 #[path = "../sql/publish.rs"]
 mod publish;
 
