@@ -102,33 +102,15 @@ begin
         return next;
     end;
 
-    step := 'inboxes';
-    for part in 1 .. 3 loop
+    for part in 1 .. 5 loop
+        step := case when part <= 3 then 'inboxes' else 'events' end;
         begin
             for one in
                 select * from postbox._keep_inboxes() where part = 1
                 union all select * from postbox._watch_inbox_gaps() where part = 2
                 union all select * from postbox._watch_inbox_health() where part = 3
-            loop
-                subject := one.subject;
-                outcome := one.outcome;
-                detail := one.detail;
-                return next;
-            end loop;
-        exception when others then
-            subject := null;
-            outcome := 'skipped';
-            detail := sqlerrm;
-            return next;
-        end;
-    end loop;
-
-    step := 'events';
-    for part in 1 .. 2 loop
-        begin
-            for one in
-                select * from postbox._publish_all_due() where part = 1
-                union all select * from postbox._forget_published() where part = 2
+                union all select * from postbox._publish_all_due() where part = 4
+                union all select * from postbox._forget_published() where part = 5
             loop
                 subject := one.subject;
                 outcome := one.outcome;
