@@ -90,3 +90,16 @@ async fn what_an_aborted_publisher_left_behind_goes_too() {
     maintain(&client).await;
     assert_eq!(row(&client, "SELECT pg_relation_size('orders_claims_g0')").await, "0");
 }
+
+#[tokio::test]
+async fn a_purge_takes_claims_along() {
+    let all = "SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM orders_claims)";
+    for force in [false, true] {
+        let (_cluster, client) = with_ring().await;
+        run(&client, "SELECT postbox.enable_claim_check('orders', 10)").await;
+        publish(&client, &numbers(100)).await;
+        assert_ne!(row(&client, all).await, "0|0");
+        run(&client, &format!("SELECT * FROM postbox.purge_outbox('orders', {force})")).await;
+        assert_eq!(row(&client, all).await, "0|0", "force => {force}");
+    }
+}
