@@ -12,7 +12,7 @@ use postbox_wire::{Claims, Compression, Lsn, Names, Options, Origin, OutboxSelec
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::dispatch::Limits;
-use crate::dispatch::events::Settings;
+use crate::dispatch::settings::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::feed::{Batch, Feed, Part, Shared};

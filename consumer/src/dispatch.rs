@@ -14,14 +14,16 @@
 pub(crate) mod batches;
 pub(crate) mod events;
 mod lane;
+pub(crate) mod settings;
 pub(crate) mod transfer;
 
 use std::time::Duration;
 
+#[cfg(test)]
 use tokio::sync::mpsc;
 
 use crate::consumer::{Delivery, Receipt};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 
 /// An event to deliver, and where it came from.
@@ -36,14 +38,15 @@ pub(crate) struct Task {
 pub(crate) enum Origin {
     /// The slot.
     Stream(Receipt),
-    /// Somebody who reads rows from the table.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody reads rows from the table yet"))]
-    Stored(Token),
+    /// A test, which wants to know the order.
+    #[cfg(test)]
+    Test(Token),
     /// The dead letter with this id.
     Letter { id: i64, attempts: u32 },
 }
 
-/// For one row from the table: tells its number when the event is done.
+/// Tells its number when the event is done.
+#[cfg(test)]
 #[derive(Debug)]
 pub(crate) struct Token {
     pub(crate) number: u64,
@@ -74,6 +77,9 @@ pub(crate) struct Limits {
     pub(crate) exit_when_idle: Option<Duration>,
 }
 
+/// How often the dead letters are asked for those that are due.
+const POLL: Duration = Duration::from_secs(1);
+
 /// How long the rest of a transaction may stay away when it is all that is waited for.
 const REST_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -82,8 +88,8 @@ impl Task {
     fn complete(self) {
         match self.origin {
             Origin::Stream(receipt) => receipt.ack(),
-            // Nobody listens any more: whoever reads the table has been stopped.
-            Origin::Stored(Token { number, done }) => drop(done.send(number)),
+            #[cfg(test)]
+            Origin::Test(Token { number, done }) => drop(done.send(number)),
             Origin::Letter { .. } => {}
         }
     }
@@ -106,5 +112,18 @@ impl From<Delivery> for Task {
     fn from(delivery: Delivery) -> Self {
         let (event, receipt) = delivery.split();
         Self { event, origin: Origin::Stream(receipt) }
+    }
+}
+
+/// The lease has been revoked.
+pub(crate) fn lost() -> Error {
+    Error::new(ErrorKind::PlaceLost, "this member has given up its place; nothing more is delivered")
+}
+
+/// An event, for people.
+pub(crate) fn name(event: &Event) -> String {
+    match &event.id {
+        Some(id) => format!("event {id} of {}", event.outbox),
+        None => format!("an event of {} without an id, at {}", event.outbox, event.commit_lsn),
     }
 }

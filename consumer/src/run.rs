@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::backoff::Backoff;
 use crate::consumer::{self, Builder, Consumer};
 use crate::dead_letter::{DeadLetters, StoredLetters};
-use crate::dispatch::events::Settings;
+use crate::dispatch::settings::Settings;
 use crate::dispatch::{Limits, Source, Task, batches, events, transfer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Format;

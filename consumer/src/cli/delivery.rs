@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::SinkName;
-use crate::dispatch::events::{Keyless, Policy, Settings};
+use crate::dispatch::settings::{Keyless, Policy, Settings};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longer times mean for ever, and clocks can count them.

@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
-use super::events::lost;
+use super::lost;
 use super::{Limits, REST_PATIENCE, Source, Task};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;

@@ -4,6 +4,8 @@
 //! lock. A lane has one call under way at most. What is taken from the source and not done is bounded by [`WINDOW_EVENTS`] and
 //! [`WINDOW_BYTES`]; beyond that the source waits, and with it the slot.
 
+mod letters;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -12,13 +14,14 @@ use std::time::{Duration, SystemTime};
 use bytestring::ByteString;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+use self::letters::again;
 use super::lane::{Front, Lane, LaneId, Need, Retry};
-use super::{Limits, Origin, REST_PATIENCE, Source, Task};
-use crate::backoff;
+use super::settings::{Keyless, Settings};
+use super::{Limits, Origin, REST_PATIENCE, Source, Task, lost, name};
 use crate::dead_letter::{DeadLetters, DueLetter, NewLetter, Why};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::failpoint;
 use crate::lease::Lease;
@@ -31,77 +34,6 @@ const WINDOW_BYTES: usize = 16 << 20;
 
 /// An event that has to wait and is smaller than this gives the frame back that it came in.
 const DETACH_BYTES: usize = 32 << 10;
-
-/// Most events that are stored together behind others of their key.
-const STORE_EVENTS: usize = 256;
-const STORE_BYTES: usize = 4 << 20;
-
-/// How often the dead letters are asked for those that are due.
-pub(super) const POLL: Duration = Duration::from_secs(1);
-
-/// How the sink is called.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    /// Most calls at once.
-    pub(crate) concurrency: usize,
-    pub(crate) keyless: Keyless,
-    /// The wait after the first failure is up to this, then twice, and so on.
-    pub(crate) retry_initial: Duration,
-    pub(crate) retry_max: Duration,
-    /// So many failures make a dead letter.
-    pub(crate) max_attempts: u32,
-    /// So does the first failure so long after the first.
-    pub(crate) max_retry_time: Duration,
-    pub(crate) on_failure: Policy,
-    /// A call that takes longer has failed.
-    pub(crate) max_processing: Duration,
-}
-
-/// Events without a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keyless {
-    /// In any order.
-    Any,
-    /// One after the other, as if they had a key.
-    OneLane,
-}
-
-/// What becomes of the key of an event that has failed for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Policy {
-    /// It goes on.
-    Skip,
-    /// Its later events are stored behind, until somebody redrives or discards what lies there.
-    Park,
-    /// As `Park`, and the stored event is tried again by itself for ever.
-    Pause,
-}
-
-impl Settings {
-    /// The wait after so many failures.
-    pub(super) fn backoff(&self, attempts: u32) -> Duration {
-        backoff::wait(self.retry_initial, self.retry_max, attempts.saturating_sub(1))
-    }
-
-    fn keeps_order(&self) -> bool {
-        self.on_failure != Policy::Skip
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            concurrency: 1,
-            keyless: Keyless::Any,
-            retry_initial: Duration::from_millis(100),
-            retry_max: Duration::from_secs(30),
-            max_attempts: 10,
-            max_retry_time: Duration::from_secs(60),
-            on_failure: Policy::Skip,
-            max_processing: Duration::from_secs(300),
-        }
-    }
-}
 
 /// Delivers until the source ends, a limit is reached, `stop` says so, or an error. Without dead letters an event that fails for good
 /// is such an error. The result is the number of events delivered.
@@ -376,52 +308,6 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
         }
     }
 
-    /// Stores the front of a lane's queue, which the sink is not to get; with it what lies behind in the queue, if the lane is parked.
-    fn store_front(&mut self, id: LaneId) {
-        let behind = self.parked.contains(&id);
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let (mut tasks, mut letters, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while (letters.is_empty() || (behind && letters.len() < STORE_EVENTS && bytes < STORE_BYTES))
-            && let Some(task) = lane.queue.pop_front()
-        {
-            bytes += task.event.size();
-            letters.push(match task.event.error.as_deref() {
-                Some(error) => NewLetter {
-                    error: Some(format!("{}: {}", error.code.name(), error.detail)),
-                    ..NewLetter::new(&task.event, Why::Unreadable)
-                },
-                None => NewLetter::new(&task.event, Why::Follower),
-            });
-            tasks.push(task);
-        }
-        self.store(id, tasks, letters, behind);
-    }
-
-    /// `behind`: only if others of the key lie there still.
-    fn store(&mut self, id: LaneId, tasks: Vec<Task>, letters: Vec<NewLetter>, behind: bool) {
-        for letter in letters.iter().filter(|letter| letter.why != Why::Follower) {
-            let error = letter.error.as_deref().unwrap_or_default();
-            warn!(attempts = letter.attempts, "{} is a dead letter: {error}", name(&letter.event));
-        }
-        let Some(store) = self.letters.clone() else {
-            let what = letters.first().map(|letter| (name(&letter.event), letter.error.clone().unwrap_or_default()));
-            let (name, error) = what.unwrap_or_default();
-            tasks.iter().for_each(|task| self.release(task));
-            let error = Error::new(ErrorKind::Sink, format!("{name} could not be delivered: {error}"));
-            self.fail(error.with_hint(
-                "It comes again at the next start, and holds up all behind it. With --group it would go to the dead letters.",
-            ));
-            return;
-        };
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            (lane.front, lane.retry) = (Front::Store, None);
-        }
-        self.running.push(Box::pin(async move {
-            let outcome = store.store(letters, behind).await;
-            Done::Stored { lane: id, tasks, outcome }
-        }));
-    }
-
     fn done(&mut self, done: Done) -> Result<()> {
         let lane = match done {
             Done::Attempt { lane, task, outcome } => {
@@ -432,43 +318,13 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
                 }
                 lane
             }
-            Done::Stored { lane: id, tasks, outcome } => {
-                let stored = outcome?;
-                if stored && self.settings.keeps_order() && !matches!(id, LaneId::Own(_)) {
-                    self.parked.insert(id.clone());
-                }
-                if !stored {
-                    self.parked.remove(&id);
-                }
-                if let Some(lane) = self.lanes.get_mut(&id) {
-                    lane.front = Front::Idle;
-                    if !stored {
-                        for task in tasks.into_iter().rev() {
-                            lane.queue.push_front(task);
-                        }
-                        if self.stopping {
-                            self.let_go(&id);
-                        }
-                    } else {
-                        tasks.into_iter().for_each(|task| self.complete(task));
-                    }
-                }
-                id
+            Done::Stored { lane, tasks, outcome } => {
+                self.stored(&lane, tasks, outcome?);
+                lane
             }
-            Done::Settled { lane: id, id: letter, outcome } => {
-                self.due.remove(&letter);
-                match outcome? {
-                    Settled::Delivered { left: true } => self.poll_at = Instant::now(),
-                    Settled::Delivered { left: false } => drop(self.parked.remove(&id)),
-                    Settled::Failed { again } => {
-                        let again = again.map_or(self.poll_at, |wait| Instant::now() + wait);
-                        self.poll_at = self.poll_at.min(again);
-                    }
-                }
-                if let Some(lane) = self.lanes.get_mut(&id) {
-                    lane.letter = false;
-                }
-                id
+            Done::Settled { lane, id, outcome } => {
+                self.settled(&lane, id, outcome?);
+                lane
             }
             Done::Due(letters) => {
                 self.polling = false;
@@ -534,23 +390,6 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
         }
     }
 
-    /// Writes down what has become of a dead letter.
-    fn settle(&mut self, lane: LaneId, id: i64, attempts: u32, outcome: Result<(), String>) {
-        let Some(letters) = self.letters.clone() else { return };
-        let again = again(&self.settings, attempts);
-        match &outcome {
-            Ok(()) => info!(id, attempts, "delivered a dead letter"),
-            Err(error) => warn!(id, attempts, "a dead letter failed again: {error}"),
-        }
-        self.running.push(Box::pin(async move {
-            let outcome = match outcome {
-                Ok(()) => letters.delivered(id).await.map(|left| Settled::Delivered { left }),
-                Err(error) => letters.failed(id, error, again).await.map(|()| Settled::Failed { again }),
-            };
-            Done::Settled { lane, id, outcome }
-        }));
-    }
-
     fn complete(&mut self, task: Task) {
         self.release(&task);
         task.complete();
@@ -559,30 +398,6 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
     fn release(&mut self, task: &Task) {
         self.events -= 1;
         self.bytes -= task.event.size();
-    }
-
-    /// Asks for the dead letters that are due.
-    fn poll(&mut self) {
-        if self.polling || self.stopping || Instant::now() < self.poll_at {
-            return;
-        }
-        self.poll_at = Instant::now() + POLL;
-        let Some(letters) = self.letters.clone() else { return };
-        self.polling = true;
-        let busy = self.due.iter().copied().collect();
-        let (in_order, keyless) = (self.settings.keeps_order(), self.settings.keyless == Keyless::OneLane);
-        self.running.push(Box::pin(async move { Done::Due(letters.due(in_order, keyless, busy).await) }));
-    }
-
-    fn take_letter(&mut self, letter: DueLetter) {
-        let DueLetter { id, attempts, event } = letter;
-        if self.stopping || !self.due.insert(id) {
-            return;
-        }
-        let lane = self.lane_of(&event);
-        let task = Task { event, origin: Origin::Letter { id, attempts } };
-        self.lanes.entry(lane.clone()).or_default().letters.push_back(task);
-        self.wake(lane);
     }
 
     fn lane_of(&mut self, event: &Event) -> LaneId {
@@ -721,24 +536,6 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
         for task in &gone {
             self.release(task);
         }
-    }
-}
-
-/// When a stored event is tried again by itself.
-fn again(settings: &Settings, attempts: u32) -> Option<Duration> {
-    (settings.on_failure == Policy::Pause).then(|| settings.backoff(attempts))
-}
-
-/// The lease has been revoked.
-pub(crate) fn lost() -> Error {
-    Error::new(ErrorKind::PlaceLost, "this member has given up its place; nothing more is delivered")
-}
-
-/// An event, for people.
-pub(crate) fn name(event: &Event) -> String {
-    match &event.id {
-        Some(id) => format!("event {id} of {}", event.outbox),
-        None => format!("an event of {} without an id, at {}", event.outbox, event.commit_lsn),
     }
 }
 

@@ -98,7 +98,7 @@ impl Lane {
 
 impl Retry {
     /// How long to wait before another attempt; none: there is to be none.
-    pub(super) fn wait(&self, settings: &super::events::Settings) -> Option<Duration> {
+    pub(super) fn wait(&self, settings: &super::settings::Settings) -> Option<Duration> {
         let left = settings.max_retry_time.saturating_sub(self.since.elapsed());
         (self.attempts < settings.max_attempts && !left.is_zero()).then(|| settings.backoff(self.attempts).min(left))
     }

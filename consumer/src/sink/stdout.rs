@@ -102,7 +102,7 @@ impl<W: Write> Lines<'_, W> {
     /// Asks the lease before a line is begun.
     fn begin(&mut self) {
         if self.outcome.is_ok() && !self.torn && !self.lease.wait() {
-            self.outcome = Err(crate::dispatch::events::lost());
+            self.outcome = Err(crate::dispatch::lost());
         }
     }
 

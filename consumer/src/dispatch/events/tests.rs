@@ -8,6 +8,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::dispatch::Token;
+use crate::dispatch::settings::Policy;
+use crate::error::ErrorKind;
 
 /// Events as the source has them: a key (0: none) and how many attempts fail first.
 #[derive(Clone, Debug)]
@@ -219,7 +221,7 @@ pub(in crate::dispatch) fn tasks(plan: &[Planned]) -> (Given, mpsc::UnboundedRec
     let (done, receiver) = mpsc::unbounded_channel();
     let task = |(number, planned): (usize, &Planned)| Task {
         event: event(number as i64, planned),
-        origin: Origin::Stored(Token { number: number as u64, done: done.clone() }),
+        origin: Origin::Test(Token { number: number as u64, done: done.clone() }),
     };
     (Given { tasks: plan.iter().enumerate().map(task).collect() }, receiver)
 }

@@ -1,0 +1,135 @@
+//! Stored events: what a group gets from the table before the slot, handed out a chunk at a time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use postbox_wire::{Claims, ErrorCode, Lsn};
+use tracing::{info, warn};
+
+use super::shared::{Batch, Part};
+use super::{Feed, Reader, TOGETHER_BYTES, room};
+use crate::backfill::{Backfill, Chunk, FIRST_ROWS};
+use crate::claim::ClaimReader;
+use crate::error::{Error, Result};
+use crate::event::{ClaimChunk, Event, EventError};
+use crate::member::Place;
+use crate::transport::connect_sql;
+
+impl Feed {
+    /// Delivers what is to come from the table.
+    pub(super) async fn backfill(&mut self) -> Result<()> {
+        let Reader::Group(membership, Some(place)) = &self.reader else { return Ok(()) };
+        for backfill in place.backfills.iter().filter(|backfill| !backfill.finished) {
+            let client = connect_sql(&self.info).await?;
+            let (mut delivered, mut rows) = (0, FIRST_ROWS);
+            let mut chunk = backfill.read(&client, &membership.group, None, rows).await?;
+            while !chunk.events.is_empty() {
+                delivered += chunk.events.len();
+                rows = Backfill::next_rows(&chunk);
+                let position = chunk.position;
+                // While this one is delivered the next one is read.
+                let next = backfill.read(&client, &membership.group, Some(position), rows);
+                let (settled, next) = tokio::join!(self.deliver_stored(chunk, place), next);
+                settled?;
+                place.backfilled(backfill.outbox, position, false).await?;
+                chunk = next?;
+            }
+            place.backfilled(backfill.outbox, chunk.position, true).await?;
+            info!("delivered {delivered} stored events");
+        }
+        self.shared.backfilled.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Hands stored events out and waits until they are acknowledged. Each counts as a transaction without a position.
+    async fn deliver_stored(&self, chunk: Chunk, place: &Place) -> Result<()> {
+        let lost = async || Err(place.lost().await.into_error(place.group()));
+        let mut events = chunk.events.into_iter().peekable();
+        while let Some(first) = events.peek_mut() {
+            if first.claim.is_some() && self.builder.options.claims == Claims::Stream {
+                self.deliver_claim(first, place).await?;
+            }
+            let mut bytes = 0;
+            let mut parts = Vec::new();
+            while let Some(event) =
+                events.next_if(|event| bytes < TOGETHER_BYTES && (parts.is_empty() || event.claim.is_none()))
+            {
+                bytes += size_of::<Event>() + event.size();
+                parts.push(self.stored(event));
+            }
+            self.hand_over(parts, bytes, place).await?;
+        }
+        loop {
+            let settled = self.shared.settled.notified();
+            if self.shared.progress().is_idle() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = settled => {}
+                error = lost() => return error,
+            }
+        }
+    }
+
+    /// Hands out the data of a stored event's claim, before it. Where that cannot be read, the event says so.
+    async fn deliver_claim(&self, event: &mut Event, place: &Place) -> Result<()> {
+        let mut reader = match ClaimReader::connect(&self.info, event).await {
+            Ok(reader) => reader,
+            Err(error) => return unreadable(event, error),
+        };
+        let Some(seq) = event.seq else { return Ok(()) };
+        for number in 0.. {
+            let data = match reader.chunk().await {
+                Ok(Some(data)) => data,
+                Ok(None) => break,
+                Err(error) => return unreadable(event, error),
+            };
+            let rows = reader.rows_of_chunk();
+            let bytes = size_of::<Event>() + data.len();
+            let chunk = Event {
+                id: None,
+                event_type: Default::default(),
+                key: None,
+                headers: None,
+                payload: Some(data),
+                claim: None,
+                chunk: Some(ClaimChunk { seq, number, rows }),
+                ..event.clone()
+            };
+            self.hand_over(vec![self.stored(chunk)], bytes, place).await?;
+        }
+        Ok(())
+    }
+
+    /// Each counts as a transaction without a position.
+    fn stored(&self, event: Event) -> Part {
+        let mut progress = self.shared.progress();
+        let transaction = progress.begin(Lsn::default());
+        progress.frame(1, true);
+        Part { transaction, end: Some(Lsn::default()), events: vec![event] }
+    }
+
+    async fn hand_over(&self, parts: Vec<Part>, bytes: usize, place: &Place) -> Result<()> {
+        let connection = self.shared.connection.load(Ordering::Relaxed);
+        let room = tokio::select! {
+            room = room(Arc::clone(&self.room), bytes, self.queue_bytes) => room,
+            lost = place.lost() => return Err(lost.into_error(place.group())),
+        };
+        if let Some(batches) = &self.batches {
+            // A closed channel means that the consumer is closing.
+            let _ = batches.send(Ok(Batch { connection, parts, room }));
+        }
+        Ok(())
+    }
+}
+
+/// What stands against a claim; a link that broke ends the connection, and the event comes again.
+fn unreadable(event: &mut Event, error: Error) -> Result<()> {
+    if error.is_transient() {
+        return Err(error);
+    }
+    warn!("{}", error.chain());
+    let error = EventError { code: ErrorCode::Malformed, detail: error.chain().into(), raw: Vec::new() };
+    event.error = Some(Arc::new(error));
+    Ok(())
+}
