@@ -204,6 +204,7 @@ begin
             execute statement;
         end loop;
     end if;
+    perform postbox._join_publication(outbox);
     return format('%I.%I', marker.schema, marker.name || '_claims')::regclass;
 end
 $function$;

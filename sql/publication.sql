@@ -1,7 +1,7 @@
 -- The publication `postbox` has every outbox of the database. It is what the source pgoutput reads, for servers that cannot load the
 -- output plugin. There is one for all groups, made before any of their slots: PostgreSQL looks a publication up as of the change that
 -- it decodes, a slot stops for good (before PostgreSQL 18) at a change from before the publication, and no slot can be made in a
--- transaction that has made one.
+-- transaction that has made one. A second one, `postbox_claims`, has the tables of their claims, for those who want these in the stream.
 
 -- Outboxes that are published, and how.
 create or replace view postbox._published as
@@ -19,24 +19,32 @@ create or replace function postbox._join_publication(outbox regclass) returns bo
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    name text;
+    member record;
+    joined boolean := false;
 begin
-    if not exists (select from pg_publication p where p.pubname = 'postbox')
-        or exists (select from postbox._published p where p.outbox = _join_publication.outbox) then
-        return false;
-    end if;
-    select format('%I.%I', m.schema, m.name) into name from postbox._marker m where m.outbox = _join_publication.outbox;
-    -- Of a partitioned table all partitions are part; tables that inherit from an ordinary one are no part of the outbox.
-    execute format('alter publication postbox add table only %s', name);
-    return true;
+    for member in
+        select p.pubname, p.pubowner, t.name
+        from (
+            select 'postbox' as publication, m.outbox as relation, format('%I.%I', m.schema, m.name) as name from postbox._marker m where m.outbox = _join_publication.outbox
+            union all
+            select 'postbox_claims', k.claims, format('%I.%I', k.schema, k.name) from postbox._claim_check k where k.outbox = _join_publication.outbox
+        ) t
+        join pg_publication p on p.pubname = t.publication
+        where not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = t.relation)
+    loop
+        -- Of a partitioned table all partitions are part; tables that inherit from an ordinary one are no part of the outbox.
+        execute format('alter publication %I add table only %s', member.pubname, member.name);
+        joined := joined or member.pubname = 'postbox';
+    end loop;
+    return joined;
 exception when insufficient_privilege then
     raise exception using errcode = 'insufficient_privilege',
-        message = format('outbox "%s" cannot be put into the publication postbox, which the source pgoutput reads: %s', name, sqlerrm),
+        message = format('table "%s" cannot be put into the publication %s, which the source pgoutput reads: %s', member.name, member.pubname, sqlerrm),
         hint = format('Be a member of the role that owns the publication, %s, and of the one that owns the table; or be a superuser.',
-            (select quote_ident(pg_get_userbyid(p.pubowner)) from pg_publication p where p.pubname = 'postbox'));
+            quote_ident(pg_get_userbyid(member.pubowner)));
 end
 $function$;
-comment on function postbox._join_publication(regclass) is 'Private: has the source pgoutput see an outbox, if there is the publication; false: nothing to do';
+comment on function postbox._join_publication(regclass) is 'Private: has the source pgoutput see an outbox and its claims, if there are the publications; false: the outbox was seen already';
 
 create or replace function postbox.enable_pgoutput() returns bigint
     language plpgsql volatile
@@ -44,6 +52,7 @@ create or replace function postbox.enable_pgoutput() returns bigint
 as $function$
 declare
     joined bigint;
+    publication text;
     generated constant text := case when current_setting('server_version_num')::int >= 180000 then ', publish_generated_columns = stored' else '' end;
 begin
     if getdatabaseencoding() not in ('UTF8', 'SQL_ASCII') then
@@ -51,22 +60,25 @@ begin
             message = format('this database has the encoding %s, which is not read from pgoutput', getdatabaseencoding()),
             hint = 'Use a database in UTF8, or the source postbox.';
     end if;
-    if exists (select from pg_publication p where p.pubname = 'postbox' and (p.puballtables or not p.pubinsert or p.pubtruncate or not p.pubviaroot)) then
-        raise exception using errcode = 'object_not_in_prerequisite_state',
-            message = 'there is a publication postbox that was made for another purpose',
-            detail = 'That of the outboxes has tables by name, publishes inserts alone, and those of partitions as their root''s.',
-            hint = 'Rename it: ALTER PUBLICATION postbox RENAME TO ...; then call postbox.enable_pgoutput() again.';
-    end if;
-    if not exists (select from pg_publication p where p.pubname = 'postbox') then
-        execute format('create publication postbox with (publish = ''insert'', publish_via_partition_root = true%s)', generated);
-        comment on publication postbox is 'Outboxes of Postbox, for consumer groups with the source pgoutput. Do not drop it while there are any: their slots could not be read any more';
-    end if;
+    foreach publication in array array['postbox', 'postbox_claims'] loop
+        if exists (select from pg_publication p where p.pubname = publication and (p.puballtables or not p.pubinsert or p.pubtruncate or not p.pubviaroot)) then
+            raise exception using errcode = 'object_not_in_prerequisite_state',
+                message = format('there is a publication %s that was made for another purpose', publication),
+                detail = 'That of Postbox has tables by name, publishes inserts alone, and those of partitions as their root''s.',
+                hint = format('Rename it: ALTER PUBLICATION %s RENAME TO ...; then call postbox.enable_pgoutput() again.', publication);
+        end if;
+        if not exists (select from pg_publication p where p.pubname = publication) then
+            execute format('create publication %I with (publish = ''insert'', publish_via_partition_root = true%s)', publication, generated);
+            execute format('comment on publication %I is %L', publication, format('%s of Postbox, for consumer groups with the source pgoutput. '
+                'Do not drop it while there are any: their slots could not be read any more', case publication when 'postbox' then 'Outboxes' else 'Claims' end));
+        end if;
+    end loop;
     select count(*) into joined from postbox._marker m where postbox._join_publication(m.outbox);
     return joined;
 end
 $function$;
 comment on function postbox.enable_pgoutput() is
-    'Makes the publication postbox, which consumer groups with the source pgoutput read, with every outbox in it; those that are made later join it. Returns how many have joined now';
+    'Makes the publications postbox and postbox_claims, which consumer groups with the source pgoutput read, with every outbox and its claims in them; those that are made later join them. Returns how many outboxes have joined now';
 
 -- What a group with the source pgoutput needs of an outbox.
 create or replace function postbox._require_published(outbox regclass, what text) returns void

@@ -5,8 +5,9 @@
 //!                        │ table: marker and types, asked for by SQL
 //! ```
 //!
-//! All outboxes are in the publication `postbox` (sql/publication.sql). What differs from the plugin is listed in docs/managed.md.
+//! All outboxes are in the publication `postbox`, the tables of their claims in `postbox_claims` (sql/publication.sql). What differs from the plugin is listed in docs/managed.md.
 
+mod claims;
 mod message;
 mod reader;
 mod row;
@@ -20,8 +21,9 @@ pub(crate) use table::Table;
 /// The name of the output plugin.
 pub(crate) const PLUGIN: &str = "pgoutput";
 
-/// The publication of all outboxes of a database.
-pub(crate) const PUBLICATION: &str = "postbox";
+/// The publication of all outboxes of a database, and that of their claims.
+const PUBLICATION: &str = "postbox";
+const CLAIMS_PUBLICATION: &str = "postbox_claims";
 
 /// Settings of the stream's session: how values are printed that are read here. No text is converted, so that none can
 /// fail to be.

@@ -1,5 +1,6 @@
 //! Servers that cannot load the plugin: PostgreSQL's own plugin as the source, and the schema without the extension.
 
+mod claims;
 mod conformance;
 mod differences;
 mod install;

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use postbox_wire::emitted::{self, Emitted};
-use postbox_wire::{FRAME_BYTES, Lsn, Options, Origin, PgMicros, Transaction};
+use postbox_wire::{self as wire, FRAME_BYTES, Lsn, Options, Origin, PgMicros, Transaction};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
-use super::PUBLICATION;
-use super::message::Message;
+use super::claims::{Chunks, Claims};
+use super::message::{Message, Relation, Row};
 use super::row;
 use super::table::Table;
+use super::{CLAIMS_PUBLICATION, PUBLICATION};
 use crate::decode::Received;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -26,11 +27,18 @@ pub(crate) struct Reader {
     options: Options,
     /// Newer than any transaction before it, within half of the numbers: tells the epoch of a transaction's id.
     latest_xid: u64,
-    tables: HashMap<u32, Arc<Table>>,
+    relations: HashMap<u32, Rows>,
     /// Of messages: the outboxes that they name, if they take any, and when that was asked.
     emitters: HashMap<u32, (Instant, Option<Arc<Table>>)>,
     last_commit: Lsn,
     current: Option<Current>,
+}
+
+/// What the rows of a relation are.
+#[derive(Clone)]
+enum Rows {
+    Events(Arc<Table>),
+    Chunks(Arc<Claims>),
 }
 
 /// The transaction that is being received.
@@ -44,6 +52,8 @@ struct Current {
     begun: bool,
     events: Vec<Event>,
     bytes: usize,
+    /// Those of claims, where these are wanted in the stream.
+    chunks: Option<Chunks>,
 }
 
 /// How long the server may take to say what a table means.
@@ -60,7 +70,8 @@ impl Reader {
     pub(crate) async fn open(info: &ConnInfo, options: &Options) -> Result<(Self, Vec<(&'static str, String)>)> {
         let client = connect_sql(info).await?;
         let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text, \
-                   pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('server_version_num')::int";
+                   pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('server_version_num')::int, \
+                   EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'postbox_claims')";
         let row = client.query_one(sql, &[]).await?;
         let (xid, encoding, version): (String, String, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         if !matches!(encoding.as_str(), "UTF8" | "SQL_ASCII") {
@@ -70,9 +81,20 @@ impl Reader {
             )
             .with_hint("Use a database in UTF8, or the plugin postbox."));
         }
+        let mut publications = PUBLICATION.to_owned();
+        if options.claims == wire::Claims::Stream {
+            if !row.try_get::<_, bool>(3)? {
+                let message =
+                    format!("there is no publication {CLAIMS_PUBLICATION}, so claims do not come in the stream");
+                return Err(Error::new(ErrorKind::Setup, message).with_hint(
+                    "As the owner of the outboxes, who may create publications: SELECT postbox.enable_pgoutput(). Or: --claims reference.",
+                ));
+            }
+            publications = format!("{PUBLICATION},{CLAIMS_PUBLICATION}");
+        }
         let mut start = vec![
             ("proto_version", "1".to_owned()),
-            ("publication_names", PUBLICATION.to_owned()),
+            ("publication_names", publications),
             ("messages", "true".to_owned()),
         ];
         // Before, a transaction tells its origin itself.
@@ -83,7 +105,7 @@ impl Reader {
             client,
             options: options.clone(),
             latest_xid: xid.parse().unwrap_or_default(),
-            tables: HashMap::new(),
+            relations: HashMap::new(),
             emitters: HashMap::new(),
             last_commit: Lsn::ZERO,
             current: None,
@@ -104,18 +126,21 @@ impl Reader {
                 }
             }
             Message::Relation(relation) => {
-                let table = Table::of_relation(&self.client, &relation, self.options.outboxes.as_deref());
-                let table = within(table).await?;
-                self.tables.insert(relation.oid, Arc::new(table));
+                let rows = within(self.rows_of(&relation)).await?;
+                self.relations.insert(relation.oid, rows);
                 self.emitters.remove(&relation.oid);
             }
             Message::Insert { relation, row } => {
-                let table = self.tables.get(&relation).cloned();
-                let table = table.ok_or_else(|| out_of_order("a row of a table that was not described"))?;
-                let limit = self.options.max_event_bytes;
-                return self.add(&table, bytes.len(), |transaction, ordinal| {
-                    row::event(&row, &table, transaction, ordinal, limit)
-                });
+                let rows = self.relations.get(&relation).cloned();
+                match rows.ok_or_else(|| out_of_order("a row of a table that was not described"))? {
+                    Rows::Events(table) => {
+                        let limit = self.options.max_event_bytes;
+                        return self.add(&table, bytes.len(), |transaction, ordinal| {
+                            row::event(&row, &table, transaction, ordinal, limit)
+                        });
+                    }
+                    Rows::Chunks(claims) => return self.add_chunk(&claims, &row, bytes.len()),
+                }
             }
             Message::Logical { transactional: true, prefix, content } if prefix == emitted::PREFIX.as_bytes() => {
                 let Some(message) = Emitted::read(&content) else { return Ok(None) };
@@ -144,7 +169,9 @@ impl Reader {
         self.latest_xid = self.latest_xid.max(xid);
         // The end of the commit record comes with the commit. Until then: just behind its start, where no other transaction ends.
         let transaction = Transaction { commit_lsn, end_lsn: Lsn(commit_lsn.0 + 1), commit_time, xid };
-        let current = Current { transaction, ordinal: 0, left_out: false, begun: false, events: Vec::new(), bytes: 0 };
+        let chunks = (self.options.claims == wire::Claims::Stream).then(Chunks::default);
+        let current =
+            Current { transaction, ordinal: 0, left_out: false, begun: false, events: Vec::new(), bytes: 0, chunks };
         self.current = Some(current);
         Ok(())
     }
@@ -162,10 +189,19 @@ impl Reader {
         if current.left_out || !table.selected {
             return Ok(None);
         }
-        let full = (current.bytes >= FRAME_BYTES).then(|| current.take(false));
-        current.events.push(event(&current.transaction, ordinal));
-        current.bytes += bytes;
-        Ok(full)
+        let mut event = event(&current.transaction, ordinal);
+        if let Some(chunks) = &mut current.chunks {
+            chunks.complete(&mut event);
+        }
+        Ok(current.push(event, bytes))
+    }
+
+    /// Adds a chunk of the claim of an event that follows. It takes no ordinal, as it is no event.
+    fn add_chunk(&mut self, claims: &Claims, row: &Row, bytes: usize) -> Result<Option<Received>> {
+        let Some(current) = &mut self.current else { return Err(out_of_order("a chunk outside of a transaction")) };
+        let Some(chunks) = current.chunks.as_mut().filter(|_| !current.left_out) else { return Ok(None) };
+        let chunk = claims.chunk(row, &current.transaction, current.ordinal, chunks);
+        Ok(chunk.and_then(|chunk| current.push(chunk, bytes)))
     }
 
     fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<Option<Received>> {
@@ -182,6 +218,16 @@ impl Reader {
             event.end_lsn = end_lsn;
         }
         Ok(Some(current.take(true)))
+    }
+
+    async fn rows_of(&self, relation: &Relation) -> Result<Rows> {
+        let selectors = self.options.outboxes.as_deref();
+        if self.options.claims == wire::Claims::Stream
+            && let Some(claims) = Claims::of_relation(&self.client, relation, selectors).await?
+        {
+            return Ok(Rows::Chunks(Arc::new(claims)));
+        }
+        Ok(Rows::Events(Arc::new(Table::of_relation(&self.client, relation, selectors).await?)))
     }
 
     /// The outbox of this OID, if it takes messages.
@@ -206,6 +252,14 @@ impl Reader {
 const MOST_EMITTERS: usize = 4096;
 
 impl Current {
+    /// Adds an event or chunk; gives what there was before when that is as much as a frame.
+    fn push(&mut self, event: Event, bytes: usize) -> Option<Received> {
+        let full = (self.bytes >= FRAME_BYTES).then(|| self.take(false));
+        self.events.push(event);
+        self.bytes += bytes;
+        full
+    }
+
     fn take(&mut self, last: bool) -> Received {
         Received {
             transaction: self.transaction,

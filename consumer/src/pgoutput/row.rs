@@ -70,7 +70,7 @@ pub(super) fn message_event(
     faults.report(event)
 }
 
-fn empty(table: &Table, transaction: &Transaction, ordinal: u64) -> Event {
+pub(super) fn empty(table: &Table, transaction: &Transaction, ordinal: u64) -> Event {
     let Transaction { commit_lsn, end_lsn, commit_time, xid } = *transaction;
     Event {
         outbox: Arc::clone(&table.outbox),
@@ -203,7 +203,7 @@ fn add_headers(
 }
 
 /// The bytes of a bytea that is printed in hexadecimal.
-fn bytea(printed: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn bytea(printed: &[u8]) -> Option<Vec<u8>> {
     let nibble = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
     let digits = printed.strip_prefix(b"\\x")?;
     let (pairs, rest) = digits.as_chunks::<2>();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use postbox_wire::marker::{self, ACCEPTS_MESSAGES, Mapping};
 use postbox_wire::{Outbox, OutboxSelector, PayloadType};
 use tokio_postgres::{Client, Row};
@@ -19,6 +20,19 @@ pub(super) struct Column {
     pub(super) type_oid: u32,
     /// Of a domain what it is over, else the same.
     base_type: u32,
+}
+
+impl Column {
+    /// The columns of a relation in the stream; types that are given are those that domains are over.
+    pub(super) fn of_relation(relation: &Relation, base_types: &[u32]) -> Vec<Self> {
+        let column = |(index, (name, type_oid)): (usize, &(Bytes, u32))| Self {
+            index,
+            name: name.to_vec(),
+            type_oid: *type_oid,
+            base_type: base_types.get(index).copied().unwrap_or(*type_oid),
+        };
+        relation.columns.iter().enumerate().map(column).collect()
+    }
 }
 
 impl marker::Column for Column {
@@ -68,15 +82,9 @@ impl Table {
             Some(row) => (row.try_get::<_, Option<Vec<u8>>>(0)?, row.try_get::<_, Option<Vec<u32>>>(1)?),
             None => (None, None),
         };
-        let base_types = base_types.unwrap_or_default();
-        let columns = relation.columns.iter().enumerate().map(|(index, (name, type_oid))| Column {
-            index,
-            name: name.to_vec(),
-            type_oid: *type_oid,
-            base_type: base_types.get(index).copied().unwrap_or(*type_oid),
-        });
+        let columns = Column::of_relation(relation, &base_types.unwrap_or_default());
         let name = (show(&relation.schema), show(&relation.table));
-        Ok(Self::new(relation.oid, name, marker, columns.collect(), selectors))
+        Ok(Self::new(relation.oid, name, marker, columns, selectors))
     }
 
     /// That of this OID as it is now; none if there is no such outbox.

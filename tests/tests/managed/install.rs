@@ -165,7 +165,7 @@ fn it_is_there_once_and_the_extension_beside_it_never() {
 
     // What docs/managed.md says about removing it.
     admin(&cluster, "SELECT postbox.create_outbox('orders'); SELECT postbox.publish('orders', 't', '{}')");
-    admin(&cluster, "DROP SCHEMA postbox CASCADE; DROP PUBLICATION postbox");
+    admin(&cluster, "DROP SCHEMA postbox CASCADE; DROP PUBLICATION postbox, postbox_claims");
     assert_eq!(admin(&cluster, "SELECT count(*) FROM orders"), "1");
     cluster.psql("shop", "CREATE EXTENSION postbox");
     let output = postbox(&conninfo, &["install"]);
