@@ -217,3 +217,48 @@ create or replace function postbox.enable_claim_check(outbox text, inline_thresh
     end;
 comment on function postbox.enable_claim_check(text, int, int) is
     'From so many rows or bytes on, what publish_batch and publish_large publish to the outbox lies in a table beside it, packed, and the event says how to get it. Called again it sets the thresholds. Returns that table';
+
+create or replace function postbox._disable_claim_check(outbox regclass, outbox_name text) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    claims record;
+    stored bigint;
+begin
+    if outbox is null then
+        raise exception using errcode = 'undefined_table',
+            message = format('outbox %s does not exist', coalesce('"' || outbox_name || '"', 'NULL')),
+            hint = 'postbox.claim_checks lists the outboxes with claims. Qualify a name whose schema is not in search_path.';
+    end if;
+    perform pg_advisory_xact_lock(postbox._lock_key(outbox));
+    if not exists (select from postbox._marker m where m.outbox = _disable_claim_check.outbox) then
+        raise exception using errcode = 'wrong_object_type',
+            message = format('"%s" is not an outbox', outbox_name),
+            hint = 'postbox.claim_checks lists the outboxes with claims.';
+    end if;
+    select k.* into claims from postbox._claim_check k where k.outbox = _disable_claim_check.outbox;
+    if not found then
+        return false;
+    end if;
+    -- Publishers wait from here on.
+    execute format('lock table %I.%I in access exclusive mode', claims.schema, claims.name);
+    execute format('select count(distinct c.seq) from %I.%I c', claims.schema, claims.name) into stored;
+    if stored > 0 then
+        raise exception using errcode = 'object_in_use',
+            message = format('outbox "%s" has %s claims, whose events would lose their data', outbox_name, stored),
+            hint = format('Have no new ones made: SELECT postbox.enable_claim_check(%L, 2147483647, 67108864). Retention removes those that are there; so does postbox.purge_outbox.', outbox_name);
+    end if;
+    execute format('drop table %I.%I', claims.schema, claims.name);
+    return true;
+end
+$function$;
+comment on function postbox._disable_claim_check(regclass, text) is 'Private: disable_claim_check with the outbox looked up';
+
+create or replace function postbox.disable_claim_check(outbox text) returns boolean
+    language sql volatile
+    begin atomic
+        select postbox._disable_claim_check(to_regclass(outbox), outbox);
+    end;
+comment on function postbox.disable_claim_check(text) is
+    'Drops the table of the claims of an outbox, which must be empty: its events are inline again, and what is too large is refused. False: it has no claim check';

@@ -217,6 +217,8 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox.create_outbox(text, text, text, bigint)'),
             ('operator', 'execute', 'function postbox.enable_claim_check(text, int, int)'),
             ('operator', 'execute', 'function postbox._enable_claim_check(regclass, text, int, int)'),
+            ('operator', 'execute', 'function postbox.disable_claim_check(text)'),
+            ('operator', 'execute', 'function postbox._disable_claim_check(regclass, text)'),
             ('operator', 'execute', 'function postbox._mark_claims(regclass, regclass, int, int)'),
             ('operator', 'execute', 'function postbox.adopt_outbox(text, text, text, text, text, text, text, text, text[], text, text)'),
             ('operator', 'execute', 'function postbox._layout(text)'),

@@ -310,3 +310,40 @@ async fn a_cursor_on_a_transition_table_can_be_published() {
         ["|500", "[{\"n\": 7}]|"]
     );
 }
+
+#[tokio::test]
+async fn a_claim_check_goes_when_no_claim_is_left_and_comes_again() {
+    let (_cluster, client) = with_claims().await;
+    publish(&client, &numbers(11)).await;
+    let disable = "SELECT postbox.disable_claim_check('orders')";
+    refused(&client, disable, "55006", "has 1 claims", "enable_claim_check('orders', 2147483647, 67108864)").await;
+    run(&client, "SELECT postbox.enable_claim_check('orders', 2147483647, 67108864)").await;
+    publish(&client, &numbers(11)).await;
+    assert_eq!(row(&client, "SELECT count(*), count(claim) FROM orders").await, "2|1");
+    run(&client, "TRUNCATE orders, orders_claims").await;
+    assert_eq!(row(&client, disable).await, "t");
+    assert_eq!(row(&client, disable).await, "f");
+    assert_eq!(
+        row(&client, "SELECT to_regclass('orders_claims') IS NULL, count(*) FROM postbox.claim_checks").await,
+        "t|0"
+    );
+    publish(&client, &numbers(10000)).await;
+    refused(
+        &client,
+        "SELECT postbox.publish_batch('orders', 't', 'SELECT generate_series(1, 10001)')",
+        "55000",
+        "more than 10000 rows",
+        "enable_claim_check",
+    )
+    .await;
+    run(&client, "SELECT postbox.enable_claim_check('orders', 10)").await;
+    publish(&client, &numbers(11)).await;
+    assert_eq!(row(&client, "SELECT count(*), count(claim) FROM orders").await, "2|1");
+    for (sql, code, message) in [
+        ("SELECT postbox.disable_claim_check('nothing')", "42P01", "\"nothing\" does not exist"),
+        ("SELECT postbox.disable_claim_check(NULL)", "42P01", "NULL does not exist"),
+        ("SELECT postbox.disable_claim_check('pg_class')", "42809", "is not an outbox"),
+    ] {
+        refused(&client, sql, code, message, "claim_checks").await;
+    }
+}

@@ -272,7 +272,7 @@ SELECT postbox._require_replayable('orders', 'x'); SELECT postbox.set_retention(
 SELECT postbox.create_consumer_group('g', '{orders,old}')
 SELECT postbox.publish('orders', 't', '{}'::pg_catalog.text); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.jsonb); SELECT postbox.publish('orders', 't', '{}'::pg_catalog.json)
 SELECT postbox.publish('old', 't', '{}'::pg_catalog.text, headers => NULL); INSERT INTO serial (type) VALUES ('t')
-SELECT postbox.enable_claim_check('orders', 2, 1000); SELECT postbox.enable_claim_check('orders', 1, 1000)
+SELECT postbox.enable_claim_check('orders', 2, 1000); SELECT postbox.disable_claim_check('orders'); SELECT postbox.enable_claim_check('orders', 1, 1000)
 SELECT postbox.publish_batch('orders', 't', 'SELECT g.n FROM pg_catalog.generate_series(1, 3) AS g(n)'); SELECT postbox.publish_batch('orders', 't', ARRAY['1', '2']::pg_catalog.jsonb[])
 SELECT postbox.publish_batch('orders', 't', 'SELECT 1'); SELECT postbox.publish_large('orders', 't', '\x00'::pg_catalog.bytea); SELECT postbox.publish_large('orders', 't', '1'::pg_catalog.text)
 SELECT c.* FROM orders o, postbox.claim_chunks('orders', o.seq, 0, 1, o.xid) c WHERE o.claim IS NOT NULL; SELECT * FROM postbox.outbox_rows_consumed('orders'); SELECT * FROM postbox.claim_checks
