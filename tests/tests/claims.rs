@@ -1,5 +1,6 @@
 //! The claim check: events whose data lies beside the outbox.
 
+mod killed;
 mod publish;
 mod reading;
 mod retention;
