@@ -32,8 +32,13 @@ begin
             target.seq_column, target.xid_column, target.schema, target.name)
             into seam, restored_upto;
         seam_lsn := pg_current_wal_insert_lsn();
-        -- The rows of an adopted table may be removed by its owner while their events still wait in the slot: all of these come.
-        if queued and target.adopted then
+        -- Rows may be gone while their events still wait in the slot: removed by the owner of an adopted table, or by a purge that was
+        -- forced. Then all that waits there comes.
+        if queued and (target.adopted or exists (
+            select from postbox.removed r
+            left join postbox.checkpoint c on c.group_name = _start_backfill.group_name
+            where r.outbox = target.outbox and (c.snapshot is null or not postbox._includes(c.snapshot, r.snapshot))))
+        then
             seam_lsn := '0/0';
         end if;
         -- What is left of an unfinished one has still to be given.
@@ -52,8 +57,8 @@ $function$;
 comment on function postbox._start_backfill(text, pg_snapshot[], text, boolean) is
     'Private: from here on the group is given the stored rows that are not visible in all of `done` before its slot goes on';
 
--- The next stored events of a group, in the order of seq, each in a frame of its own. `after` is the last one that was read, NULL
--- for where the backfill stands.
+-- The next stored events of a group, in the order of seq, each in a frame of its own: up to so many rows, or less when they are
+-- large. None: it was the last. `after` is the last one that was read, NULL for where the backfill stands.
 --
 -- An outbox has no index by seq. So it is looked through once, for where the rows are, and a held cursor keeps that list for
 -- this session: it holds back neither vacuum nor anybody's lock while events are delivered. After an error it has lost its
@@ -79,6 +84,8 @@ declare
     leaf oid;
     place tid;
     row_seq bigint;
+    row_bytes int;
+    bytes bigint;
     in_place bigint;
 begin
     select * into backfill from postbox.backfill b where b.group_name = _stored_events.group_name and b.outbox = _stored_events.outbox::regclass;
@@ -102,36 +109,47 @@ begin
     if not exists (select from pg_cursors c where c.name = listed::text) then
         execute format(
             'declare %I no scroll cursor with hold for
-             select o.tableoid, o.ctid, o.%2$s from %3$s o where o.%2$s > %4$L and %5$s order by o.%2$s',
-            listed, seq_column, outbox_name, greatest(after, backfill.position), wanted);
+             select o.tableoid, o.ctid, o.%2$s, pg_column_size(o.%6$s) from %3$s o where o.%2$s > %4$L and %5$s order by o.%2$s',
+            listed, seq_column, outbox_name, greatest(after, backfill.position), wanted,
+            quote_ident(postbox._marker_column(marker.arguments, 'payload')));
     end if;
-    while cardinality(seqs) < rows loop
-        fetch listed into leaf, place, row_seq;
-        exit when not found;
-        leaves := leaves || leaf;
-        places := places || place;
-        seqs := seqs || row_seq;
-    end loop;
-    execute format(
-        'select count(*) from unnest($1, $2, $3) as l(leaf, place, seq)
-         join %s o on o.tableoid = l.leaf and o.ctid = l.place and o.%s = l.seq
-         where o.ctid = any ($2)', outbox_name, seq_column)
-        into in_place using leaves, places, seqs;
-    if in_place = cardinality(seqs) then
-        return query execute format(
-            'select l.seq, %s
-             from unnest($1, $2, $3) with ordinality as l(leaf, place, seq, number)
+    loop
+        leaves := '{}';
+        places := '{}';
+        seqs := '{}';
+        bytes := 0;
+        while cardinality(seqs) < rows and bytes < 8388608 loop
+            fetch listed into leaf, place, row_seq, row_bytes;
+            exit when not found;
+            leaves := leaves || leaf;
+            places := places || place;
+            seqs := seqs || row_seq;
+            bytes := bytes + coalesce(row_bytes, 0);
+        end loop;
+        exit when cardinality(seqs) = 0;
+        execute format(
+            'select count(*) from unnest($1, $2, $3) as l(leaf, place, seq)
              join %s o on o.tableoid = l.leaf and o.ctid = l.place and o.%s = l.seq
-             where o.ctid = any ($2)
-             order by l.number', postbox._frame_sql(marker.outbox, 'o'), outbox_name, seq_column)
-            using leaves, places, seqs;
-    else
-        -- Its owner has updated or removed rows since.
-        return query execute format(
-            'select o.%2$s, %1$s from %3$s o where o.%2$s = any ($1) and %4$s order by o.%2$s',
-            postbox._frame_sql(marker.outbox, 'o'), seq_column, outbox_name, wanted)
-            using seqs;
-    end if;
+             where o.ctid = any ($2)', outbox_name, seq_column)
+            into in_place using leaves, places, seqs;
+        if in_place = cardinality(seqs) then
+            return query execute format(
+                'select l.seq, %s
+                 from unnest($1, $2, $3) with ordinality as l(leaf, place, seq, number)
+                 join %s o on o.tableoid = l.leaf and o.ctid = l.place and o.%s = l.seq
+                 where o.ctid = any ($2)
+                 order by l.number', postbox._frame_sql(marker.outbox, 'o'), outbox_name, seq_column)
+                using leaves, places, seqs;
+        else
+            -- Its owner has updated or removed rows since.
+            return query execute format(
+                'select o.%2$s, %1$s from %3$s o where o.%2$s = any ($1) and %4$s order by o.%2$s',
+                postbox._frame_sql(marker.outbox, 'o'), seq_column, outbox_name, wanted)
+                using seqs;
+        end if;
+        -- All of these may be gone, and others behind them not.
+        exit when found;
+    end loop;
 end
 $function$;
 comment on function postbox._stored_events(text, oid, bigint, int) is 'Private: the next rows that a group is given from the table';

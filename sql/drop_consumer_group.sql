@@ -26,6 +26,13 @@ begin
             message = format('consumer group "%s" is in use by process %s (application %s)', name, reader, coalesce(reader_name, 'unknown')),
             hint = format('Stop that consumer, or cut it off with pg_terminate_backend(%s), and drop the group again.', reader);
     end if;
+    -- A member that gives out stored events, or waits for a link, does not read the slot and has the group all the same.
+    if not pg_try_advisory_xact_lock(postbox._member_lock(name)) then
+        select a.pid into reader from postbox._active_member a where a.group_name = drop_consumer_group.name limit 1;
+        raise exception using errcode = 'object_in_use',
+            message = format('consumer group "%s" is in use by process %s, its active member', name, coalesce(reader::text, 'unknown')),
+            hint = 'Stop that consumer, or pause the group, and drop the group again.';
+    end if;
     select count(*) into letters from postbox.dead_letter d where d.group_name = drop_consumer_group.name;
     if letters > 0 and force is not true then
         raise exception using errcode = 'dependent_objects_still_exist',

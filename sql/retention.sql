@@ -58,6 +58,22 @@ create or replace function postbox._earliest(snapshots pg_snapshot[]) returns pg
     );
 comment on function postbox._earliest(pg_snapshot[]) is 'Private: the snapshot that all of these include; NULL if none is';
 
+-- Of a leaf whose owner has changed the types since it was taken for one, his functions would be called: as whoever maintains it.
+create or replace function postbox._hold_leaf(leaf_name text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    execute format('lock table only %s in access share mode', leaf_name);
+    if not exists (select from pg_attribute a where a.attrelid = to_regclass(leaf_name) and a.attname = 'xid' and a.atttypid = 'xid8'::regtype and not a.attisdropped) then
+        raise exception using errcode = 'wrong_object_type',
+            message = format('%s is no leaf of an outbox any more', leaf_name),
+            hint = 'The outboxes that postbox.create_outbox makes have a column xid of type xid8: give it back, or let the table go with postbox.drop_outbox.';
+    end if;
+end
+$function$;
+comment on function postbox._hold_leaf(text) is 'Private: looks that a leaf is one, which it stays until the commit';
+
 -- Some transaction in a range of a leaf that is not visible in all of the snapshots, and how many rows there are. A row
 -- without xid counts as one that nobody has seen.
 create or replace function postbox._probe(leaf_name text, from_block bigint, to_block bigint, snapshots pg_snapshot[], out rows bigint, out needed bigint, out waits_for xid8)
@@ -70,6 +86,7 @@ declare
     -- Whatever is older is visible in all of them.
     oldest constant xid8 := (select x from unnest(snapshots) as s(snapshot), pg_snapshot_xmin(s.snapshot) as x order by x limit 1);
 begin
+    perform postbox._hold_leaf(leaf_name);
     execute format(
         'select count(*), count(*) filter (where bad), (array_agg(xid order by xid desc nulls last) filter (where bad))[1]
          from (
@@ -312,6 +329,7 @@ begin
     half_used := ring.last_seq + 1 - (generation << ring.generation_bits) > (1::bigint << ring.generation_bits) / 2;
     moment := postbox._moment_before((postbox._retention(outbox)).retention / 2);
     if moment.snapshot is not null and present.heap_bytes > 0 then
+        perform postbox._hold_leaf(present.leaf_name);
         -- The first page has the first rows.
         execute format('select exists (select from only %s l where l.ctid < ''(1,0)'' and pg_visible_in_snapshot(l.xid, $1))', present.leaf_name)
             into is_old using moment.snapshot;

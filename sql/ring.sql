@@ -12,6 +12,9 @@ create or replace view postbox._ring as
         select substring(pg_get_expr(p.partexprs, p.partrelid) from 'seq >> (\d+)')::int as generation_bits
         from pg_partitioned_table p
         where p.partrelid = m.outbox and not m.adopted
+          -- Of other types maintenance would call the functions that their owner has written for comparing them.
+          and (select count(*) from pg_attribute a
+               where a.attrelid = m.outbox and (a.attname, a.atttypid) in (('seq', 'int8'::regtype), ('xid', 'xid8'::regtype)) and not a.attisdropped) = 2
     ) ring on true
     left join lateral (
         select s.oid

@@ -151,7 +151,8 @@ begin
     if start.snapshot is not null then
         done := array[start.snapshot];
     end if;
-    direction := case when to_lsn > from_lsn then 'forward' else 'backward' end;
+    -- A group that has dealt with everything is at latest already.
+    direction := case when kind = 'latest' or to_lsn > from_lsn then 'forward' else 'backward' end;
 
     if not dry_run then
         -- Before the locks: those who drop an outbox write, and want its lock.
@@ -205,7 +206,7 @@ begin
     insert into postbox.audit (action, subject, detail)
         values ('seek', name, jsonb_build_object('target', target, 'direction', direction, 'from_lsn', from_lsn, 'to_lsn', to_lsn));
     perform postbox._alert('consumer_seeked', name, jsonb_build_object('target', target, 'direction', direction, 'from_lsn', from_lsn, 'to_lsn', to_lsn));
-    if direction = 'forward' then
+    if direction = 'forward' and to_lsn > from_lsn then
         -- Last, because no rollback brings it back.
         perform pg_replication_slot_advance(slot.slot_name, to_lsn);
     end if;

@@ -150,8 +150,9 @@ end
 $function$;
 comment on function postbox._enforce_wal_budgets() is 'Private: drops the slots of groups that are over a budget and told to';
 
--- A slot in our way of naming that no group has: the rest of a creation that failed half way, or of an earlier installation. It
--- would hold back the WAL for ever.
+-- A slot in our way of naming that no group has is the rest of a creation that failed half way, and would hold back the WAL for ever.
+-- One that stands where this installation did not exist yet is of an earlier one, whose events nobody else has: that is for a person to
+-- decide, so it is only told.
 create or replace function postbox._reap_slots() returns table (subject text, outcome text, detail text)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -162,7 +163,8 @@ declare
     orphaned boolean;
 begin
     for orphan in
-        select s.slot_name, substring(s.slot_name from format('^postbox[0-9]*_%s_(.+)$', database_oid)) as group_name, s.confirmed_flush_lsn
+        select s.slot_name, substring(s.slot_name from format('^postbox[0-9]*_%s_(.+)$', database_oid)) as group_name, s.confirmed_flush_lsn,
+               s.confirmed_flush_lsn < (select m.installed_lsn from postbox.maintenance m) as is_older
         from pg_replication_slots s
         where s.plugin in ('postbox', 'pgoutput') and s.database = current_database() and not s.active and not s.temporary
           and s.slot_name ~ format('^postbox[0-9]*_%s_.', database_oid)
@@ -176,6 +178,12 @@ begin
             orphaned := not exists (select from postbox.consumer_group g where g.slot_name = orphan.slot_name);
         end if;
         continue when not orphaned;
+        if orphan.is_older then
+            outcome := 'kept';
+            detail := format('it is of an earlier installation and holds back WAL: read it with postbox run --slot %1$s, or SELECT pg_drop_replication_slot(%1$L)', orphan.slot_name);
+            return next;
+            continue;
+        end if;
         begin
             insert into postbox.alert (kind, subject, since, detail) values ('orphaned_slot', orphan.slot_name, clock_timestamp(), '{}')
                 on conflict on constraint alert_pkey do nothing;

@@ -24,7 +24,7 @@ use crate::install;
 use crate::maintain;
 use crate::run::{Sink, terms};
 use crate::signal;
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_own, connect_sql};
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
 #[derive(Debug, Parser)]
@@ -231,7 +231,7 @@ impl Cli {
             }
             Command::Maintain { once: false } => maintain::run(&info, signal::stop()?).await,
             Command::Maintain { once: true } => {
-                let steps = maintain::maintain_once(&connect_sql(&info).await?).await?.into_iter().map(|step| {
+                let steps = maintain::maintain_once(&connect_own(&info).await?).await?.into_iter().map(|step| {
                     [step.step, step.subject.unwrap_or("-".into()), step.outcome, step.detail.unwrap_or("-".into())]
                 });
                 table(["STEP", "SUBJECT", "OUTCOME", "DETAIL"], steps)

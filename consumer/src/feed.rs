@@ -27,7 +27,7 @@ use crate::lease::Lease;
 use crate::member::{Lost, Membership, Place, can_recover};
 use crate::progress::Server;
 use crate::slot;
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_own};
 pub(crate) use link::Link;
 pub(crate) use shared::{Batch, Part, Shared};
 
@@ -200,6 +200,7 @@ impl Feed {
     /// After the place was lost: waits until it is this process's turn again. False if the consumer is closed meanwhile.
     async fn stand_by(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
+        shared.lease().revoke();
         if let Reader::Group(membership, place) = &mut self.reader {
             *place = None;
             *shared.lease.lock().unwrap_or_else(PoisonError::into_inner) = membership.lease();
@@ -261,7 +262,7 @@ impl Feed {
             }
             Reader::Group(membership, None) => return Err(Lost::Replaced.into_error(&membership.group)),
         };
-        let sql = connect_sql(&self.info).await?;
+        let sql = connect_own(&self.info).await?;
         let state = slot::inspect(&sql, slot).await?;
         self.builder.check_source(&state)?;
         let deadline = Instant::now() + most;
@@ -304,6 +305,9 @@ impl Feed {
     }
 
     fn give_up(&mut self, error: Error) -> Result<()> {
+        if error.kind() == ErrorKind::PlaceLost {
+            self.shared.lease().revoke();
+        }
         if matches!(error.kind(), ErrorKind::PlaceLost | ErrorKind::Stuck) {
             // What waits may not be delivered any more.
             self.shared.connection.fetch_add(1, Ordering::Relaxed);

@@ -26,6 +26,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     renewed: Option<Moment>,
+    suspended: bool,
     revoked: bool,
 }
 
@@ -73,6 +74,11 @@ impl Lease {
         }
         drop(state);
         self.tell();
+    }
+
+    /// Nothing may be begun any more; what is under way may come to its end, until the lease is revoked.
+    pub(crate) fn suspend(&self) {
+        self.state().suspended = true;
     }
 
     /// Ends the lease for good.
@@ -128,6 +134,9 @@ impl Lease {
     }
 
     fn holds(&self, state: &State, now: impl FnOnce() -> Moment) -> bool {
+        if state.suspended {
+            return false;
+        }
         let Some(lasts) = self.0.lasts else { return true };
         state.renewed.is_some_and(|sent| sent.elapsed(now()) <= lasts)
     }

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::error::{Error, Result};
 use crate::group::query;
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_own};
 
 /// How often it is called. The server does nothing when the last run is more recent.
 pub const INTERVAL: Duration = Duration::from_secs(10);
@@ -94,7 +94,7 @@ pub(crate) async fn run(info: &ConnInfo, stop: impl Future<Output = ()>) -> Resu
     let mut stop = pin!(stop);
     let mut journal = Journal::default();
     // What is wrong at the start is for whoever started us.
-    let first = connect_sql(info).await?;
+    let first = connect_own(info).await?;
     journal.log(&maintain_once(&first).await?);
     let mut client = Some(first);
     loop {
@@ -105,7 +105,7 @@ pub(crate) async fn run(info: &ConnInfo, stop: impl Future<Output = ()>) -> Resu
         let turn = async {
             let connected = match client.take() {
                 Some(client) => client,
-                None => connect_sql(info).await?,
+                None => connect_own(info).await?,
             };
             let steps = maintain_once(&connected).await?;
             Ok::<_, Error>((connected, steps))

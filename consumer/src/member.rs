@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feed::Shared;
 use crate::lease::{Lease, Moment};
 use crate::progress::Server;
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_own};
 use crate::{failpoint, group, slot};
 
 /// What a process that wants to read for a group says of itself.
@@ -113,15 +113,13 @@ impl Membership {
 
     /// A session that the server ends when it does not hear of it.
     async fn connect(&self) -> Result<Client> {
-        let client = connect_sql(&self.info).await?;
+        let client = connect_own(&self.info).await?;
         let name = format!("postbox:{}:{}", self.group, self.member);
         let idle = format!("{}ms", self.session_timeout.as_millis());
         group::query(
             &client,
             "SELECT pg_catalog.set_config('application_name', $1, false), \
-             pg_catalog.set_config('idle_session_timeout', $2, false), \
-             pg_catalog.set_config('statement_timeout', '0', false), pg_catalog.set_config('lock_timeout', '0', false), \
-             pg_catalog.set_config('default_transaction_isolation', 'read committed', false)",
+             pg_catalog.set_config('idle_session_timeout', $2, false)",
             &[&name, &idle],
         )
         .await?;
@@ -256,10 +254,6 @@ pub(crate) fn can_recover(error: &Error) -> bool {
 }
 
 impl Place {
-    pub(crate) fn group(&self) -> &str {
-        &self.group
-    }
-
     /// Ends when the place is lost.
     pub(crate) fn lost(&self) -> impl Future<Output = Lost> + use<> {
         let mut lost = self.lost.clone();
@@ -331,7 +325,11 @@ struct Candidate {
 impl Heartbeat {
     async fn run(mut self, lost: watch::Sender<Option<Lost>>) {
         let outcome = self.beat().await;
-        self.lease.revoke();
+        match outcome {
+            // Nobody else has the group meanwhile: there is time for what is under way.
+            Lost::Paused => self.lease.suspend(),
+            _ => self.lease.revoke(),
+        }
         lost.send_replace(Some(outcome));
     }
 

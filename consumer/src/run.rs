@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::Format;
 use crate::lease::Lease;
 use crate::sink::{BatchSink, EventSink, Exec, Inbox, InboxTarget, Stdout, StreamSource, Target};
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_own};
 
 /// How long the server may take to say where its log ends.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
@@ -117,12 +117,12 @@ pub(crate) async fn terms(
 /// Where the dead letters of the group are kept, if there is a group.
 async fn letters(info: &ConnInfo, term: Option<(String, i64)>) -> Result<Option<StoredLetters>> {
     let Some((group, epoch)) = term else { return Ok(None) };
-    Ok(Some(StoredLetters::new(Arc::new(connect_sql(info).await?), &group, epoch)))
+    Ok(Some(StoredLetters::new(Arc::new(connect_own(info).await?), &group, epoch)))
 }
 
 /// As [`letters`], and what the stream of the group is known by.
 async fn stream(info: &ConnInfo, (group, epoch): (String, i64)) -> Result<(StoredLetters, StreamSource)> {
-    let client = connect_sql(info).await?;
+    let client = connect_own(info).await?;
     let stream = StreamSource::ask(&client, &group, epoch).await?;
     Ok((StoredLetters::new(Arc::new(client), &group, epoch), stream))
 }
@@ -224,7 +224,7 @@ impl Source for Slot {
 
 /// Where the log ends that survives a crash of the server.
 async fn end_of_log(info: &ConnInfo) -> Result<Lsn> {
-    let client = connect_sql(info).await?;
+    let client = connect_own(info).await?;
     let row = client.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await?;
     Ok(Lsn(row.try_get::<_, tokio_postgres::types::PgLsn>(0)?.into()))
 }

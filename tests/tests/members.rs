@@ -187,6 +187,52 @@ fn a_paused_group_leaves_its_slot_and_goes_on_where_it_was() {
     assert_eq!(team.psql(audit), "pause,resume");
 }
 
+/// What is under way when the group is paused comes to its end, and does not come again.
+#[test]
+fn a_pause_waits_for_what_is_under_way() {
+    let team = Team::open();
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let path = dir.path().to_str().expect("a plain path");
+    let command =
+        format!("echo begun >> {path}/log; until [ -e {path}/go ]; do sleep 0.01; done; echo ended >> {path}/log");
+    let log = || std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+    let mut one = team.active("one", &["--sink", "exec", "--exec", &command]);
+    team.publish(2);
+    wait_until("the first is under way", PATIENCE, || (log() == "begun\n").then_some(()));
+    team.psql("SELECT postbox.pause_consumer_group('g')");
+    // It has noticed when it does not ask any more.
+    let asked = "SELECT state_change < clock_timestamp() - interval '1 second' FROM pg_stat_activity WHERE application_name = 'postbox:g:one' AND query LIKE '%_beat%'";
+    wait_until("the pause is noticed", PATIENCE, || (team.psql(asked) == "t").then_some(()));
+    std::fs::write(dir.path().join("go"), "").expect("a file");
+    one.wait_for_log("is paused: waiting", 1, PATIENCE);
+    assert_eq!(log(), "begun\nended\n");
+    team.psql("SELECT postbox.resume_consumer_group('g')");
+    wait_until("the second is delivered", PATIENCE, || (log() == "begun\nended\n".repeat(2)).then_some(()));
+    assert_eq!(one.terminate(PATIENCE).code, Some(0));
+}
+
+/// A member that gives out stored events does not read its slot, and has the group all the same.
+#[test]
+fn a_group_is_not_dropped_under_a_member_that_gives_out_stored_events() {
+    let team = Team::open();
+    team.psql(
+        "INSERT INTO orders (type, payload) SELECT 't', to_jsonb(repeat('x', 10000)) FROM generate_series(1, 5000)",
+    );
+    team.psql("SELECT postbox.create_consumer_group('h', '{orders}', 'earliest')");
+    let arguments = ["--group", "h", "--no-maintenance"];
+    let member = Run::start_held(&team.cluster.conninfo("postgres"), &arguments);
+    wait_until("it prints", PATIENCE, || (member.unread() > 0).then_some(()));
+    assert_eq!(team.psql("SELECT active FROM pg_replication_slots WHERE slot_name LIKE '%\\_h'"), "f");
+    let refused =
+        team.cluster.psql_result("postgres", "\\set VERBOSITY verbose\nSELECT postbox.drop_consumer_group('h')");
+    let refused = refused.expect_err("it is in use");
+    assert!(refused.contains("55006") && refused.contains("its active member"), "{refused}");
+    member.kill();
+    wait_until("its session is gone", PATIENCE, || {
+        team.cluster.psql_result("postgres", "SELECT postbox.drop_consumer_group('h')").is_ok().then_some(())
+    });
+}
+
 #[test]
 fn a_member_that_loses_its_control_session_stands_by_and_comes_back() {
     let team = Team::open();

@@ -421,7 +421,7 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
     /// When something is to be done at the latest.
     fn deadline(&self) -> Instant {
         let waits = self.waits.first().map(|(until, _)| *until);
-        let poll = (self.letters.is_some() && !self.polling && !self.stopping).then_some(self.poll_at);
+        let poll = (self.letters.is_some() && self.may_poll()).then_some(self.poll_at);
         let idle = self.limits.exit_when_idle.filter(|_| self.may_be_idle()).map(|idle| self.last_arrival + idle);
         let rest = self.waits_for_rest().then(|| self.last_arrival + REST_PATIENCE);
         [waits, poll, idle, rest].into_iter().flatten().fold(self.far, Instant::min)

@@ -12,15 +12,14 @@ use crate::backfill::{Backfill, Chunk, FIRST_ROWS};
 use crate::claim::ClaimReader;
 use crate::error::{Error, Result};
 use crate::event::{ClaimChunk, Event, EventError};
-use crate::member::Place;
-use crate::transport::connect_sql;
+use crate::transport::connect_own;
 
 impl Feed {
     /// Delivers what is to come from the table.
     pub(super) async fn backfill(&mut self) -> Result<()> {
         let Reader::Group(membership, Some(place)) = &self.reader else { return Ok(()) };
         for backfill in place.backfills.iter().filter(|backfill| !backfill.finished) {
-            let client = connect_sql(&self.info).await?;
+            let client = connect_own(&self.info).await?;
             let (mut delivered, mut rows) = (0, FIRST_ROWS);
             let mut chunk = backfill.read(&client, &membership.group, None, rows).await?;
             while !chunk.events.is_empty() {
@@ -29,7 +28,7 @@ impl Feed {
                 let position = chunk.position;
                 // While this one is delivered the next one is read.
                 let next = backfill.read(&client, &membership.group, Some(position), rows);
-                let (settled, next) = tokio::join!(self.deliver_stored(chunk, place), next);
+                let (settled, next) = tokio::join!(self.deliver_stored(chunk), next);
                 settled?;
                 place.backfilled(backfill.outbox, position, false).await?;
                 chunk = next?;
@@ -42,12 +41,11 @@ impl Feed {
     }
 
     /// Hands stored events out and waits until they are acknowledged. Each counts as a transaction without a position.
-    async fn deliver_stored(&self, chunk: Chunk, place: &Place) -> Result<()> {
-        let lost = async || Err(place.lost().await.into_error(place.group()));
+    async fn deliver_stored(&self, chunk: Chunk) -> Result<()> {
         let mut events = chunk.events.into_iter().peekable();
         while let Some(first) = events.peek_mut() {
             if first.claim.is_some() && self.builder.options.claims == Claims::Stream {
-                self.deliver_claim(first, place).await?;
+                self.deliver_claim(first).await?;
             }
             let mut bytes = 0;
             let mut parts = Vec::new();
@@ -57,7 +55,7 @@ impl Feed {
                 bytes += size_of::<Event>() + event.size();
                 parts.push(self.stored(event));
             }
-            self.hand_over(parts, bytes, place).await?;
+            self.hand_over(parts, bytes).await?;
         }
         loop {
             let settled = self.shared.settled.notified();
@@ -66,13 +64,13 @@ impl Feed {
             }
             tokio::select! {
                 () = settled => {}
-                error = lost() => return error,
+                error = self.lost() => return Err(error),
             }
         }
     }
 
     /// Hands out the data of a stored event's claim, before it. Where that cannot be read, the event says so.
-    async fn deliver_claim(&self, event: &mut Event, place: &Place) -> Result<()> {
+    async fn deliver_claim(&self, event: &mut Event) -> Result<()> {
         let mut reader = match ClaimReader::connect(&self.info, event).await {
             Ok(reader) => reader,
             Err(error) => return unreadable(event, error),
@@ -96,7 +94,7 @@ impl Feed {
                 chunk: Some(ClaimChunk { seq, number, rows }),
                 ..event.clone()
             };
-            self.hand_over(vec![self.stored(chunk)], bytes, place).await?;
+            self.hand_over(vec![self.stored(chunk)], bytes).await?;
         }
         Ok(())
     }
@@ -109,11 +107,11 @@ impl Feed {
         Part { transaction, end: Some(Lsn::default()), events: vec![event] }
     }
 
-    async fn hand_over(&self, parts: Vec<Part>, bytes: usize, place: &Place) -> Result<()> {
+    async fn hand_over(&self, parts: Vec<Part>, bytes: usize) -> Result<()> {
         let connection = self.shared.connection.load(Ordering::Relaxed);
         let room = tokio::select! {
             room = room(Arc::clone(&self.room), bytes, self.queue_bytes) => room,
-            lost = place.lost() => return Err(lost.into_error(place.group())),
+            error = self.lost() => return Err(error),
         };
         if let Some(batches) = &self.batches {
             // A closed channel means that the consumer is closing.

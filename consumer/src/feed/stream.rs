@@ -145,6 +145,7 @@ impl Feed {
             let lost = lost.await;
             if lost == Lost::Paused {
                 let _ = timeout(UNDER_WAY, shared.all_acknowledged()).await;
+                shared.lease().revoke();
             }
             lost.into_error(&group)
         }

@@ -18,7 +18,7 @@ use super::{CLAIMS_PUBLICATION, PUBLICATION};
 use crate::decode::Received;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_own};
 
 /// Reads the messages of one connection, in order.
 pub(crate) struct Reader {
@@ -68,7 +68,7 @@ impl Reader {
     /// # Errors
     /// The connection fails; the database's encoding is one whose text would have to be converted.
     pub(crate) async fn open(info: &ConnInfo, options: &Options) -> Result<(Self, Vec<(&'static str, String)>)> {
-        let client = connect_sql(info).await?;
+        let client = connect_own(info).await?;
         let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text, \
                    pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('server_version_num')::int, \
                    EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = 'postbox_claims')";

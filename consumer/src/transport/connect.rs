@@ -31,6 +31,21 @@ pub async fn connect_sql(info: &ConnInfo) -> Result<Client> {
     connect_listening(info, |_| ()).await
 }
 
+/// As [`connect_sql`], for what Postbox does by itself: whatever role and database set for sessions of people, no statement is cut
+/// off, and each sees what has been committed before it.
+///
+/// # Errors
+/// As [`connect_sql`].
+pub(crate) async fn connect_own(info: &ConnInfo) -> Result<Client> {
+    let client = connect_sql(info).await?;
+    client
+        .batch_execute(
+            "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_isolation = 'read committed'",
+        )
+        .await?;
+    Ok(client)
+}
+
 /// As [`connect_sql`], with what is to be done with notifications.
 pub(crate) async fn connect_listening(
     info: &ConnInfo,

@@ -25,8 +25,8 @@ mod socket;
 mod tls;
 
 // The public interface is:
-pub(crate) use connect::connect_listening;
 pub use connect::connect_sql;
+pub(crate) use connect::{connect_listening, connect_own};
 pub use conninfo::ConnInfo;
 pub use copy::{CopyBoth, Received, Status};
 pub use replication::{Replication, SystemId};

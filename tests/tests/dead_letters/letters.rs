@@ -206,3 +206,25 @@ fn long_keys_and_strange_errors_are_stored_too() {
     assert!(error.starts_with("exit status: 1: ") && error.ends_with('ä'), "{error:?}");
     assert_eq!(run.terminate(PATIENCE).code, Some(0));
 }
+
+/// An adopted table may give its ids again; what has one of them is another event.
+#[test]
+fn another_event_with_the_id_of_a_dead_letter_is_a_letter_of_its_own() {
+    let office = Office::open();
+    office.shop.psql(
+        "CREATE TABLE legacy (event_id int GENERATED ALWAYS AS IDENTITY, type text, key text, payload jsonb); SELECT postbox.adopt_outbox('legacy')",
+    );
+    office.shop.psql("SELECT postbox.create_consumer_group('legacy', '{legacy}')");
+    let mut member = postbox_tests::Run::start(
+        &office.shop.conninfo(),
+        &["--group", "legacy", "--sink", "exec", "--exec", "exit 1", "--max-attempts", "1"],
+    );
+    for name in ["first", "second"] {
+        office.shop.psql(&format!(
+            "TRUNCATE legacy RESTART IDENTITY; INSERT INTO legacy (type, payload) VALUES ('{name}', '{{}}')"
+        ));
+        member.wait_for_log("is a dead letter", if name == "first" { 1 } else { 2 }, PATIENCE);
+    }
+    office.wait_for_letters("event_id, type", &["1|first", "1|second"]);
+    assert_eq!(member.terminate(PATIENCE).code, Some(0));
+}

@@ -342,3 +342,31 @@ fn retention_leaves_what_a_recovery_needs_and_a_seek_is_refused_below_it() {
     seek(&office, "earliest");
     assert_eq!(names(&office.deliver()), office.stored());
 }
+
+/// A group that has dealt with everything is at latest; that is no reason to give it everything again.
+#[test]
+fn latest_of_a_group_that_has_caught_up_brings_nothing_again() {
+    let office = delivered();
+    office
+        .psql("SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM postbox.consumer_group");
+    let at_latest = "SELECT direction, stored_events FROM postbox.seek_consumer_group('g', 'latest', dry_run => true)";
+    assert_eq!(office.psql(at_latest), "forward|");
+    seek(&office, "latest");
+    assert_eq!(office.deliver(), []);
+    office.publish("a", 21, 22);
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 21, 22)), 0);
+}
+
+/// What a purge has taken from the table still waits in the slot, and comes from there.
+#[test]
+fn what_was_purged_by_force_comes_from_the_slot_after_a_seek() {
+    let office = delivered();
+    office.publish("a", 21, 30);
+    office.psql("SELECT postbox.purge_outbox('orders', force => true)");
+    assert_eq!(office.psql("SELECT count(*) FROM orders"), "0");
+    office.publish("a", 31, 35);
+    seek(&office, "earliest");
+    // First what the table has, then all that waits in the slot.
+    let came: Vec<_> = office.deliver().into_iter().map(|line| line.event_type).collect();
+    assert_eq!(came, (31..=35).chain(21..=35).map(|n| format!("a:{n}")).collect::<Vec<_>>());
+}

@@ -61,3 +61,33 @@ async fn reading_holds_nothing_back() {
     execute(&client, &format!("{NEXT};").repeat(5)).await;
     assert_eq!(came(&client).await, (1..=500).collect::<Vec<_>>());
 }
+
+/// Where all of a chunk is gone, what lies behind it is not.
+#[tokio::test]
+async fn rows_behind_a_chunk_that_is_gone_come() {
+    let office = Office::open();
+    let client = reader(&office).await;
+    execute(&client, NEXT).await;
+    office.psql("DELETE FROM orders WHERE seq BETWEEN 101 AND 350");
+    for _ in 0..5 {
+        execute(&client, NEXT).await;
+    }
+    assert_eq!(came(&client).await, (1..=500).filter(|seq| !(101..=350).contains(seq)).collect::<Vec<_>>());
+}
+
+/// However many rows are asked for, a chunk of large ones is a few megabytes.
+#[tokio::test]
+async fn a_chunk_is_bounded_by_its_bytes() {
+    let office = Office::open();
+    office.psql(
+        "INSERT INTO orders (type, payload) SELECT 'large:' || n, to_jsonb((SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 32768)))
+         FROM generate_series(1, 20) n",
+    );
+    office.create("earliest");
+    let client = office.client().await;
+    execute(&client, "CREATE TEMP TABLE came (number int GENERATED ALWAYS AS IDENTITY, seq bigint)").await;
+    for upto in [8, 16, 20, 20] {
+        execute(&client, NEXT).await;
+        assert_eq!(came(&client).await, (1..=upto).collect::<Vec<_>>());
+    }
+}

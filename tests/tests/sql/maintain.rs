@@ -346,3 +346,33 @@ async fn slots_that_no_group_has_are_dropped_a_minute_later() {
     assert_eq!(there, left);
     assert_eq!(row(&client, "SELECT action, subject FROM postbox.audit").await, format!("slot_reaped|{orphan}"));
 }
+
+/// What an earlier installation left has events that nobody else has.
+#[tokio::test]
+async fn a_slot_of_an_earlier_installation_is_told_and_kept() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders')").await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "INSERT INTO orders (type) VALUES ('kept'); DROP EXTENSION postbox; CREATE EXTENSION postbox").await;
+    let slot = row(&client, "SELECT slot_name FROM pg_replication_slots").await;
+    for _ in 0..2 {
+        let told = maintain(&client).await;
+        let kept = format!("slots|{slot}|kept|it is of an earlier installation");
+        assert!(told.iter().any(|row| row.starts_with(&kept) && row.contains("pg_drop_replication_slot")), "{told:?}");
+    }
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.alert").await, "0");
+    let events = "SELECT type FROM pg_logical_slot_peek_binary_changes((SELECT slot_name FROM pg_replication_slots), NULL, NULL, 'names', 'frame') f, postbox.decode(f.data)";
+    assert_eq!(row(&client, events).await, "kept");
+}
+
+/// What is set for the sessions of people is not for maintenance.
+#[tokio::test]
+async fn settings_of_the_database_do_not_stop_maintenance() {
+    let (cluster, client) = start().await;
+    run(&client, "ALTER DATABASE postgres SET default_transaction_isolation = 'repeatable read'").await;
+    let mut postbox = std::process::Command::new(postbox_tests::postbox_binary());
+    let output =
+        postbox.args(["maintain", "--once", "-d", &cluster.conninfo("postgres")]).output().expect("postbox runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("sample"), "{output:?}");
+}

@@ -523,3 +523,31 @@ async fn hidden_rows_are_not_removed() {
     let late = error(&client, "SET ROLE keeper; TRUNCATE orders_g1; DELETE FROM orders_g1").await;
     assert_eq!(late.code().code(), "42501");
 }
+
+/// Maintenance may be run by a role that may do more than the owner of a table, so it calls nothing that is his.
+#[tokio::test]
+async fn a_table_whose_types_are_its_owners_is_no_ring() {
+    let (_cluster, client) = with_ring().await;
+    run(
+        &client,
+        "CREATE TYPE mine AS ENUM ('one'); CREATE TABLE called (by name);
+         CREATE FUNCTION theirs(mine) RETURNS xid8 LANGUAGE plpgsql AS $$ BEGIN INSERT INTO called VALUES (current_user); RETURN '1'::xid8; END $$;
+         CREATE CAST (mine AS xid8) WITH FUNCTION theirs(mine) AS IMPLICIT;
+         CREATE TABLE trap (seq bigint GENERATED ALWAYS AS IDENTITY, event_id uuid, type text, payload jsonb, xid mine) PARTITION BY LIST (((seq >> 10) & 3));
+         CREATE TABLE trap_g0 PARTITION OF trap FOR VALUES IN (0); CREATE TABLE trap_g1 PARTITION OF trap FOR VALUES IN (1);
+         CREATE TABLE trap_g2 PARTITION OF trap FOR VALUES IN (2); CREATE TABLE trap_g3 PARTITION OF trap FOR VALUES IN (3);
+         CREATE TRIGGER postbox_outbox BEFORE UPDATE ON trap FOR EACH ROW WHEN (false) EXECUTE FUNCTION suppress_redundant_updates_trigger();
+         INSERT INTO trap (xid) SELECT 'one' FROM generate_series(1, 3000);
+         INSERT INTO postbox.outbox_setting VALUES ('trap', '0', 1)",
+    )
+    .await;
+    for _ in 0..3 {
+        let steps = maintain(&client).await;
+        assert!(!steps.iter().any(|step| step.contains("trap") && step.contains("emptied")), "{steps:?}");
+    }
+    assert_eq!(row(&client, "SELECT count(*), (SELECT count(*) FROM called) FROM trap").await, "3000|0");
+    // It may become one between two looks.
+    let probe = "SELECT postbox._probe('public.trap_g0', 0, 10, array[pg_current_snapshot()])";
+    refused(&client, probe, "42809", "trap_g0 is no leaf of an outbox any more", "xid8").await;
+    assert_eq!(row(&client, "SELECT count(*) FROM called").await, "0");
+}

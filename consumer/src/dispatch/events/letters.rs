@@ -1,5 +1,7 @@
 //! Dead letters: what the sink is not to get, or has failed for good, is stored; what is due is taken up again.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -10,11 +12,13 @@ use crate::dispatch::settings::{Keyless, Policy, Settings};
 use crate::dispatch::{Origin, POLL, Source, Task, name};
 use crate::error::{Error, ErrorKind};
 use crate::sink::EventSink;
-use std::time::Duration;
 
 /// Most events that are stored together behind others of their key.
 const STORE_EVENTS: usize = 256;
 const STORE_BYTES: usize = 4 << 20;
+
+/// With so many dead letters in hand no others are asked for.
+const DUE_LETTERS: usize = 64;
 
 impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
     /// Stores the front of a lane's queue, which the sink is not to get; with it what lies behind in the queue, if the lane is parked.
@@ -85,9 +89,14 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
         }
     }
 
+    /// Whether more dead letters would be taken in hand.
+    pub(super) fn may_poll(&self) -> bool {
+        !self.polling && !self.stopping && self.due.len() < DUE_LETTERS
+    }
+
     /// Asks for the dead letters that are due.
     pub(super) fn poll(&mut self) {
-        if self.polling || self.stopping || Instant::now() < self.poll_at {
+        if !self.may_poll() || Instant::now() < self.poll_at {
             return;
         }
         self.poll_at = Instant::now() + POLL;

@@ -512,3 +512,58 @@ fn a_signal_ends_the_retries_of_what_is_under_way() {
         assert_eq!(acknowledged(&mut receiver), [0; 0]);
     });
 }
+
+/// Thousands of letters may be redriven at once: no more are in hand than are soon delivered.
+#[test]
+fn letters_in_hand_are_bounded_while_the_sink_stands_still() {
+    struct Endless(Mutex<(i64, usize)>);
+    #[derive(Clone)]
+    struct Redriven(Arc<Endless>);
+    impl DeadLetters for Redriven {
+        async fn store(&self, _letters: Vec<NewLetter>, _behind: bool) -> Result<bool> {
+            Ok(true)
+        }
+        async fn keys(&self) -> Result<Vec<Option<ByteString>>> {
+            Ok(Vec::new())
+        }
+        async fn due(&self, _in_order: bool, _keyless: bool, busy: Vec<i64>) -> Result<Vec<DueLetter>> {
+            let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.1 = state.1.max(busy.len());
+            let events = (0..64).map(|_| {
+                state.0 += 1;
+                DueLetter { id: state.0, attempts: 1, event: event(state.0, &plain(1, 0)[0]) }
+            });
+            Ok(events.collect())
+        }
+        async fn delivered(&self, _id: i64) -> Result<bool> {
+            Ok(false)
+        }
+        async fn failed(&self, _id: i64, _error: String, _again: Option<Duration>) -> Result<()> {
+            Ok(())
+        }
+    }
+    struct Still;
+    impl EventSink for Still {
+        fn deliver(&self, _event: Event, _attempt: u32) -> impl Future<Output = Result<(), String>> + Send + 'static {
+            std::future::pending()
+        }
+    }
+    run(async {
+        let (mut source, _receiver) = tasks(&plain(1, 0));
+        let letters = Redriven(Arc::new(Endless(Mutex::new((0, 0)))));
+        let lease = Lease::unlimited();
+        let settings = Settings { max_processing: Duration::from_secs(3600), ..Settings::default() };
+        let engine = deliver(
+            &mut source,
+            Arc::new(Still),
+            Some(letters.clone()),
+            settings,
+            Limits::default(),
+            &lease,
+            std::future::pending(),
+        );
+        tokio::time::timeout(Duration::from_secs(600), engine).await.expect_err("it goes on");
+        let (given, busy) = *letters.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(given <= 128 && busy <= 128, "{given} letters were given out, {busy} were in hand");
+    });
+}
