@@ -69,10 +69,9 @@ async fn rows_behind_a_chunk_that_is_gone_come() {
     let client = reader(&office).await;
     execute(&client, NEXT).await;
     office.psql("DELETE FROM orders WHERE seq BETWEEN 101 AND 350");
-    for _ in 0..5 {
-        execute(&client, NEXT).await;
-    }
-    assert_eq!(came(&client).await, (1..=500).filter(|seq| !(101..=350).contains(seq)).collect::<Vec<_>>());
+    // None would be the end.
+    execute(&client, NEXT).await;
+    assert_eq!(came(&client).await, (1..=100).chain(351..=400).collect::<Vec<_>>());
 }
 
 /// However many rows are asked for, a chunk of large ones is a few megabytes.
