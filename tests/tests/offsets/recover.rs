@@ -135,7 +135,7 @@ async fn a_slot_that_no_transaction_vouches_for_is_never_read() {
     let before = office.deliver();
     office.publish("a", 11, 20);
     office.psql(DROP_SLOTS);
-    for (end, left) in [("pg_cancel_backend", "0"), ("pg_terminate_backend", "1")] {
+    for (end, left) in [("pg_cancel_backend", "0"), ("pg_terminate_backend", "1"), ("crash", "1")] {
         let (keeper, watcher, recoverer) = (office.client().await, office.client().await, office.client().await);
         execute(&keeper, "SELECT pg_advisory_lock(postbox._lock_key('orders'))").await;
         let recovering =
@@ -143,7 +143,13 @@ async fn a_slot_that_no_transaction_vouches_for_is_never_read() {
         office.waits(&watcher, "SELECT postbox.recover", "advisory").await;
         assert_eq!(office.psql("SELECT count(*) FROM pg_replication_slots"), "1");
         office.publish(end, 1, 10);
-        execute(&watcher, &format!("SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'advisory'")).await;
+        match end {
+            "crash" => office.cluster.crash(),
+            _ => {
+                execute(&watcher, &format!("SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'advisory'"))
+                    .await
+            }
+        }
         recovering.await.expect("no panic").expect_err("it was cut off");
         wait_until("the lock is free", PATIENCE, || {
             (office.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == "0")
