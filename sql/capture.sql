@@ -135,11 +135,10 @@ declare
     columns constant text := given ->> 'columns_function';
     changed constant text := case op when 'delete' then 'old_rows' else 'new_rows' end;
     few constant text := format('not exists (select from %s offset (%s(''few''))[1]::int)', changed, columns);
-    names constant text := columns || '(%L)';
     stored constant text := columns || '(''virtual'') is null';
     this_statement constant text := postbox._captured_statement();
-    slow_keys constant text := format(names, 'key');
-    slow_left_out constant text := format(names, 'left_out');
+    slow_keys constant text := columns || '(''key'')';
+    slow_left_out constant text := columns || '(''left_out'')';
 begin
     return format($body$
     elsif tg_op = %1$L and tg_level = 'STATEMENT' then
