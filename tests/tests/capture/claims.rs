@@ -118,14 +118,19 @@ async fn few_rows_of_many_bytes_are_a_claim_too() {
 async fn new_thresholds_hold_in_sessions_that_have_their_plans() {
     let (_cluster, client) = start().await;
     run(&client, ORDERS).await;
-    run(&client, "SELECT postbox.enable_outbox('orders'); SELECT postbox.enable_claim_check('orders_outbox', 100)").await;
+    run(&client, "SELECT postbox.enable_outbox('orders'); SELECT postbox.enable_claim_check('orders_outbox', 100)")
+        .await;
     let claims = "SELECT count(claim) FROM orders_outbox";
     run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(1, 6) n").await;
     assert_eq!(row(&client, claims).await, "0");
     run(&client, "SELECT postbox.enable_claim_check('orders_outbox', 5); DELETE FROM orders WHERE id > 100").await;
     run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(11, 16) n").await;
     assert_eq!(row(&client, claims).await, "1");
-    run(&client, "TRUNCATE orders_outbox_claims; DELETE FROM orders_outbox; SELECT postbox.disable_claim_check('orders_outbox')").await;
+    run(
+        &client,
+        "TRUNCATE orders_outbox_claims; DELETE FROM orders_outbox; SELECT postbox.disable_claim_check('orders_outbox')",
+    )
+    .await;
     run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(21, 26) n").await;
     assert_eq!(row(&client, claims).await, "0");
 }
@@ -134,7 +139,11 @@ async fn new_thresholds_hold_in_sessions_that_have_their_plans() {
 async fn the_owner_of_the_table_must_be_able_to_write_claims() {
     let (_cluster, client) = start().await;
     run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; SELECT postbox.create_outbox('box')").await;
-    run(&client, "SELECT postbox.enable_claim_check('box', 1); SELECT postbox.grant_role('publisher', 'shop', '{box}')").await;
+    run(
+        &client,
+        "SELECT postbox.enable_claim_check('box', 1); SELECT postbox.grant_role('publisher', 'shop', '{box}')",
+    )
+    .await;
     run(&client, "SET ROLE shop").await;
     run(&client, ORDERS).await;
     run(&client, "RESET ROLE").await;
@@ -144,7 +153,14 @@ async fn the_owner_of_the_table_must_be_able_to_write_claims() {
     ] {
         run(&client, lost).await;
         let denied = "may not publish to outbox \"public.box\"";
-        refused(&client, "SELECT postbox.enable_outbox('orders', 'box')", "42501", denied, "grant_role('publisher', 'shop'").await;
+        refused(
+            &client,
+            "SELECT postbox.enable_outbox('orders', 'box')",
+            "42501",
+            denied,
+            "grant_role('publisher', 'shop'",
+        )
+        .await;
         run(&client, given).await;
     }
     run(&client, "SELECT postbox.enable_outbox('orders', 'box')").await;

@@ -252,7 +252,10 @@ async fn a_statement_within_one_on_the_same_table_ends_its_own_coverage_only() {
     )
     .await;
     run(&client, "INSERT INTO parts SELECT add(200) + 100, 'a'").await;
-    assert_eq!(payloads(&client).await, [event("inserted", &[part(200, "b")], &[]), event("inserted", &[part(300, "a")], &[])]);
+    assert_eq!(
+        payloads(&client).await,
+        [event("inserted", &[part(200, "b")], &[]), event("inserted", &[part(300, "a")], &[])]
+    );
     run(&client, "DELETE FROM parts WHERE id = 300 AND add(400) > 0").await;
     run(&client, "UPDATE parts SET id = id + moved(500) WHERE id = 400").await;
     let mut told = payloads(&client).await;
@@ -265,7 +268,10 @@ async fn a_statement_within_one_on_the_same_table_ends_its_own_coverage_only() {
         event("updated", &[part(900, "b")], &[part(400, "b")]),
     ];
     assert_eq!(told, expected);
-    assert_eq!(row(&client, "SELECT string_agg(setting, '') FROM pg_settings WHERE name ~ '^postbox.covering_'").await, "");
+    assert_eq!(
+        row(&client, "SELECT string_agg(setting, '') FROM pg_settings WHERE name ~ '^postbox.covering_'").await,
+        ""
+    );
 }
 
 #[tokio::test]

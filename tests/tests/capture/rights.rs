@@ -123,7 +123,11 @@ async fn the_writers_search_path_is_not_followed() {
 #[tokio::test]
 async fn functions_that_somebody_else_has_made_are_not_taken_for_ours() {
     let (_cluster, client) = start().await;
-    run(&client, "CREATE ROLE mallory; CREATE ROLE friend; CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO mallory, shop").await;
+    run(
+        &client,
+        "CREATE ROLE mallory; CREATE ROLE friend; CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO mallory, shop",
+    )
+    .await;
     let superuser = row(&client, "SELECT current_user").await;
     for owner in ["shop", &superuser] {
         run(&client, &format!("SET ROLE {owner}; {ORDERS}; SET ROLE mallory")).await;
@@ -141,7 +145,11 @@ async fn functions_that_somebody_else_has_made_are_not_taken_for_ours() {
         assert_eq!(rows(&client, owners).await, [format!("{owner}|f")]);
         run(&client, &format!("SET ROLE {owner}; INSERT INTO orders VALUES (1, 'ada', 5); RESET ROLE")).await;
         assert_eq!(events(&client, "orders_outbox").await.len(), 1);
-        run(&client, "SELECT postbox.disable_outbox('orders', with_outbox => true); DROP TABLE orders; DROP OWNED BY mallory").await;
+        run(
+            &client,
+            "SELECT postbox.disable_outbox('orders', with_outbox => true); DROP TABLE orders; DROP OWNED BY mallory",
+        )
+        .await;
         run(&client, "GRANT CREATE ON SCHEMA public TO mallory").await;
     }
 }
@@ -153,11 +161,20 @@ async fn an_outbox_of_somebody_else_is_taken_only_if_it_is_named() {
     run(&client, ORDERS).await;
     run(&client, "CREATE MATERIALIZED VIEW sums AS SELECT sum(cents) AS cents FROM orders").await;
     run(&client, "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postbox TO mallory; SET ROLE mallory").await;
-    run(&client, "SELECT postbox.create_outbox('orders_outbox'), postbox.create_outbox('sums_outbox'); RESET ROLE").await;
+    run(&client, "SELECT postbox.create_outbox('orders_outbox'), postbox.create_outbox('sums_outbox'); RESET ROLE")
+        .await;
     let theirs = "outbox \"public.orders_outbox\" belongs to \"mallory\", table \"public.orders\" to \"";
-    refused(&client, "SELECT postbox.enable_outbox('orders')", "42501", theirs, "outbox => 'public.orders_outbox'").await;
+    refused(&client, "SELECT postbox.enable_outbox('orders')", "42501", theirs, "outbox => 'public.orders_outbox'")
+        .await;
     let theirs = "outbox \"public.sums_outbox\" belongs to \"mallory\", table \"public.sums\" to \"";
-    refused(&client, "SELECT postbox.refresh_materialized_view('sums')", "42501", theirs, "outbox => 'public.sums_outbox'").await;
+    refused(
+        &client,
+        "SELECT postbox.refresh_materialized_view('sums')",
+        "42501",
+        theirs,
+        "outbox => 'public.sums_outbox'",
+    )
+    .await;
     run(&client, "SELECT postbox.enable_outbox('orders', 'orders_outbox'), postbox.refresh_materialized_view('sums', 'sums_outbox')").await;
     run(&client, "INSERT INTO orders VALUES (1, 'ada', 5)").await;
     assert_eq!(events(&client, "orders_outbox").await.len(), 1);

@@ -321,7 +321,8 @@ async fn a_claim_check_goes_when_no_claim_is_left_and_comes_again() {
     publish(&client, &numbers(11)).await;
     assert_eq!(row(&client, "SELECT count(*), count(claim) FROM orders").await, "2|1");
     // Rows that it does not see are none to it, unless PostgreSQL says so.
-    run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; GRANT USAGE ON SCHEMA postbox TO shop").await;
+    run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; GRANT USAGE ON SCHEMA postbox TO shop")
+        .await;
     run(&client, "SELECT postbox.grant_role('operator', 'shop'); ALTER TABLE orders OWNER TO shop; ALTER TABLE orders_claims OWNER TO shop").await;
     run(&client, "ALTER TABLE orders_claims ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; SET ROLE shop").await;
     assert_eq!(crate::sql::error(&client, disable).await.code().code(), "42501");

@@ -317,7 +317,8 @@ async fn the_helpers_for_the_tests_of_others_do_what_they_say() {
 #[tokio::test]
 async fn what_is_beside_an_outbox_belongs_to_its_owner() {
     let (_cluster, client) = start().await;
-    run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; SELECT postbox.create_outbox('orders')").await;
+    run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; SELECT postbox.create_outbox('orders')")
+        .await;
     run(&client, "GRANT INSERT ON orders TO public; ALTER TABLE orders OWNER TO shop").await;
     run(&client, "SELECT postbox.enable_delayed_events('orders'), postbox.enable_unique_events('orders')").await;
     let owners = "SELECT relname, pg_get_userbyid(relowner), has_table_privilege('public', oid, 'insert')
@@ -331,7 +332,9 @@ async fn a_delayed_event_that_cannot_leave_holds_up_no_other() {
     let (_cluster, client) = outbox().await;
     run(&client, "SELECT postbox.enable_delayed_events('orders'); ALTER TABLE orders ADD CHECK (type <> 'bad')").await;
     let publish = |event_type: &str, ago: u32| {
-        format!("INSERT INTO orders_later (due_at, type, payload) VALUES (now() - interval '{ago} minutes', '{event_type}', '{{}}')")
+        format!(
+            "INSERT INTO orders_later (due_at, type, payload) VALUES (now() - interval '{ago} minutes', '{event_type}', '{{}}')"
+        )
     };
     for (event_type, ago) in [("bad", 9), ("first", 8), ("second", 7)] {
         run(&client, &publish(event_type, ago)).await;
@@ -339,7 +342,10 @@ async fn a_delayed_event_that_cannot_leave_holds_up_no_other() {
     let maintain = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
     let said = rows(&client, maintain).await;
     assert_eq!((said.len(), &*said[1]), (2, "public.orders|published|2 delayed events"), "{said:?}");
-    assert!(said[0].starts_with("public.orders|skipped|delayed event ") && said[0].contains("violates check"), "{said:?}");
+    assert!(
+        said[0].starts_with("public.orders|skipped|delayed event ") && said[0].contains("violates check"),
+        "{said:?}"
+    );
     assert_eq!(rows(&client, STORED).await, ["first||{}", "second||{}"]);
     // However many there are.
     run(&client, "INSERT INTO orders_later (due_at, type, payload) SELECT now() - interval '1 hour', 'bad', '{}' FROM generate_series(1, 150)").await;
