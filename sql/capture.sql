@@ -39,8 +39,11 @@ create or replace function postbox._captured_key(keys int, names text, of_row te
               from generate_series(1, keys) as n) end;
 comment on function postbox._captured_key(int, text, text) is 'Private: SQL for the key of a row';
 
--- The INSERT of the events. `given` is what enable_outbox was asked for; keys and left_out are SQL for names of columns.
-create or replace function postbox._captured_events(given jsonb, op text, rows text, whole text, condition text, keys text, left_out text, statement text) returns text
+-- The INSERT of the events. `given` is what enable_outbox was asked for; keys and left_out are SQL for names of columns, and most_bytes for the size
+-- above which the event of a whole statement is not written.
+create or replace function postbox._captured_events(
+    given jsonb, op text, rows text, whole text, condition text, keys text, left_out text, statement text, most_bytes text default null
+) returns text
     language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -52,6 +55,7 @@ declare
     headers constant text := format('jsonb_build_object(''op'', %L, ''table'', %L%s)', op, given ->> 'table',
         case when statement is not null then format(', ''statement'', %s', statement) else '' end);
     source constant text := rows || ' where ' || condition || case op when 'update' then format(' and %s is distinct from %s', before, after) else '' end;
+    fits constant text := case when most_bytes is not null then format(' where pg_column_size(p.payload) <= %s', most_bytes) else '' end;
     target constant text := format('insert into %s (type, key, headers, payload)', given ->> 'outbox');
     type constant text := (given ->> 'type') || '.' || ('{"insert": "inserted", "update": "updated", "delete": "deleted"}'::jsonb ->> op);
     keyed constant text := format('select row_number() over () as n, %s as before, %s as after, %s as old_key, %s as new_key from %s',
@@ -86,21 +90,27 @@ begin
     if op = 'update' and not chosen then
         -- The rows stand in the same order on both sides. OFFSET 0 keeps the planner from reading them once for each use.
         return format($sql$%s
-            select %L, %L, %s, jsonb_build_object('inserted', x.after, 'deleted', x.before)
-            from (select %s offset 0) as x(before, after)
-            where %s and x.before is distinct from x.after$sql$,
-            target, type, given ->> 'table', headers, whole, condition);
+            select %L, %L, %s, p.payload
+            from (
+                select jsonb_build_object('inserted', x.after, 'deleted', x.before) as payload
+                from (select %s offset 0) as x(before, after)
+                where %s and x.before is distinct from x.after
+                offset 0) p%s$sql$,
+            target, type, given ->> 'table', headers, whole, condition, fits);
     end if;
     return format($sql$%s
-            select %L, %L, %s, jsonb_build_object('inserted', %s, 'deleted', %s)
-            from %s
-            having count(*) > 0$sql$,
+            select %L, %L, %s, p.payload
+            from (
+                select jsonb_build_object('inserted', %s, 'deleted', %s) as payload
+                from %s
+                having count(*) > 0
+                offset 0) p%s$sql$,
         target, type, given ->> 'table', headers,
         case op when 'delete' then '''[]''::jsonb' else format('jsonb_agg(%s)', after) end,
-        case op when 'insert' then '''[]''::jsonb' else format('jsonb_agg(%s)', before) end, source);
+        case op when 'insert' then '''[]''::jsonb' else format('jsonb_agg(%s)', before) end, source, fits);
 end
 $function$;
-comment on function postbox._captured_events(jsonb, text, text, text, text, text, text, text) is 'Private: the INSERT of events for the rows that a statement changed';
+comment on function postbox._captured_events(jsonb, text, text, text, text, text, text, text, text) is 'Private: the INSERT of events for the rows that a statement changed';
 
 -- The same as lines for a claim: first what went, then what came. No row is looked at twice, and no two have to be held together.
 create or replace function postbox._captured_lines(given jsonb, op text) returns text
@@ -115,20 +125,20 @@ create or replace function postbox._captured_lines(given jsonb, op text) returns
     end;
 comment on function postbox._captured_lines(jsonb, text) is 'Private: SQL for the changed rows as lines of JSON; NULL if an event holds only some of them';
 
--- An operation in the trigger function: first as most statements are, a few rows of stored columns. If that finds nothing to do, it is looked why.
+-- An operation in the trigger function: first as most statements are, a few rows of stored columns. If that finds nothing to do, all the rest is done
+-- for every statement that has changed rows.
 create or replace function postbox._captured_op(given jsonb, op text) returns text
     language plpgsql immutable
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     columns constant text := given ->> 'columns_function';
-    few constant text := format('not exists (select from %s offset (%s(''few''))[1]::int)', case op when 'delete' then 'old_rows' else 'new_rows' end, columns);
-    names constant text := columns || '(%L)';
+    changed constant text := case op when 'delete' then 'old_rows' else 'new_rows' end;
+    few constant text := format('not exists (select from %s offset (%s(''few''))[1]::int)', changed, columns);
     stored constant text := columns || '(''virtual'') is null';
-    -- Not a variable: a plan without parameters is made once, and not anew for the first five statements of a session.
-    this_statement constant text := $sql$(pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), ''))$sql$;
-    slow_keys constant text := format(names, 'key');
-    slow_left_out constant text := format(names, 'left_out');
+    this_statement constant text := postbox._captured_statement();
+    slow_keys constant text := columns || '(''key'')';
+    slow_left_out constant text := columns || '(''left_out'')';
 begin
     return format($body$
     elsif tg_op = %1$L and tg_level = 'STATEMENT' then
@@ -136,26 +146,54 @@ begin
         if found then
             return null;
         end if;
-        few := %3$s;
-        events := $events$%4$s$events$;
+        if not exists (select from %3$s) then
+            return null;
+        end if;
+        events := %4$L;
         lines := %7$L;
     elsif tg_op = %1$L then
         %5$s;
-        if found then
+        if found or virtual is null then
             return null;
         end if;
-        events := $events$%6$s$events$;$body$,
+        events := %6$L;$body$,
         upper(op),
         postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', ''), postbox._captured_whole('statement', ''), format('%s and %s', few, stored),
-            slow_keys, slow_left_out, this_statement),
-        few,
-        postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', '/* virtual */'), postbox._captured_whole('statement', '/* virtual */'), 'true', slow_keys, slow_left_out, '$1'),
+            slow_keys, slow_left_out, this_statement, format('(%s(''few''))[2]::int', columns)),
+        changed,
+        postbox._captured_written(postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', '/* virtual */'), postbox._captured_whole('statement', '/* virtual */'),
+            'true', slow_keys, slow_left_out, '$1')),
         postbox._captured_events(given, op, postbox._captured_rows(op, 'row', ''), postbox._captured_whole('row', ''), 'capture.virtual is null', 'capture.keys', 'capture.left_out', null),
-        postbox._captured_events(given, op, postbox._captured_rows(op, 'row', '/* virtual */'), postbox._captured_whole('row', '/* virtual */'), 'true', slow_keys, slow_left_out, null),
+        postbox._captured_written(postbox._captured_events(given, op, postbox._captured_rows(op, 'row', '/* virtual */'), postbox._captured_whole('row', '/* virtual */'),
+            'true', slow_keys, slow_left_out, null)),
         postbox._captured_lines(given, op));
 end
 $function$;
 comment on function postbox._captured_op(jsonb, text) is 'Private: what the trigger of a captured table does for an operation';
+
+-- Not a variable: a plan without parameters is made once, and not anew for the first five statements of a session.
+create or replace function postbox._captured_statement() returns text
+    language sql immutable
+    return $sql$(pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), ''))$sql$;
+comment on function postbox._captured_statement() is 'Private: SQL for the id of the statement';
+
+-- The events of a statement of any size, and how many bytes the longest has as text; it is looked at only if it may be too long.
+create or replace function postbox._captured_written(events text) returns text
+    language sql immutable
+    return format('with written as (%s returning case when pg_column_size(payload) > 8388608 then octet_length(payload::text) else 0 end as bytes)
+            select max(w.bytes) from written w', events);
+comment on function postbox._captured_written(text) is 'Private: SQL that writes events and returns their size';
+
+-- The same with the names of stored columns only, whose plan is kept.
+create or replace function postbox._captured_stored(given jsonb, op text) returns text
+    language sql immutable
+    begin atomic
+        select regexp_replace(
+            postbox._captured_written(postbox._captured_events(given, op, postbox._captured_rows(op, 'statement', ''), postbox._captured_whole('statement', ''), 'true',
+                format('%s(''key'')', given ->> 'columns_function'), format('%s(''left_out'')', given ->> 'columns_function'), postbox._captured_statement())),
+            'from written w$', 'into bytes from written w');
+    end;
+comment on function postbox._captured_stored(jsonb, text) is 'Private: what the trigger of a captured table does with many rows';
 
 create or replace function postbox._captured_function(given jsonb) returns text
     language plpgsql stable
@@ -166,7 +204,7 @@ begin
 <<capture>>
 declare
     statement text;
-    few boolean := true;
+    marks text;
     what text;
     keys text[];
     left_out text[];
@@ -199,12 +237,8 @@ begin
     -- Not a constant here either: an expression without a table would keep it for the session.
     what := 'virtual';
     virtual := (%1$s(what))[1];
-    if few and virtual is null then
-        -- No row was changed.
-        return null;
-    end if;
     statement := pg_current_xact_id()::text || '.' || coalesce(current_setting('postbox.statement', true), '');
-    if lines is not null and not few then
+    if lines is not null then
         lines := replace(lines, '/* virtual */', coalesce(virtual, ''));
         -- Whether the outbox has a claim check, and there is the function of the extension that was there.
         select substring(a.arguments from 'rows=(\d+)')::bigint, substring(a.arguments from 'bytes=(\d+)')::bigint into most_rows, most_bytes
@@ -226,8 +260,15 @@ begin
         end if;
     end if;
     begin
-        execute format('with written as (%%s returning octet_length(payload::text) as bytes) select max(w.bytes) from written w',
-            replace(events, '/* virtual */', coalesce(virtual, ''))) into bytes using statement, old, new;
+        if virtual is not null then
+            execute replace(events, '/* virtual */', virtual) into bytes using statement, old, new;
+        elsif tg_op = 'INSERT' then
+            %16$s;
+        elsif tg_op = 'UPDATE' then
+            %17$s;
+        else
+            %18$s;
+        end if;
     exception when program_limit_exceeded or out_of_memory then
         bytes := 1::bigint << 62;
     end;
@@ -242,8 +283,11 @@ end
 $body$,
         given ->> 'columns_function',
         case when (given ->> 'partitioned')::boolean then format($sql$
-    if tg_level = 'STATEMENT' then
-        perform set_config(%1$L, regexp_replace(current_setting(%1$L, true), format(',%%s[IUD],', pg_trigger_depth() - 1), '', 'g'), true);
+    if tg_level = 'STATEMENT' and tg_op <> 'TRUNCATE' then
+        -- The marks that this statement has made, and no others. A foreign key makes its own one deeper than where they end.
+        marks := case tg_op when 'UPDATE' then ',%%1$su,,%%1$sI,,%%1$sU,,%%1$sD,' when 'INSERT' then ',%%1$si,,%%1$sI,' else ',%%1$sd,,%%1$sD,' end;
+        perform set_config(%1$L, regexp_replace(s.setting, '^(.*)' || case when position(s.deeper in s.setting) > 0 then s.deeper else s.own end, '\1'), true)
+            from (select current_setting(%1$L, true), format(marks, pg_trigger_depth()), format(marks, pg_trigger_depth() - 1)) s(setting, deeper, own);
     end if;$sql$, given ->> 'covering') else '' end,
         given ->> 'outbox', (given ->> 'type') || '.truncated', given ->> 'table',
         case given ->> 'granularity' when 'row' then '{"full_refresh": true, "before": null, "after": null}'
@@ -255,7 +299,8 @@ $body$,
         given ->> 'outbox', 'postbox._publish_rows(regclass,text,refcursor,text,jsonb,uuid,text)',
         (select r.rolname from pg_proc p join pg_roles r on r.oid = p.proowner
          where p.oid = to_regprocedure('postbox._publish_rows(regclass,text,refcursor,text,jsonb,uuid,text)')),
-        (given ->> 'type') || '.');
+        (given ->> 'type') || '.',
+        postbox._captured_stored(given, 'insert'), postbox._captured_stored(given, 'update'), postbox._captured_stored(given, 'delete'));
 end
 $function$;
 comment on function postbox._captured_function(jsonb) is 'Private: the body of the trigger function of a captured table';
@@ -277,9 +322,10 @@ end
 $body$,
         case when (given ->> 'partitioned')::boolean then format($sql$
     -- What this statement does to the rows of partitions is covered: no trigger of theirs has to tell. An UPDATE moves rows between them by DELETE and INSERT.
-    perform pg_catalog.set_config(%1$L, pg_catalog.concat(pg_catalog.replace(pg_catalog.current_setting(%1$L, true), d.marks, ''), d.marks), true)
-        from (select pg_catalog.format(case when tg_op operator(pg_catalog.=) 'UPDATE' then ',%%1$sI,,%%1$sU,,%%1$sD,'
-                when tg_op operator(pg_catalog.=) 'INSERT' then ',%%sI,' when tg_op operator(pg_catalog.=) 'DELETE' then ',%%sD,' else '' end,
+    -- Marks are stacked, as a statement may be within another one: the small letter says whose they are.
+    perform pg_catalog.set_config(%1$L, pg_catalog.concat(pg_catalog.current_setting(%1$L, true), d.marks), true)
+        from (select pg_catalog.format(case when tg_op operator(pg_catalog.=) 'UPDATE' then ',%%1$su,,%%1$sI,,%%1$sU,,%%1$sD,'
+                when tg_op operator(pg_catalog.=) 'INSERT' then ',%%1$si,,%%1$sI,' when tg_op operator(pg_catalog.=) 'DELETE' then ',%%1$sd,,%%1$sD,' else '' end,
             pg_catalog.pg_trigger_depth() operator(pg_catalog.-) 1) as marks) d;$sql$,
             given ->> 'covering') else '' end);
 end
@@ -296,6 +342,7 @@ begin
 declare
     captured constant oid := (select t.tgrelid from pg_trigger t where t.tgname = 'postbox_capture_insert' and t.tgfoid = %1$L::regprocedure);
     held int2[];
+    thresholds text;
 begin
     if what = 'virtual' then
         return (
@@ -305,10 +352,11 @@ begin
             having count(*) > 0);
     end if;
     if what = 'few' then
-        -- So many rows are never a claim: those of an UPDATE count twice.
-        return array[least(1000, (
-            select substring(encode(t.tgargs, 'escape') from 'rows=(\d+)')::bigint / 2
-            from pg_trigger t where t.tgname = 'postbox_claims' and t.tgparentid = 0 and t.tgconstrrelid = %5$L::regclass))::text];
+        -- So many rows are never a claim, as those of an UPDATE count twice, and neither are so many bytes, which may be more as text.
+        select encode(t.tgargs, 'escape') into thresholds
+            from pg_trigger t where t.tgname = 'postbox_claims' and t.tgparentid = 0 and t.tgconstrrelid = %5$L::regclass;
+        return array[least(100, substring(thresholds from 'rows=(\d+)')::bigint / 2),
+            least(8388608, substring(thresholds from 'bytes=(\d+)')::bigint / 8)]::text[];
     end if;
     if what = any (%2$L::text[]) then
         select t.tgattr into held from pg_trigger t where t.tgrelid = captured and t.tgname = case what when 'key' then 'postbox_capture_key' else 'postbox_capture_columns' end;

@@ -59,6 +59,17 @@ comment on column postbox.claim_checks.inline_threshold_rows is 'An event of mor
 comment on column postbox.claim_checks.inline_threshold_bytes is 'An event of more bytes is a claim';
 comment on column postbox.claim_checks.chunks_estimate is 'Chunks stored, as the statistics of the server have it';
 
+-- Capture has the thresholds in its plans, which PostgreSQL keeps for as long as nothing happens to the outbox.
+create or replace function postbox._plan_anew(outbox regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    execute format('alter table %s alter column claim set statistics -1', outbox);
+end
+$function$;
+comment on function postbox._plan_anew(regclass) is 'Private: has sessions plan anew what writes to an outbox with claims';
+
 create or replace function postbox._mark_claims(outbox regclass, claims regclass, inline_threshold_rows int, inline_threshold_bytes int) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -69,6 +80,7 @@ begin
         'create constraint trigger postbox_claims after update on %s from %s not deferrable for each row when (false)
          execute function pg_catalog.suppress_redundant_updates_trigger(%L, %L)',
         claims, outbox, format('rows=%s', inline_threshold_rows), format('bytes=%s', inline_threshold_bytes));
+    perform postbox._plan_anew(outbox);
 end
 $function$;
 comment on function postbox._mark_claims(regclass, regclass, int, int) is 'Private: makes a table the claims of an outbox';
@@ -221,10 +233,12 @@ comment on function postbox.enable_claim_check(text, int, int) is
 create or replace function postbox._disable_claim_check(outbox regclass, outbox_name text) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
+    -- A policy that hides claims from us would have them lost: an error instead.
+    set row_security = off
 as $function$
 declare
     claims record;
-    stored bigint;
+    stored boolean;
 begin
     if outbox is null then
         raise exception using errcode = 'undefined_table',
@@ -241,15 +255,19 @@ begin
     if not found then
         return false;
     end if;
-    -- Publishers wait from here on.
-    execute format('lock table %I.%I in access exclusive mode', claims.schema, claims.name);
-    execute format('select count(distinct c.seq) from %I.%I c', claims.schema, claims.name) into stored;
-    if stored > 0 then
+    execute format('select exists (select from %I.%I)', claims.schema, claims.name) into stored;
+    if not stored then
+        -- Publishers wait from here on.
+        execute format('lock table %I.%I in access exclusive mode', claims.schema, claims.name);
+        execute format('select exists (select from %I.%I)', claims.schema, claims.name) into stored;
+    end if;
+    if stored then
         raise exception using errcode = 'object_in_use',
-            message = format('outbox "%s" has %s claims, whose events would lose their data', outbox_name, stored),
+            message = format('outbox "%s" still has claims, whose events would lose their data', outbox_name),
             hint = format('Have no new ones made: SELECT postbox.enable_claim_check(%L, 2147483647, 67108864). Retention removes those that are there; so does postbox.purge_outbox.', outbox_name);
     end if;
     execute format('drop table %I.%I', claims.schema, claims.name);
+    perform postbox._plan_anew(outbox);
     return true;
 end
 $function$;

@@ -13,12 +13,23 @@ declare
     claim postbox._claim_check;
 begin
     if outbox is null then
+        -- The event has the name of its time; a group that was made then knows which one it is.
+        select k.* into claim from postbox._claim_check k
+            where k.outbox = (
+                select min(o.outbox::oid) from postbox.consumer_group_outbox o
+                join postbox._claim_check c on c.outbox = o.outbox
+                where o.outbox_name = (
+                    select string_agg(quote_ident(part), '.' order by n) from unnest(parse_ident(_claim_chunks.outbox_name)) with ordinality as p(part, n))
+                having count(distinct o.outbox) = 1);
+    else
+        select k.* into claim from postbox._claim_check k where k.outbox = _claim_chunks.outbox;
+    end if;
+    if outbox is null and claim.outbox is null then
         raise exception using errcode = 'undefined_table',
             message = format('outbox %s does not exist', coalesce('"' || outbox_name || '"', 'NULL')),
             hint = 'postbox.claim_checks lists the outboxes with claims. Qualify a name whose schema is not in search_path.';
     end if;
-    select k.* into claim from postbox._claim_check k where k.outbox = _claim_chunks.outbox;
-    if not found then
+    if claim.outbox is null then
         raise exception using errcode = 'wrong_object_type',
             message = format('"%s" is not an outbox with claims', outbox_name),
             hint = 'postbox.claim_checks lists those; postbox.enable_claim_check makes an outbox one.';

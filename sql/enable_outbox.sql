@@ -89,6 +89,13 @@ begin
     elsif class.relkind = 'r' and exists (select from pg_inherits i where target in (i.inhparent, i.inhrelid)) then
         wrong := 'part of an inheritance';
         remedy := 'Make it a partitioned table: only there PostgreSQL has one trigger for all of them.';
+    elsif class.relkind = 'p' and exists (
+        -- What it does would be told row by row, and with the statement that caused it.
+        select from pg_constraint k
+        where k.conrelid = target and k.confrelid = target and k.contype = 'f' and (k.confdeltype in ('c', 'n', 'd') or k.confupdtype in ('c', 'n', 'd')))
+    then
+        wrong := 'a partitioned table that references itself with an action (CASCADE, SET NULL or SET DEFAULT)';
+        remedy := 'Make it a foreign key with NO ACTION.';
     elsif exists (select from pg_partition_tree(target) p join pg_class c on c.oid = p.relid where c.relkind = 'f') then
         wrong := 'a table with foreign partitions';
         remedy := 'Detach them: their rows are changed elsewhere.';
@@ -129,23 +136,43 @@ end
 $function$;
 comment on function postbox._require_taking(regclass, text) is 'Private: refuses an outbox that cannot take the changes of tables';
 
--- The outbox that is named, or a new one that belongs to the owner of the table.
+-- An outbox that has the name by chance, or by design: whose it is would read the rows, and have his triggers called by the owner of the table.
+create or replace function postbox._require_same_owner(target regclass, outbox text, found_outbox regclass) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    owners name[] := (
+        select array[pg_get_userbyid(o.relowner), pg_get_userbyid(c.relowner)] from pg_class o, pg_class c where o.oid = found_outbox and c.oid = target);
+begin
+    if outbox is null and owners[1] <> owners[2] then
+        raise exception using errcode = 'insufficient_privilege',
+            message = format('outbox "%s" belongs to "%s", table "%s" to "%s"', found_outbox, owners[1], target, owners[2]),
+            hint = format('If its events are to go there, name it: outbox => %L.', found_outbox);
+    end if;
+end
+$function$;
+comment on function postbox._require_same_owner(regclass, text, regclass) is 'Private: refuses an outbox of somebody else that was not named';
+
+-- The outbox that is named, or that of the table; made, for the owner of the table, if it is not there.
 create or replace function postbox._outbox_for(target regclass, outbox text, found_outbox regclass) returns regclass
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     table_schema name;
+    table_name name;
     owner name;
     marker record;
+    claims record;
     wanted text[];
     made regclass;
     part record;
 begin
-    select n.nspname, r.rolname into table_schema, owner
+    select n.nspname, c.relname, r.rolname into table_schema, table_name, owner
         from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_roles r on r.oid = c.relowner where c.oid = target;
     if found_outbox is null then
-        wanted := parse_ident(outbox);
+        wanted := parse_ident(coalesce(outbox, format('%I', table_name || '_outbox')));
         made := postbox.create_outbox(wanted[cardinality(wanted)], case cardinality(wanted) when 2 then wanted[1] else table_schema end);
         if owner <> current_user then
             for part in select p.relid::regclass as relation from pg_partition_tree(made) p loop
@@ -154,8 +181,12 @@ begin
         end if;
         return made;
     end if;
-    marker := postbox._require_taking(found_outbox, outbox);
-    if not has_table_privilege(owner, found_outbox, 'insert') or not has_schema_privilege(owner, marker.schema, 'usage') then
+    marker := postbox._require_taking(found_outbox, coalesce(outbox, found_outbox::text));
+    perform postbox._require_same_owner(target, outbox, found_outbox);
+    select k.claims, k.sequence into claims from postbox._claim_check k where k.outbox = found_outbox;
+    if not has_table_privilege(owner, found_outbox, 'insert') or not has_schema_privilege(owner, marker.schema, 'usage')
+        or (claims.claims is not null and not (has_table_privilege(owner, claims.claims, 'insert') and has_sequence_privilege(owner, claims.sequence, 'usage')))
+    then
         raise exception using errcode = 'insufficient_privilege',
             message = format('role "%s", the owner of table "%s", may not publish to outbox "%s.%s"', owner, target, marker.schema, marker.name),
             hint = format('SELECT postbox.grant_role(''publisher'', %L, ''{"%s"}''): events are written with the rights of the owner of the table.', owner, found_outbox);
@@ -164,6 +195,36 @@ begin
 end
 $function$;
 comment on function postbox._outbox_for(regclass, text, regclass) is 'Private: the outbox of a table that is to be captured, made if it is not there';
+
+create or replace function postbox._capture_functions(schema regnamespace, suffix text) returns setof regprocedure
+    language sql stable
+    begin atomic
+        select p.oid::regprocedure from pg_proc p
+            where p.pronamespace = schema and p.proname in ('postbox_capture_' || suffix, 'postbox_begin_' || suffix, 'postbox_columns_' || suffix);
+    end;
+comment on function postbox._capture_functions(regnamespace, text) is 'Private: functions that have the names of those of a captured table';
+
+-- DROP TABLE leaves them. Those of a table that is there are in use; so they are if only one is.
+create or replace function postbox._drop_left_functions(schema regnamespace, suffix text, owner name) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    left_over regprocedure;
+begin
+    if exists (select from pg_trigger t where t.tgfoid in (select f::oid from postbox._capture_functions(schema, suffix) f)) then
+        return;
+    end if;
+    for left_over in
+        select p.oid from pg_proc p
+            where p.oid in (select f::oid from postbox._capture_functions(schema, suffix) f) and pg_get_userbyid(p.proowner) = owner
+              and obj_description(p.oid, 'pg_proc') ~ '^For the capture of table .*, made by postbox.enable_outbox$'
+    loop
+        execute format('drop function %s', left_over);
+    end loop;
+end
+$function$;
+comment on function postbox._drop_left_functions(regnamespace, text, name) is 'Private: drops the functions that a captured table of this name has left';
 
 create or replace function postbox._enable_outbox(
     target regclass, table_name text, outbox text, found_outbox regclass, key text[], columns text[], granularity text, replicated boolean
@@ -226,12 +287,13 @@ begin
         -- What the key is made of is in the event.
         columns := columns || array(select k.col from unnest(key) with ordinality as k(col, n) where k.col <> all (columns) order by k.n);
     end if;
-    events := postbox._outbox_for(target, coalesce(outbox, format('%I', name || '_outbox')), found_outbox);
+    events := postbox._outbox_for(target, outbox, found_outbox);
     is_outbox := format('%L::regclass', events::text);
 
-    -- A name that goes with the table's, unless a table that was called so has it.
+    -- A name that goes with the table's, unless functions have it: of a table that was called so, or of somebody who lies in wait.
     suffix := case when octet_length(name) <= current_setting('max_identifier_length')::int - 16 then name else md5(name) end;
-    if exists (select from pg_proc p join pg_trigger t on t.tgfoid = p.oid where p.proname = 'postbox_capture_' || suffix and p.pronamespace = to_regnamespace(quote_ident(schema))) then
+    perform postbox._drop_left_functions(to_regnamespace(quote_ident(schema)), suffix, owner);
+    if exists (select from postbox._capture_functions(to_regnamespace(quote_ident(schema)), suffix)) then
         suffix := md5(gen_random_uuid()::text);
     end if;
     capture := format('%I.%I', schema, 'postbox_capture_' || suffix);
@@ -240,12 +302,12 @@ begin
     given := jsonb_build_object('outbox', events::text, 'table', qualified, 'type', name, 'granularity', granularity, 'keys', coalesce(cardinality(key), 0),
         'chosen', columns is not null, 'partitioned', is_partitioned, 'covering', covering, 'function', capture, 'columns_function', columns_of);
     -- A key is written the same way in every session.
-    execute format('create or replace function %s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp%s as %L',
+    execute format('create function %s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp%s as %L',
         capture, case when key is not null then ' set timezone = ''UTC'' set bytea_output = hex set intervalstyle = iso_8601' else '' end,
         postbox._captured_function(given));
-    execute format('create or replace function %s(what text) returns text[] language plpgsql immutable set search_path = pg_catalog, pg_temp as %L',
+    execute format('create function %s(what text) returns text[] language plpgsql immutable set search_path = pg_catalog, pg_temp as %L',
         columns_of, postbox._columns_function(given));
-    execute format('create or replace function %s() returns trigger language plpgsql as %L', beginning, postbox._beginning_function(given));
+    execute format('create function %s() returns trigger language plpgsql as %L', beginning, postbox._beginning_function(given));
     foreach one in array array[capture || '()', columns_of || '(text)', beginning || '()'] loop
         execute format('comment on function %s is %L', one, format('For the capture of table "%s", made by postbox.enable_outbox', qualified));
         execute format('revoke all on function %s from public', one);

@@ -41,7 +41,7 @@ create or replace function postbox._maintainer_rights(outbox regclass)
         union all
         select 'select, truncate', format('table %s', l.claims_leaf_name) from postbox._leaf l where l.outbox = _maintainer_rights.outbox and l.claims_leaf is not null
         union all
-        select 'select, delete', format('table %s', l.waiting) from postbox.outbox_later l where l.outbox = _maintainer_rights.outbox
+        select 'select, update, delete', format('table %s', l.waiting) from postbox.outbox_later l where l.outbox = _maintainer_rights.outbox
         union all
         select 'insert', format('table %I.%I', m.schema, m.name)
         from postbox._marker m join postbox.outbox_later l on l.outbox = m.outbox where m.outbox = _maintainer_rights.outbox

@@ -91,8 +91,14 @@ declare
     threshold_rows int;
     threshold_bytes int;
     wanted int := 32;
-    found_rows int;
-    data bytea;
+    fetched_rows int;
+    fetched_bytes bigint;
+    -- Long rows are not put together: a piece has 1 MiB, and the row that begins in it. By a cursor, which takes one at a time.
+    pieces cursor for
+        select count(*)::int as rows, convert_to(string_agg(p.line, E'\n' order by p.n) || E'\n', 'UTF8') as data
+        from (select f.line, f.n, (sum(octet_length(f.line) + 1) over (order by f.n rows unbounded preceding) - octet_length(f.line) - 1) / 1048576
+              from postbox._fetch(rows, wanted, path) with ordinality as f(line, n)) p(line, n, part)
+        group by p.part order by p.part;
     -- What may still go inline.
     pending bytea[] := '{}';
     pending_rows int[] := '{}';
@@ -109,14 +115,19 @@ begin
     threshold_bytes := coalesce(claim.inline_threshold_bytes, 1048576);
     select 0 as chunk, 0::bigint as bytes, ''::bytea as sha256 into stored;
     loop
-        select count(*), convert_to(string_agg(f.line, E'\n') || E'\n', 'UTF8') into found_rows, data from postbox._fetch(rows, wanted, path) as f(line);
-        exit when found_rows = 0;
-        total_rows := total_rows + found_rows;
-        total_bytes := total_bytes + octet_length(data);
-        wanted := least(greatest(chunk_bytes::bigint * found_rows / octet_length(data), 1), most_rows);
-        if not is_claim then
-            pending := pending || data;
-            pending_rows := pending_rows || found_rows;
+        fetched_rows := 0;
+        fetched_bytes := 0;
+        for piece in pieces loop
+            fetched_rows := fetched_rows + piece.rows;
+            fetched_bytes := fetched_bytes + octet_length(piece.data);
+            total_rows := total_rows + piece.rows;
+            total_bytes := total_bytes + octet_length(piece.data);
+            if is_claim then
+                stored := postbox._append_claim(claim.claims, seq, piece.data, true, piece.rows, stored.chunk, stored.bytes, stored.sha256);
+                continue;
+            end if;
+            pending := pending || piece.data;
+            pending_rows := pending_rows || piece.rows;
             continue when total_rows <= threshold_rows and total_bytes <= threshold_bytes;
             if claim.claims is null then
                 raise exception using errcode = 'object_not_in_prerequisite_state',
@@ -130,9 +141,9 @@ begin
                 stored := postbox._append_claim(claim.claims, seq, pending[n], true, pending_rows[n], stored.chunk, stored.bytes, stored.sha256);
             end loop;
             pending := null;
-        else
-            stored := postbox._append_claim(claim.claims, seq, data, true, found_rows, stored.chunk, stored.bytes, stored.sha256);
-        end if;
+        end loop;
+        exit when fetched_rows = 0;
+        wanted := least(greatest(chunk_bytes::bigint * fetched_rows / fetched_bytes, 1), most_rows);
     end loop;
     if is_claim then
         return postbox._publish_claim(outbox, seq, 'rows', total_rows, stored.chunk, stored.bytes, stored.sha256, type, key, headers, event_id);

@@ -1,14 +1,6 @@
 -- Events that leave later. They wait in a table beside the outbox, <outbox>_later, which is the outbox owner's, holds no slot back and is
 -- dumped like any table. Maintenance moves those that are due into the outbox, in one transaction each time: each leaves once.
 
-create table postbox.outbox_later (
-    outbox  regclass not null,
-    waiting regclass not null,
-    constraint outbox_later_pkey primary key (outbox)
-);
-comment on table postbox.outbox_later is 'Outboxes with delayed events, and the tables that these wait in';
-select pg_extension_config_dump('postbox.outbox_later', '');
-
 -- A table of ours beside an outbox. Who may insert into the one may insert into the other.
 create or replace function postbox._make_beside(marker postbox._marker, suffix text, columns text, about text) returns regclass
     language plpgsql volatile
@@ -17,7 +9,8 @@ as $function$
 declare
     side_name constant text := (marker).name || suffix;
     full_name constant text := format('%I.%I', (marker).schema, side_name);
-    publisher record;
+    owner constant name := (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = (marker).outbox);
+    publisher text;
 begin
     if octet_length(side_name) > current_setting('max_identifier_length')::int then
         raise exception using errcode = 'invalid_name',
@@ -33,11 +26,14 @@ begin
     execute format('create table %s (%s)', full_name, columns);
     execute format('comment on table %s is %L', full_name, format(about, (marker).name));
     for publisher in
-        select r.rolname from pg_class c cross join lateral aclexplode(c.relacl) a join pg_roles r on r.oid = a.grantee
+        select case when a.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end from pg_class c cross join lateral aclexplode(c.relacl) a
         where c.oid = (marker).outbox and a.privilege_type = 'INSERT' and a.grantee <> c.relowner
     loop
-        execute format('grant insert on %s to %I', full_name, publisher.rolname);
+        execute format('grant insert on %s to %s', full_name, publisher);
     end loop;
+    if owner <> current_user then
+        execute format('alter table %s owner to %I', full_name, owner);
+    end if;
     return full_name::regclass;
 end
 $function$;
@@ -168,18 +164,51 @@ create or replace function postbox._publish_all_due() returns table (subject tex
 as $function$
 declare
     most constant int := 10000;
+    most_failing constant int := 100;
     later record;
+    batch int;
     moved bigint;
+    total bigint;
+    failing int;
+    postponed bigint;
 begin
     delete from postbox.outbox_later l where not exists (select from postbox._marker m where m.outbox = l.outbox)
         or not exists (select from pg_class c where c.oid = l.waiting);
-    for later in select l.outbox, m.schema, m.name from postbox.outbox_later l join postbox._marker m on m.outbox = l.outbox order by 2, 3 loop
+    for later in select l.outbox, l.waiting, m.schema, m.name from postbox.outbox_later l join postbox._marker m on m.outbox = l.outbox order by 2, 3 loop
         subject := format('%I.%I', later.schema, later.name);
+        batch := most;
+        total := 0;
+        failing := 0;
         begin
-            moved := postbox._publish_due(later.outbox, most);
-            outcome := case when moved >= most then 'more' else 'published' end;
-            detail := format('%s delayed events', moved);
-            if moved > 0 then
+            loop
+                begin
+                    moved := postbox._publish_due(later.outbox, batch);
+                    total := total + moved;
+                    exit when moved < batch or total >= most;
+                    batch := least(batch * 2, most);
+                exception when insufficient_privilege or lock_not_available then
+                    raise;
+                when others then
+                    -- One of them cannot be published. It is found by taking fewer, and comes after the others.
+                    if batch > 1 then
+                        batch := greatest(batch / 8, 1);
+                        continue;
+                    end if;
+                    outcome := 'skipped';
+                    detail := sqlerrm;
+                    execute format(
+                        'update %1$s l set due_at = clock_timestamp() + interval ''1 minute''
+                         where l.id = (select d.id from %1$s d where d.due_at <= clock_timestamp() order by d.due_at, d.id limit 1) returning l.id', later.waiting)
+                        into postponed;
+                    detail := format('delayed event %s is tried again in a minute: %s', postponed, detail);
+                    return next;
+                    failing := failing + 1;
+                    exit when failing >= most_failing;
+                end;
+            end loop;
+            outcome := case when total >= most or failing >= most_failing then 'more' else 'published' end;
+            detail := format('%s delayed events', total);
+            if total > 0 then
                 return next;
             end if;
         exception when others then

@@ -1,17 +1,6 @@
 -- Events that are published once, however often a caller repeats itself. The ids are in a table beside the outbox, <outbox>_once, whose unique
 -- key decides it among concurrent callers too; maintenance removes those that are older than the window.
 
-create table postbox.outbox_once (
-    outbox     regclass not null,
-    published  regclass not null,
-    -- How long an id is known at least.
-    kept_for   interval not null,
-    constraint outbox_once_pkey primary key (outbox),
-    constraint outbox_once_kept_for_check check (kept_for > interval '0')
-);
-comment on table postbox.outbox_once is 'Outboxes that know the ids of publish_once, and the tables of these';
-select pg_extension_config_dump('postbox.outbox_once', '');
-
 create or replace function postbox._enable_unique_events(outbox regclass, name text, kept_for interval) returns regclass
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp

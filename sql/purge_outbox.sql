@@ -68,10 +68,11 @@ begin
     perform pg_advisory_xact_lock(postbox._lock_key(outbox));
     if force then
         for one in select l.leaf_name, l.claims_leaf_name from postbox._leaf l where l.outbox = _purge_outbox.outbox order by l.number loop
-            execute format('lock table only %s in access exclusive mode', one.leaf_name);
+            -- As publishers do: the claim first, then its event.
             if one.claims_leaf_name is not null then
                 execute format('lock table only %s in access exclusive mode', one.claims_leaf_name);
             end if;
+            execute format('lock table only %s in access exclusive mode', one.leaf_name);
         end loop;
         -- Whatever was committed by now goes, and nothing else was there.
         needs := array[pg_current_snapshot()];

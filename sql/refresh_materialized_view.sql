@@ -34,8 +34,9 @@ begin
     perform postbox._captured_columns(target, schema || '.' || name, 'key', key);
     if found_outbox is not null then
         perform postbox._require_taking(found_outbox, coalesce(outbox, found_outbox::text));
+        perform postbox._require_same_owner(target, outbox, found_outbox);
     end if;
-    events := coalesce(found_outbox, postbox._outbox_for(target, coalesce(outbox, format('%I', name || '_outbox')), null));
+    events := coalesce(found_outbox, postbox._outbox_for(target, outbox, null));
 
     -- One refresh at a time: the next one starts from what this one leaves.
     perform pg_advisory_xact_lock(postbox._lock_key(target));

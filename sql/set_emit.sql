@@ -25,6 +25,17 @@ begin
     if enabled = ('emit=on' = any (marker.arguments)) then
         return false;
     end if;
+    if enabled then
+        -- Nobody starts one meanwhile.
+        perform pg_advisory_xact_lock(postbox._lock_key(outbox));
+        select string_agg(b.group_name, ', ' order by b.group_name) into readers from postbox.backfill b where b.outbox = _set_emit.outbox and not b.finished;
+        if readers is not null then
+            raise exception using errcode = 'object_in_use',
+                message = format('outbox "%s" cannot take emitted events yet: consumer group %s is being given what it stores', name, readers),
+                detail = 'Stored events are not delivered from an outbox that has events which are stored nowhere.',
+                hint = format('Let a member run until it has caught up, or drop the group; then SELECT postbox.set_emit(%L, true).', name);
+        end if;
+    end if;
     arguments := array_remove(marker.arguments, 'emit=on') || case when enabled then array['emit=on'] else '{}' end;
     -- In one transaction: readers of the log see either.
     execute format('drop trigger postbox_outbox on %I.%I', marker.schema, marker.name);

@@ -249,6 +249,11 @@ impl ClaimReader {
 
     async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         if self.at.chunk >= self.summary.chunks {
+            // Somebody may have resumed here.
+            if self.at.chunk > self.summary.chunks {
+                return Err(self.damaged("the position is behind its end"));
+            }
+            self.verify()?;
             return Ok(None);
         }
         if self.fetched.is_empty() {

@@ -234,3 +234,16 @@ async fn an_outbox_that_begins_or_ends_to_take_them_does_so_with_the_transaction
     let outboxes = member(&live, "outbox");
     assert_eq!(outboxes, ["public.closed", "public.closed", "public.closed", "public.renamed", "public.renamed"]);
 }
+
+#[test]
+fn an_outbox_whose_rows_are_being_delivered_does_not_begin_to_take_them() {
+    let cluster = with_outboxes("postgres", "UTF8");
+    cluster.psql("postgres", "INSERT INTO closed (type) VALUES ('row')");
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{closed}', start => 'earliest')");
+    let verbose = "\\set VERBOSITY verbose\nSELECT postbox.set_emit('closed', true)";
+    let error = cluster.psql_result("postgres", verbose).expect_err("it is being delivered");
+    assert!(error.contains("55006") && error.contains("consumer group g") && error.contains("set_emit"), "{error}");
+    let lines = postbox_tests::tap::deliver(&cluster, "postgres", &["--group", "g"]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(cluster.psql("postgres", "SELECT postbox.set_emit('closed', true)"), "t");
+}

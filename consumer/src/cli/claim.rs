@@ -51,8 +51,8 @@ const MOST_BYTES: u64 = 1 << 30;
 /// What the native JSON of an event says about its claim.
 fn read(line: &str) -> Option<Event> {
     let value: Value = serde_json::from_str(line).ok()?;
-    // The native form does not quote: a schema's name has no dot here.
-    let (schema, table) = value.get("outbox")?.as_str()?.split_once('.')?;
+    // The native form does not quote; the name of an outbox has no dot.
+    let (schema, table) = value.get("outbox")?.as_str()?.rsplit_once('.')?;
     let claim = value.get("claim").filter(|claim| claim.is_object())?;
     Some(Event {
         outbox: Arc::new(Outbox { schema: schema.into(), table: table.into(), payload_type: PayloadType::Text }),

@@ -11,6 +11,10 @@ use super::message::Relation;
 use crate::error::Result;
 use crate::group;
 
+/// The column of events that are claims, and the marker's argument that says so.
+const CLAIM_COLUMN: &[u8] = b"claim";
+const CLAIM: &[u8] = b"claim=claim";
+
 /// A column of an outbox.
 #[derive(Clone, Debug)]
 pub(super) struct Column {
@@ -75,16 +79,24 @@ impl Table {
         selectors: Option<&[OutboxSelector]>,
     ) -> Result<Self> {
         let types = relation.columns.iter().map(|(_, type_oid)| *type_oid).collect::<Vec<_>>();
-        let rows =
-            group::query(client, "SELECT postbox._marker_of($1), postbox._base_types($2)", &[&relation.oid, &types])
-                .await?;
-        let (marker, base_types) = match rows.first() {
-            Some(row) => (row.try_get::<_, Option<Vec<u8>>>(0)?, row.try_get::<_, Option<Vec<u32>>>(1)?),
-            None => (None, None),
+        let sql = "SELECT postbox._marker_of($1), postbox._base_types($2), \
+                   NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1) OR EXISTS (SELECT FROM pg_catalog.pg_attribute \
+                   WHERE attrelid = $1 AND attname = 'claim' AND NOT attisdropped)";
+        let rows = group::query(client, sql, &[&relation.oid, &types]).await?;
+        let (marker, base_types, has_claims) = match rows.first() {
+            Some(row) => {
+                (row.try_get::<_, Option<Vec<u8>>>(0)?, row.try_get::<_, Option<Vec<u32>>>(1)?, row.try_get(2)?)
+            }
+            None => (None, None, false),
         };
         let columns = Column::of_relation(relation, &base_types.unwrap_or_default());
         let name = (show(&relation.schema), show(&relation.table));
-        Ok(Self::new(relation.oid, name, marker, columns, selectors))
+        let mut arguments = arguments(marker);
+        // The claim check came later than these rows. Who has taken the column away since has them as errors.
+        if has_claims && !columns.iter().any(|column| column.name == CLAIM_COLUMN) {
+            arguments.retain(|argument| argument != CLAIM);
+        }
+        Ok(Self::new(relation.oid, name, &arguments, columns, selectors))
     }
 
     /// That of this OID as it is now; none if there is no such outbox.
@@ -106,7 +118,8 @@ impl Table {
                 type_oid,
                 base_type,
             });
-            Ok(Self::new(oid, (row.try_get(0)?, row.try_get(1)?), row.try_get(2)?, columns.collect(), selectors))
+            let marker = arguments(row.try_get(2)?);
+            Ok(Self::new(oid, (row.try_get(0)?, row.try_get(1)?), &marker, columns.collect(), selectors))
         };
         rows.first().map(read).transpose()
     }
@@ -114,15 +127,11 @@ impl Table {
     fn new(
         oid: u32,
         (schema, table): (String, String),
-        marker: Option<Vec<u8>>,
+        arguments: &[Vec<u8>],
         columns: Vec<Column>,
         selectors: Option<&[OutboxSelector]>,
     ) -> Self {
-        // Each argument ends with a zero byte.
-        let marker = marker.unwrap_or_default();
-        let mut arguments = marker.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect::<Vec<_>>();
-        arguments.pop();
-        let mapping = Mapping::read(&arguments, &columns, show);
+        let mapping = Mapping::read(arguments, &columns, show);
         let payload_type = mapping.as_ref().map_or(PayloadType::Text, Mapping::payload_type);
         let selected = selectors.is_none_or(|selectors| {
             selectors.iter().any(|selector| match selector {
@@ -138,6 +147,14 @@ impl Table {
             selected,
         }
     }
+}
+
+/// The arguments of a marker, each of which ends with a zero byte there.
+fn arguments(marker: Option<Vec<u8>>) -> Vec<Vec<u8>> {
+    let marker = marker.unwrap_or_default();
+    let mut arguments = marker.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    arguments.pop();
+    arguments
 }
 
 /// A name for people.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::{ORDERS, order};
-use crate::sql::{row, rows, run, start};
+use crate::sql::{refused, row, rows, run, start};
 
 /// The lines of a claim.
 async fn lines(client: &Client, outbox: &str, seq: i64) -> Vec<Value> {
@@ -88,4 +88,82 @@ async fn without_the_extension_nobodys_function_of_its_name_is_called() {
     .await;
     run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(1, 1100) n").await;
     assert_eq!(row(&client, "SELECT jsonb_array_length(payload -> 'inserted') FROM orders_outbox").await, "1100");
+}
+
+#[tokio::test]
+async fn few_rows_of_many_bytes_are_a_claim_too() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE docs (id int PRIMARY KEY, body text); SELECT postbox.enable_outbox('docs')").await;
+    run(&client, "SELECT postbox.enable_claim_check('docs_outbox', inline_threshold_bytes => 100000)").await;
+    let events = "SELECT type, claim ->> 'rows' FROM docs_outbox ORDER BY seq DESC LIMIT 1";
+    run(&client, "INSERT INTO docs SELECT n, repeat(chr(64 + n), 40000) FROM generate_series(1, 2) n").await;
+    assert_eq!(row(&client, events).await, "docs.inserted|");
+    run(&client, "INSERT INTO docs SELECT n, repeat(chr(64 + n), 40000) FROM generate_series(3, 5) n").await;
+    assert_eq!(row(&client, events).await, "docs.inserted|3");
+    run(&client, "UPDATE docs SET body = body || 'x' WHERE id = 1").await;
+    assert_eq!(row(&client, events).await, "docs.updated|");
+    run(&client, "UPDATE docs SET body = body || 'x' WHERE id <= 2").await;
+    assert_eq!(row(&client, events).await, "docs.updated|4");
+    run(&client, "DELETE FROM docs").await;
+    assert_eq!(row(&client, events).await, "docs.deleted|5");
+    assert_eq!(lines(&client, "docs_outbox", 5).await.len(), 5);
+    // A line is {"inserted": {"id": n, "body": "..."}} and a line break: 36 bytes more than the text.
+    for (length, claimed) in [(99_963, ""), (99_964, ""), (99_965, "1")] {
+        run(&client, &format!("TRUNCATE docs; INSERT INTO docs VALUES (1, repeat('x', {length}))")).await;
+        assert_eq!(row(&client, events).await, format!("docs.inserted|{claimed}"), "{length}");
+    }
+}
+
+#[tokio::test]
+async fn new_thresholds_hold_in_sessions_that_have_their_plans() {
+    let (_cluster, client) = start().await;
+    run(&client, ORDERS).await;
+    run(&client, "SELECT postbox.enable_outbox('orders'); SELECT postbox.enable_claim_check('orders_outbox', 100)")
+        .await;
+    let claims = "SELECT count(claim) FROM orders_outbox";
+    run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(1, 6) n").await;
+    assert_eq!(row(&client, claims).await, "0");
+    run(&client, "SELECT postbox.enable_claim_check('orders_outbox', 5); DELETE FROM orders WHERE id > 100").await;
+    run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(11, 16) n").await;
+    assert_eq!(row(&client, claims).await, "1");
+    run(
+        &client,
+        "TRUNCATE orders_outbox_claims; DELETE FROM orders_outbox; SELECT postbox.disable_claim_check('orders_outbox')",
+    )
+    .await;
+    run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(21, 26) n").await;
+    assert_eq!(row(&client, claims).await, "0");
+}
+
+#[tokio::test]
+async fn the_owner_of_the_table_must_be_able_to_write_claims() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; SELECT postbox.create_outbox('box')").await;
+    run(
+        &client,
+        "SELECT postbox.enable_claim_check('box', 1); SELECT postbox.grant_role('publisher', 'shop', '{box}')",
+    )
+    .await;
+    run(&client, "SET ROLE shop").await;
+    run(&client, ORDERS).await;
+    run(&client, "RESET ROLE").await;
+    for (lost, given) in [
+        ("REVOKE INSERT ON box_claims FROM shop", "GRANT INSERT ON box_claims TO shop"),
+        ("REVOKE USAGE ON SEQUENCE box_seq_seq FROM shop", "GRANT USAGE ON SEQUENCE box_seq_seq TO shop"),
+    ] {
+        run(&client, lost).await;
+        let denied = "may not publish to outbox \"public.box\"";
+        refused(
+            &client,
+            "SELECT postbox.enable_outbox('orders', 'box')",
+            "42501",
+            denied,
+            "grant_role('publisher', 'shop'",
+        )
+        .await;
+        run(&client, given).await;
+    }
+    run(&client, "SELECT postbox.enable_outbox('orders', 'box')").await;
+    run(&client, "INSERT INTO orders SELECT n, 'c', 0 FROM generate_series(1, 6) n").await;
+    assert_eq!(row(&client, "SELECT claim ->> 'rows' FROM box").await, "6");
 }

@@ -177,3 +177,13 @@ async fn values_are_those_of_to_jsonb_for_every_type() {
         "2"
     );
 }
+
+#[tokio::test]
+async fn any_name_is_a_name() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE \"a$events$b'%s\" (id int PRIMARY KEY)").await;
+    run(&client, "SELECT postbox.enable_outbox('\"a$events$b''%s\"', 'box'); INSERT INTO \"a$events$b'%s\" SELECT generate_series(1, 200)").await;
+    run(&client, "DELETE FROM \"a$events$b'%s\" WHERE id > 1; TRUNCATE \"a$events$b'%s\"").await;
+    let types: Vec<_> = events(&client, "box").await.iter().map(|event| event["type"].clone()).collect();
+    assert_eq!(types, ["a$events$b'%s.inserted", "a$events$b'%s.deleted", "a$events$b'%s.truncated"]);
+}

@@ -134,3 +134,20 @@ async fn a_restored_database_captures_as_the_dumped_one_did() {
     assert_eq!(rows(&restored, types).await, expected);
     run(&restored, "SELECT postbox.disable_outbox('orders'); SELECT postbox.disable_outbox('parts')").await;
 }
+
+#[tokio::test]
+async fn what_a_dropped_table_left_goes_when_its_name_is_captured_again() {
+    let (_cluster, client) = start().await;
+    for _ in 0..3 {
+        run(&client, ORDERS).await;
+        run(&client, "SELECT postbox.enable_outbox('orders'); DROP TABLE orders").await;
+    }
+    assert_eq!(row(&client, "SELECT count(*) FROM pg_proc WHERE proname ~ '^postbox_'").await, "3");
+    // One that is called so is left alone, and so are those of a table that was.
+    run(&client, ORDERS).await;
+    run(&client, "SELECT postbox.enable_outbox('orders'); ALTER TABLE orders RENAME TO old").await;
+    run(&client, ORDERS).await;
+    run(&client, "SELECT postbox.enable_outbox('orders'); INSERT INTO old VALUES (1, 'ada', 5); INSERT INTO orders VALUES (1, 'ada', 5)").await;
+    assert_eq!(row(&client, "SELECT count(*) FROM pg_proc WHERE proname ~ '^postbox_'").await, "6");
+    assert_eq!(events(&client, "orders_outbox").await.len(), 2);
+}

@@ -238,3 +238,72 @@ async fn what_a_subscription_applies_is_captured_if_asked_for() {
     assert_eq!((here.len(), statements(&here)), (2, vec![0, 1]));
     subscriber.psql("postgres", "DROP SUBSCRIPTION s");
 }
+
+#[tokio::test]
+async fn a_statement_within_one_on_the_same_table_ends_its_own_coverage_only() {
+    let (_cluster, client) = start().await;
+    run(&client, PARTS).await;
+    run(
+        &client,
+        "SELECT postbox.enable_outbox('parts');
+         CREATE FUNCTION add(id int) RETURNS int LANGUAGE sql AS $$ INSERT INTO parts VALUES (id, 'b') RETURNING id $$;
+         CREATE FUNCTION moved(id int) RETURNS int LANGUAGE sql AS $$
+             WITH i AS (INSERT INTO parts VALUES ($1, 'b')), d AS (DELETE FROM parts WHERE id = 200) SELECT $1 $$",
+    )
+    .await;
+    run(&client, "INSERT INTO parts SELECT add(200) + 100, 'a'").await;
+    assert_eq!(
+        payloads(&client).await,
+        [event("inserted", &[part(200, "b")], &[]), event("inserted", &[part(300, "a")], &[])]
+    );
+    run(&client, "DELETE FROM parts WHERE id = 300 AND add(400) > 0").await;
+    run(&client, "UPDATE parts SET id = id + moved(500) WHERE id = 400").await;
+    let mut told = payloads(&client).await;
+    told[2..4].sort_by_key(|event| event.0.clone());
+    let expected = [
+        event("inserted", &[part(400, "b")], &[]),
+        event("deleted", &[], &[part(300, "a")]),
+        event("deleted", &[], &[part(200, "b")]),
+        event("inserted", &[part(500, "b")], &[]),
+        event("updated", &[part(900, "b")], &[part(400, "b")]),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(
+        row(&client, "SELECT string_agg(setting, '') FROM pg_settings WHERE name ~ '^postbox.covering_'").await,
+        ""
+    );
+}
+
+#[tokio::test]
+async fn what_a_cascade_covers_is_covered_no_longer_than_it_takes() {
+    let (_cluster, client) = start().await;
+    run(&client, PARTS).await;
+    run(
+        &client,
+        "CREATE TABLE kinds (kind text PRIMARY KEY); CREATE TABLE others (id int);
+         INSERT INTO kinds VALUES ('a'), ('b');
+         ALTER TABLE parts ADD FOREIGN KEY (kind) REFERENCES kinds ON DELETE CASCADE;
+         INSERT INTO parts VALUES (1, 'a'), (2, 'a'), (3, 'b'), (4, 'b'), (5, 'b');
+         SELECT postbox.enable_outbox('parts');
+         CREATE FUNCTION thin() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN DELETE FROM parts_b WHERE id = new.id; RETURN new; END $$;
+         CREATE TRIGGER thin AFTER INSERT ON others FOR EACH ROW EXECUTE FUNCTION thin();
+         CREATE FUNCTION drop_kind(gone text) RETURNS int LANGUAGE sql AS $$ DELETE FROM kinds WHERE kind = gone; SELECT 1 $$",
+    )
+    .await;
+    run(&client, "BEGIN; DELETE FROM kinds WHERE kind = 'a'; INSERT INTO others VALUES (3); COMMIT").await;
+    assert_eq!(
+        payloads(&client).await,
+        [event("deleted", &[], &[part(1, "a"), part(2, "a")]), event("deleted", &[], &[part(3, "b")])]
+    );
+    // In a statement on the whole that is not done.
+    run(&client, "INSERT INTO kinds VALUES ('a'); INSERT INTO parts VALUES (1, 'a')").await;
+    run(&client, "DELETE FROM parts WHERE kind = 'b' AND (id = 5 OR drop_kind('a') > 0)").await;
+    assert_eq!(
+        payloads(&client).await,
+        [
+            event("inserted", &[part(1, "a")], &[]),
+            event("deleted", &[], &[part(1, "a")]),
+            event("deleted", &[], &[part(4, "b"), part(5, "b")]),
+        ]
+    );
+}

@@ -15,6 +15,8 @@ async fn what_cannot_be_captured_is_refused_with_the_remedy() {
          CREATE VIEW v AS SELECT 1 AS id; CREATE MATERIALIZED VIEW m AS SELECT 1 AS id; CREATE TEMP TABLE t (id int);
          CREATE TABLE parent (id int); CREATE TABLE child () INHERITS (parent);
          CREATE TABLE parts (id int) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parts DEFAULT;
+         CREATE TABLE tree (id int PRIMARY KEY, parent int) PARTITION BY LIST (id); CREATE TABLE branch PARTITION OF tree DEFAULT;
+         ALTER TABLE tree ADD FOREIGN KEY (parent) REFERENCES tree ON DELETE SET NULL;
          CREATE TABLE taken (id int PRIMARY KEY); CREATE TABLE taken_outbox (id int); CREATE TABLE heap (id int)",
     )
     .await;
@@ -30,6 +32,7 @@ async fn what_cannot_be_captured_is_refused_with_the_remedy() {
         ("'t'", "42809", "is temporary", "a table that stays"),
         ("'parent'", "42809", "part of an inheritance", "partitioned"),
         ("'child'", "42809", "part of an inheritance", "partitioned"),
+        ("'tree'", "42809", "references itself with an action", "NO ACTION"),
         ("'part'", "42809", "is a partition", "partitioned table"),
         (
             "'orders', granularity => 'cell'",
@@ -48,7 +51,7 @@ async fn what_cannot_be_captured_is_refused_with_the_remedy() {
         ("'orders', 'bytes'", "0A000", "\"public.bytes\" cannot take", "an outbox is made"),
         ("'orders', 'a.b.c'", "0A000", "cross-database", ""),
         ("'orders', 'nowhere.box'", "3F000", "\"nowhere\" does not exist", "CREATE SCHEMA"),
-        ("'taken'", "42809", "\"taken_outbox\" is not an outbox", "outbox => '...'"),
+        ("'taken'", "42809", "\"public.taken_outbox\" is not an outbox", "outbox => '...'"),
     ];
     for (arguments, code, message, hint) in cases {
         refused(&client, &format!("SELECT postbox.enable_outbox({arguments})"), code, message, hint).await;

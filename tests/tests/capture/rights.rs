@@ -119,3 +119,63 @@ async fn the_writers_search_path_is_not_followed() {
     assert_eq!(row(&client, "SELECT count(*) FROM orders_outbox").await, "4");
     assert_eq!(row(&client, "SELECT count(*) FROM parts_outbox").await, "5");
 }
+
+#[tokio::test]
+async fn functions_that_somebody_else_has_made_are_not_taken_for_ours() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "CREATE ROLE mallory; CREATE ROLE friend; CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO mallory, shop",
+    )
+    .await;
+    let superuser = row(&client, "SELECT current_user").await;
+    for owner in ["shop", &superuser] {
+        run(&client, &format!("SET ROLE {owner}; {ORDERS}; SET ROLE mallory")).await;
+        for signature in [
+            "begin_orders() RETURNS trigger",
+            "capture_orders() RETURNS trigger",
+            "columns_orders(what text) RETURNS text[]",
+        ] {
+            let made = format!("postbox_{signature} LANGUAGE plpgsql AS $$ BEGIN RAISE 'sprung'; END $$");
+            run(&client, &format!("CREATE FUNCTION {made}")).await;
+        }
+        run(&client, "GRANT EXECUTE ON ALL ROUTINES IN SCHEMA public TO friend; RESET ROLE; SELECT postbox.enable_outbox('orders')").await;
+        let owners = "SELECT DISTINCT pg_get_userbyid(p.proowner), p.proacl::text ~ 'friend'
+            FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = 'orders'::regclass AND p.proname ~ '^postbox'";
+        assert_eq!(rows(&client, owners).await, [format!("{owner}|f")]);
+        run(&client, &format!("SET ROLE {owner}; INSERT INTO orders VALUES (1, 'ada', 5); RESET ROLE")).await;
+        assert_eq!(events(&client, "orders_outbox").await.len(), 1);
+        run(
+            &client,
+            "SELECT postbox.disable_outbox('orders', with_outbox => true); DROP TABLE orders; DROP OWNED BY mallory",
+        )
+        .await;
+        run(&client, "GRANT CREATE ON SCHEMA public TO mallory").await;
+    }
+}
+
+#[tokio::test]
+async fn an_outbox_of_somebody_else_is_taken_only_if_it_is_named() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE ROLE mallory; GRANT CREATE ON SCHEMA public TO mallory").await;
+    run(&client, ORDERS).await;
+    run(&client, "CREATE MATERIALIZED VIEW sums AS SELECT sum(cents) AS cents FROM orders").await;
+    run(&client, "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postbox TO mallory; SET ROLE mallory").await;
+    run(&client, "SELECT postbox.create_outbox('orders_outbox'), postbox.create_outbox('sums_outbox'); RESET ROLE")
+        .await;
+    let theirs = "outbox \"public.orders_outbox\" belongs to \"mallory\", table \"public.orders\" to \"";
+    refused(&client, "SELECT postbox.enable_outbox('orders')", "42501", theirs, "outbox => 'public.orders_outbox'")
+        .await;
+    let theirs = "outbox \"public.sums_outbox\" belongs to \"mallory\", table \"public.sums\" to \"";
+    refused(
+        &client,
+        "SELECT postbox.refresh_materialized_view('sums')",
+        "42501",
+        theirs,
+        "outbox => 'public.sums_outbox'",
+    )
+    .await;
+    run(&client, "SELECT postbox.enable_outbox('orders', 'orders_outbox'), postbox.refresh_materialized_view('sums', 'sums_outbox')").await;
+    run(&client, "INSERT INTO orders VALUES (1, 'ada', 5)").await;
+    assert_eq!(events(&client, "orders_outbox").await.len(), 1);
+}

@@ -316,10 +316,17 @@ async fn a_claim_check_goes_when_no_claim_is_left_and_comes_again() {
     let (_cluster, client) = with_claims().await;
     publish(&client, &numbers(11)).await;
     let disable = "SELECT postbox.disable_claim_check('orders')";
-    refused(&client, disable, "55006", "has 1 claims", "enable_claim_check('orders', 2147483647, 67108864)").await;
+    refused(&client, disable, "55006", "still has claims", "enable_claim_check('orders', 2147483647, 67108864)").await;
     run(&client, "SELECT postbox.enable_claim_check('orders', 2147483647, 67108864)").await;
     publish(&client, &numbers(11)).await;
     assert_eq!(row(&client, "SELECT count(*), count(claim) FROM orders").await, "2|1");
+    // Rows that it does not see are none to it, unless PostgreSQL says so.
+    run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; GRANT USAGE ON SCHEMA postbox TO shop")
+        .await;
+    run(&client, "SELECT postbox.grant_role('operator', 'shop'); ALTER TABLE orders OWNER TO shop; ALTER TABLE orders_claims OWNER TO shop").await;
+    run(&client, "ALTER TABLE orders_claims ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; SET ROLE shop").await;
+    assert_eq!(crate::sql::error(&client, disable).await.code().code(), "42501");
+    run(&client, "RESET ROLE").await;
     run(&client, "TRUNCATE orders, orders_claims").await;
     assert_eq!(row(&client, disable).await, "t");
     assert_eq!(row(&client, disable).await, "f");
@@ -346,4 +353,18 @@ async fn a_claim_check_goes_when_no_claim_is_left_and_comes_again() {
     ] {
         refused(&client, sql, code, message, "claim_checks").await;
     }
+}
+
+#[tokio::test]
+async fn long_rows_behind_short_ones_are_not_put_together() {
+    let (_cluster, client) = with_claims().await;
+    // More than a value of PostgreSQL holds: 1 GB.
+    publish(
+        &client,
+        "SELECT CASE WHEN n > 300 THEN repeat('x', 5000000) ELSE 'short' END AS t FROM generate_series(1, 520) n",
+    )
+    .await;
+    let claim = claim(&client).await;
+    assert_eq!((&claim["rows"], &claim["bytes"]), (&json!(520), &json!(220 * 5_000_009_u64 + 300 * 14)));
+    assert_eq!(row(&client, "SELECT sum(rows), max(octet_length(data)) <= 65536 FROM orders_claims").await, "520|t");
 }

@@ -249,3 +249,48 @@ async fn an_inbox_gets_the_reference() {
     let fetched = fetch(&cluster, &reference);
     assert_eq!(fetched.stdout.iter().filter(|byte| **byte == b'\n').count(), 12, "{fetched:?}");
 }
+
+#[tokio::test]
+async fn a_position_at_or_behind_the_end_is_looked_at_as_well() {
+    let (cluster, client) = with_claims().await;
+    publish(&client, &numbers(20)).await;
+    let event = event(&cluster).await;
+    let mut whole = reader(&cluster, &event).await;
+    while whole.chunk().await.expect("a chunk").is_some() {}
+    let end = whole.position();
+    assert_eq!(reader(&cluster, &event).await.resume(end).chunk().await.expect("the end"), None);
+    for lie in [
+        format!("999:0:0:{}", "0".repeat(64)),
+        format!("1:0:0:{}", "0".repeat(64)),
+        end.to_string().replacen("1:", "2:", 1),
+    ] {
+        let mut lied_to = reader(&cluster, &event).await.resume(lie.parse().expect("a position"));
+        let error = lied_to.chunk().await.expect_err(&lie);
+        assert!(error.kind() == ErrorKind::Decode && error.to_string().contains("damaged"), "{lie}: {error}");
+        let mut lied_to = reader(&cluster, &event).await.resume(lie.parse().expect("a position"));
+        assert!(lied_to.row().await.is_err(), "{lie}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_with_a_dot_and_a_renamed_outbox_are_found() {
+    let (cluster, client) = with_claims().await;
+    run(
+        &client,
+        "CREATE SCHEMA \"a.b\"; ALTER TABLE orders SET SCHEMA \"a.b\"; ALTER TABLE orders_claims SET SCHEMA \"a.b\"",
+    )
+    .await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{\"\\\"a.b\\\".orders\"}')").await;
+    run(&client, "SET search_path = \"a.b\", public").await;
+    publish(&client, &numbers(20)).await;
+    let event = event(&cluster).await;
+    let input = to_json(&event).to_string();
+    let fetched = fetch(&cluster, &input);
+    assert_eq!(fetched.stdout.iter().filter(|byte| **byte == b'\n').count(), 20, "{fetched:?}");
+    // The event names the outbox as it was.
+    run(&client, "ALTER TABLE orders RENAME TO sales").await;
+    let fetched = fetch(&cluster, &input);
+    assert_eq!(fetched.stdout.iter().filter(|byte| **byte == b'\n').count(), 20, "{fetched:?}");
+    let gone = row(&client, "SELECT count(*) FROM postbox.claim_chunks('\"a.b\".orders', 1)").await;
+    assert_ne!(gone, "0");
+}

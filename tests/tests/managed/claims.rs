@@ -89,3 +89,25 @@ fn without_its_publication_claims_come_by_reference_only() {
     let lines = deliver(&cluster, "postgres", &["--group", "by_pgoutput", "--claims", "reference"]);
     assert_eq!((types(&lines), chunks(&lines)), (vec!["rows"], 0));
 }
+
+#[test]
+fn what_was_published_before_the_claim_check_comes_as_ever() {
+    let cluster = start();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('others')");
+    make_groups(&cluster, "postgres", "orders,others");
+    cluster.psql(
+        "postgres",
+        "SELECT postbox.publish('orders', 'before', '{\"n\": 1}'); SELECT postbox.publish('others', 'dropped', '{}');
+         SELECT postbox.enable_claim_check('orders', 10, 1000); SELECT postbox.enable_claim_check('others', 10, 1000)",
+    );
+    cluster.psql(
+        "postgres",
+        &format!("SELECT postbox.publish('orders', 'after', '{{}}'); {} {}", rows("orders", 20), rows("orders", 3)),
+    );
+    cluster.psql("postgres", "SELECT postbox.drop_outbox('others', force => true)");
+    let lines = deliver_same(&cluster, "postgres");
+    assert_eq!(chunks(&lines), 1);
+    let events: Vec<_> = lines.into_iter().filter(|line| line.get("chunk").is_none()).collect();
+    assert_eq!(types(&events), ["before", "dropped", "after", "rows", "rows"]);
+    assert!(events.iter().all(|event| event.get("error").is_none_or(Value::is_null)), "{events:#?}");
+}

@@ -313,3 +313,47 @@ async fn the_helpers_for_the_tests_of_others_do_what_they_say() {
     let wrong = Tap::open(cluster.conninfo("postgres"), &["nosuch"]).await.expect_err("no outbox");
     assert!(wrong.to_string().contains("nosuch"), "{wrong}");
 }
+
+#[tokio::test]
+async fn what_is_beside_an_outbox_belongs_to_its_owner() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE ROLE shop; GRANT CREATE ON SCHEMA public TO shop; SELECT postbox.create_outbox('orders')")
+        .await;
+    run(&client, "GRANT INSERT ON orders TO public; ALTER TABLE orders OWNER TO shop").await;
+    run(&client, "SELECT postbox.enable_delayed_events('orders'), postbox.enable_unique_events('orders')").await;
+    let owners = "SELECT relname, pg_get_userbyid(relowner), has_table_privilege('public', oid, 'insert')
+        FROM pg_class WHERE relname IN ('orders_later', 'orders_once') ORDER BY 1";
+    assert_eq!(rows(&client, owners).await, ["orders_later|shop|t", "orders_once|shop|t"]);
+    run(&client, "SET ROLE shop; DELETE FROM orders_later; DROP TABLE orders_later, orders_once, orders").await;
+}
+
+#[tokio::test]
+async fn a_delayed_event_that_cannot_leave_holds_up_no_other() {
+    let (_cluster, client) = outbox().await;
+    run(&client, "SELECT postbox.enable_delayed_events('orders'); ALTER TABLE orders ADD CHECK (type <> 'bad')").await;
+    let publish = |event_type: &str, ago: u32| {
+        format!(
+            "INSERT INTO orders_later (due_at, type, payload) VALUES (now() - interval '{ago} minutes', '{event_type}', '{{}}')"
+        )
+    };
+    for (event_type, ago) in [("bad", 9), ("first", 8), ("second", 7)] {
+        run(&client, &publish(event_type, ago)).await;
+    }
+    let maintain = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
+    let said = rows(&client, maintain).await;
+    assert_eq!((said.len(), &*said[1]), (2, "public.orders|published|2 delayed events"), "{said:?}");
+    assert!(
+        said[0].starts_with("public.orders|skipped|delayed event ") && said[0].contains("violates check"),
+        "{said:?}"
+    );
+    assert_eq!(rows(&client, STORED).await, ["first||{}", "second||{}"]);
+    // However many there are.
+    run(&client, "INSERT INTO orders_later (due_at, type, payload) SELECT now() - interval '1 hour', 'bad', '{}' FROM generate_series(1, 150)").await;
+    run(&client, &publish("third", 0)).await;
+    for _ in 0..4 {
+        rows(&client, maintain).await;
+    }
+    assert_eq!(rows(&client, STORED).await, ["first||{}", "second||{}", "third||{}"]);
+    run(&client, "ALTER TABLE orders DROP CONSTRAINT orders_type_check; UPDATE orders_later SET due_at = now()").await;
+    assert_eq!(rows(&client, maintain).await, ["public.orders|published|151 delayed events"]);
+}

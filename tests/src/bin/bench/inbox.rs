@@ -42,13 +42,22 @@ pub(crate) fn server() -> Builder {
 /// A database with an inbox and, where its SQL is there, a queue of pgmq; whether it is.
 pub(crate) fn prepare(cluster: &Cluster) -> Outcome<bool> {
     cluster.psql_result(DATABASE, "CREATE EXTENSION postbox; SELECT postbox.create_inbox('payments')")?;
+    let with_pgmq = load_pgmq(cluster)?;
+    if with_pgmq {
+        cluster.psql_result(DATABASE, "SELECT pgmq.create('payments')")?;
+    }
+    Ok(with_pgmq)
+}
+
+/// Makes the functions of pgmq where their SQL is there; whether it is.
+pub(crate) fn load_pgmq(cluster: &Cluster) -> Outcome<bool> {
     let path = std::env::var_os("POSTBOX_PGMQ_SQL")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pgmq/pgmq.sql"), PathBuf::from);
     let Ok(pgmq) = fs::read_to_string(&path) else {
-        eprintln!("inbox: there is no {}: pgmq is not measured", path.display());
+        eprintln!("there is no {}: pgmq is not measured", path.display());
         return Ok(false);
     };
-    cluster.psql_result(DATABASE, &format!("{pgmq}; SELECT pgmq.create('payments')"))?;
+    cluster.psql_result(DATABASE, &pgmq)?;
     Ok(true)
 }
 

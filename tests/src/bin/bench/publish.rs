@@ -9,11 +9,12 @@ use serde_json::json;
 use crate::Outcome;
 use crate::arguments::Arguments;
 use crate::backlog::{DATABASE, SCHEMA, server};
+use crate::inbox::load_pgmq;
 use crate::measure::{Meter, Samples};
 use crate::report::{Report, data, range};
 
 /// What is done inside of a transaction behind its business INSERT.
-const VARIANTS: [(&str, &str); 4] = [
+const VARIANTS: [(&str, &str); 6] = [
     ("nothing more", ""),
     (
         "INSERT into an ordinary table",
@@ -24,6 +25,9 @@ const VARIANTS: [(&str, &str); 4] = [
         "INSERT INTO events (key, type, payload) VALUES (:id::text, 'purchase.confirmed', :payload::jsonb);",
     ),
     ("postbox.publish()", PUBLISH_ONE),
+    ("postbox.emit()", "SELECT postbox.emit('flashes', 'purchase.confirmed', :payload::jsonb, :id::text);"),
+    // Where its SQL is there.
+    ("pgmq.send()", "SELECT pgmq.send('events', :payload::jsonb);"),
 ];
 /// One event more.
 pub(crate) const PUBLISH_ONE: &str =
@@ -33,30 +37,57 @@ const ORDINARY: usize = 1;
 const OUTBOX: usize = 2;
 const PUBLISH: usize = 3;
 
-/// Measures the four transactions.
+/// What a transaction costs: microseconds as the client sees it and of the server's process, and bytes of WAL.
+#[derive(Default)]
+struct Costs<S> {
+    time: S,
+    processor: S,
+    wal: S,
+}
+
+/// Measures the transactions.
 pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
     let cluster = server().start();
     cluster.psql_result(DATABASE, SCHEMA)?;
     // All columns, defaults and indexes of the outbox, but not its partitions.
     cluster.psql(DATABASE, "CREATE TABLE ordinary (LIKE events INCLUDING ALL)");
+    cluster.psql(DATABASE, "SELECT postbox.create_outbox('flashes'), postbox.set_emit('flashes', true)");
+    let variants = if load_pgmq(&cluster)? {
+        cluster.psql(DATABASE, "SELECT pgmq.create('events')");
+        &VARIANTS[..]
+    } else {
+        &VARIANTS[..VARIANTS.len() - 1]
+    };
     let payload = cluster.psql(DATABASE, "SELECT payload(4711)");
     let transactions = arguments.scaled(20_000);
 
-    let mut costs: [(Vec<f64>, Vec<f64>); VARIANTS.len()] = Default::default();
+    let mut costs: [Costs<Vec<f64>>; VARIANTS.len()] = Default::default();
     for round in 0..=arguments.rounds {
         eprintln!("publish: round {round} of {}", arguments.rounds);
-        for turn in 0..VARIANTS.len() {
-            let which = (round + turn) % VARIANTS.len();
-            let (time, processor) = pgbench(&cluster, VARIANTS[which].1, &payload, transactions)?;
+        for turn in 0..variants.len() {
+            let which = (round + turn) % variants.len();
+            let before = wal(&cluster)?;
+            let (time, processor) = pgbench(&cluster, variants[which].1, &payload, transactions)?;
+            let written = wal(&cluster)? - before;
             // The first round finds cold caches; it does not count.
             if round > 0 {
-                costs[which].0.push(time);
-                costs[which].1.push(processor);
+                costs[which].time.push(time);
+                costs[which].processor.push(processor);
+                costs[which].wal.push(written / transactions as f64);
             }
         }
     }
-    let costs = costs.map(|(times, processor)| (Samples::new(times), Samples::new(processor)));
-    Ok(report(&costs, transactions, arguments.rounds))
+    let costs = costs.into_iter().take(variants.len()).map(|costs| Costs {
+        time: Samples::new(costs.time),
+        processor: Samples::new(costs.processor),
+        wal: Samples::new(costs.wal),
+    });
+    Ok(report(&costs.collect::<Vec<_>>(), transactions, arguments.rounds))
+}
+
+/// Bytes of WAL so far.
+fn wal(cluster: &Cluster) -> Outcome<f64> {
+    Ok(cluster.psql(DATABASE, "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").parse()?)
 }
 
 /// Microseconds a transaction that does this behind its business INSERT.
@@ -98,9 +129,10 @@ pub(crate) fn pgbench_script(
     Ok((1e6 / tps, processor.as_secs_f64() * 1e6 / transactions as f64))
 }
 
-fn report(costs: &[(Samples, Samples)], transactions: u64, rounds: usize) -> Report {
-    let time = |which: usize| costs[which].0.median();
-    let processor = |which: usize| costs[which].1.median();
+fn report(costs: &[Costs<Samples>], transactions: u64, rounds: usize) -> Report {
+    let time = |which: usize| costs[which].time.median();
+    let processor = |which: usize| costs[which].processor.median();
+    let wal = |which: usize| costs[which].wal.median();
     let added = |of: &dyn Fn(usize) -> f64, which: usize| of(which) - of(BASE);
     let mut report = Report::new(
         format!("Publishing: a business INSERT and one thing more; {transactions} transactions, {rounds} rounds"),
@@ -114,21 +146,25 @@ fn report(costs: &[(Samples, Samples)], transactions: u64, rounds: usize) -> Rep
             "server CPU µs",
             "adds",
             "× ordinary",
+            "WAL bytes",
+            "adds",
         ],
     );
-    for (which, (name, statement)) in VARIANTS.iter().enumerate() {
-        let mut cells = vec![(*name).to_owned(), format!("{:.1}", time(which)), range(&costs[which].0)];
+    for (which, (name, statement)) in VARIANTS.iter().enumerate().take(costs.len()) {
+        let mut cells = vec![(*name).to_owned(), format!("{:.1}", time(which)), range(&costs[which].time)];
         cells.push(format!("{:.2}", time(which) / time(ORDINARY)));
         for (of, before) in [(&time as &dyn Fn(usize) -> f64, None), (&processor, Some(processor(which)))] {
             cells.extend(before.map(|whole| format!("{whole:.1}")));
             cells.push(format!("{:.1}", added(of, which)));
             cells.push(format!("{:.2}", added(of, which) / added(of, ORDINARY)));
         }
+        cells.extend([format!("{:.0}", wal(which)), format!("{:.0}", wal(which) - wal(BASE))]);
         report.row(
             cells,
             json!({
                 "transaction_with": name, "statement": statement, "transactions": transactions,
-                "microseconds": data(&costs[which].0), "server_processor_microseconds": data(&costs[which].1),
+                "microseconds": data(&costs[which].time), "server_processor_microseconds": data(&costs[which].processor),
+                "wal_bytes": data(&costs[which].wal),
             }),
         );
     }
