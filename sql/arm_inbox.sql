@@ -232,6 +232,7 @@ $function$;
 comment on function postbox._arm_claimed(postbox.inbox, text) is 'Private: makes the function that reads what was claimed';
 
 -- What comes next in lanes: the messages of these aggregates with these numbers, where they are there, in the same order. Likewise a function.
+-- Where two have one number, it is the one that was sorted: the other one is noted still. Note and sorting change in one commit.
 create or replace function postbox._arm_heads(box postbox.inbox, function text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -254,12 +255,15 @@ begin
                     select r.%2$I::text as id, %3$s as type, %4$s as tier, %5$s as due
                     from %6$s r
                     where k.is_there and r.%7$I = k.key::%8$s and r.%9$I = k.next and r.%2$I::text <> all (displaced)
+                      and not (exists (select from %6$s o where o.%7$I = r.%7$I and o.%9$I = r.%9$I and o.%2$I <> r.%2$I)
+                          and exists (select from postbox.inbox_batch b where b.inbox = %10$s and b.tier < 0 and b.token is null and b.crashes < 2
+                              and r.%2$I::text = any (b.event_ids)))
                     limit 1
                 ) h on true;
         end $body$ $sql$,
         function, box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
         postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), box.relation, box.columns ->> 'aggregate_id',
-        postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num');
+        postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num', box.id);
     execute format('comment on function %s(text[], bigint[], boolean[], text[]) is %L', function, format('What comes next in the lanes of inbox %s, made by Postbox', box.name));
 end
 $function$;
