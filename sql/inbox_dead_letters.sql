@@ -175,6 +175,10 @@ begin
             postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'))
             into wrong using ids, box.max_retries;
     else
+        if box.ordered_at is not null then
+            -- What is done with and stands in its lane still.
+            perform postbox._finish_lanes(box, null, true);
+        end if;
         -- A message is in a batch, behind another one in its lane, dead, or done: who is in none of the first three is done.
         select e.id into wrong from postbox._pending_batch b cross join lateral unnest(b.event_ids) as e(id)
             where b.inbox = box.id and b.event_ids && ids and e.id = any (ids) limit 1;

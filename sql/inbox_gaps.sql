@@ -29,7 +29,7 @@ create or replace function postbox._next_sql(box postbox.inbox) returns text
                  from postbox._pending_batch b
                  cross join lateral unnest(b.event_ids, b.lanes) as u(id, lane)
                  join postbox.inbox_lane l on l.inbox = %1$s and l.key = u.lane
-                 where b.inbox = %1$s and b.token is null and b.ready_at <= clock_timestamp()
+                 where b.inbox = %1$s and b.tier >= 0 and b.token is null and b.ready_at <= clock_timestamp()
                  union all
                  select f.* from (
                      select distinct on (n.key) n.id, n.type, n.key, n.seq, n.tier, coalesce(n.due, clock_timestamp()), 0

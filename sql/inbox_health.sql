@@ -97,7 +97,7 @@ begin
         -- Arrivals are sorted by whoever claims; who claims and stays in that transaction keeps all others from it.
         sorter := null;
         if box.ordered_at is not null and exists (
-            select from postbox.inbox_batch b where b.inbox = box.id and b.tier < 0 and b.token is null and b.crashes < 2
+            select from postbox.inbox_batch b where b.inbox = box.id and b.tier between -32767 and -1 and b.token is null and b.crashes < 2
                 and b.ready_at < clock_timestamp() - interval '5 seconds') then
             select k.pid into sorter from pg_locks k
                 where k.locktype = 'advisory' and k.granted and k.objsubid = 1 and k.mode = 'ExclusiveLock'
