@@ -6,13 +6,14 @@ create or replace function postbox._keeping_lock(inbox int) returns bigint
     return hashtextextended('postbox.inbox keeping ' || inbox, 0);
 comment on function postbox._keeping_lock(int) is 'Private: the key of the advisory lock of those who hand messages out again or remove them';
 
--- Every statement has to see what was committed before the lock was had.
+-- Every statement has to see what was committed before the locks were had. First that of the shape, as maintenance has it: who is to wait for somebody
+-- who replays has none yet that anybody waits for.
 create or replace function postbox._inbox_to_keep(inbox text) returns postbox.inbox
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = 'active_sql_transaction',

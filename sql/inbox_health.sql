@@ -111,7 +111,8 @@ begin
             case when blocked > 0 then format('%s aggregates wait behind a dead letter', case when blocked = 1000 then '1000 or more' else blocked::text end) end,
             case when sorter is not null then format('arrivals wait for the transaction of pid %s', sorter) end,
             case when box.paused_at is not null then format('paused since %s', box.paused_at) end,
-            case when overdue is not null then format('maintenance is overdue since %s', overdue) end
+            case when overdue is not null then format('maintenance is overdue since %s', overdue) end,
+            (select format('retention fails: %s', k.failure) from postbox.inbox_keeping k where k.inbox = box.id and k.failure is not null)
         ], null);
         degraded := degraded || array(
             select format('tier %s paused since %s', t.name, t.paused_at) from postbox.inbox_tier t where t.inbox = box.id and t.paused_at is not null order by t.tier);

@@ -404,6 +404,8 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'insert', 'table postbox.audit'),
             ('maintainer', 'execute', 'function postbox._keep_inboxes()'),
             ('maintainer', 'execute', 'function postbox._keep_inbox(text, bigint)'),
+            ('maintainer', 'execute', 'function postbox._keep_step(postbox.inbox, text)'),
+            ('maintainer', 'execute', 'function postbox._inbox_lock(text)'),
             ('maintainer', 'execute', 'function postbox._watch_inbox_health()'),
             ('maintainer', 'execute', 'function postbox._settled_log_id()'),
             ('maintainer', 'execute', 'function postbox._settle_seen()'),
