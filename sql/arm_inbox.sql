@@ -52,14 +52,17 @@ create or replace function postbox._inbox_differs(box postbox.inbox, alias text,
     end;
 comment on function postbox._inbox_differs(postbox.inbox, text, text) is 'Private: SQL for whether two rows have different payloads';
 
+-- The tiers are written out: a receiver with an old snapshot would read old rows, but runs the function that is there now.
 create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     begin atomic
-        select case when exists (select from postbox.inbox_tier t where t.inbox = (box).id) then format(
-            '(select t.tier from postbox.inbox_tier t where t.inbox = %2$s and (t.lowest is null or %1$s >= t.lowest) and (t.highest is null or %1$s <= t.highest))',
-            case when (box).columns ? 'priority' then format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority') else '0' end, (box).id)
-        else '0::smallint' end;
+        select coalesce('(case ' || string_agg(
+                format('when %s then %s::smallint', coalesce(nullif(concat_ws(' and ', p.value || ' >= ' || t.lowest, p.value || ' <= ' || t.highest), ''), 'true'), t.tier),
+                ' ' order by t.tier) || ' end)', '0::smallint')
+        from postbox.inbox_tier t
+        cross join (select case when (box).columns ? 'priority' then format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority') else '0' end as value) p
+        where t.inbox = (box).id;
     end;
 comment on function postbox._inbox_tier_of(postbox.inbox, text) is 'Private: SQL for the tier of a message';
 
