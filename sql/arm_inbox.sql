@@ -1,9 +1,9 @@
 -- The triggers of an inbox. Their functions are made for each inbox, in its schema: a plan that names the table is kept for the session,
 -- where dynamic SQL would be planned for every message.
 --
--- Before each row: duplicates are noted, and what cannot be a message is refused. A duplicate is left to the unique key, which decides
--- it among concurrent ones too, unless retention has removed the first one. After each statement: the arrivals are noted in batches. Both only insert, so a
--- receiving transaction takes no lock but that of the unique key.
+-- Before each row: duplicates are noted, unless inbox_receive_batch does that for all, and what cannot be a message is refused. A duplicate is
+-- left to the unique key, which decides it among concurrent ones too, unless retention has removed the first one. After each statement: the arrivals
+-- are noted in batches. Both only insert, so a receiving transaction takes no lock but that of the unique key.
 --
 -- What is done for each row decides how fast messages come in. So the refusals are conditions of a trigger of their own, and the function
 -- that looks for duplicates sets nothing but what its plan needs: its names are written out instead of looked for along a path.
@@ -150,7 +150,9 @@ begin
             end if;$sql$, box.id, id, event_type)
         else '' end);
     execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
-    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row execute function %s()', box.relation, function);
+    -- What inbox_receive_batch inserts together it looks up together.
+    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row when (pg_catalog.current_setting(''postbox.receiving'', true) is distinct from %L) execute function %s()',
+        box.relation, box.id, function);
 end
 $function$;
 comment on function postbox._arm_arriving(postbox.inbox, text) is 'Private: makes the trigger that notes duplicates';
@@ -285,6 +287,7 @@ begin
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation;
     perform postbox._arm_refusals(box, format('%I.%I', namespace, box.name || '_refused'));
     perform postbox._arm_arriving(box, format('%I.%I', namespace, box.name || '_arriving'));
+    perform postbox._arm_receive(box, format('%I.%I', namespace, box.name || '_receive'));
     -- In style update the table itself says what is pending.
     if box.style = 'claim' then
         perform postbox._arm_arrived(box, format('%I.%I', namespace, box.name || '_arrived'));
@@ -294,6 +297,7 @@ begin
 
     update postbox.inbox i set
         tiered = exists (select from postbox.inbox_tier t where t.inbox = i.id),
+        receive_many_sql = format('select %I.%I($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)', namespace, box.name || '_receive'),
         claimed_sql = format('select * from %I.%I($1, $2, $3)', namespace, box.name || '_claimed'),
         heads_sql = case when box.ordered_at is not null then format('select * from %I.%I($1, $2, $3, $4)', namespace, box.name || '_heads') end,
         arrivals_sql = case when box.ordered_at is not null then format(

@@ -89,6 +89,7 @@ create or replace function postbox._role_rights(role text)
             ('receiver', 'insert (inbox, tier, ready_at, event_type, event_ids)', 'table postbox.inbox_batch'),
             ('receiver', 'insert (inbox, at, what, event_type, messages, event_ids)', 'table postbox.inbox_log'),
             ('receiver', 'execute', 'function postbox.inbox_receive(text, text, jsonb, text, text, text, bigint, int, jsonb, timestamptz, text)'),
+            ('receiver', 'execute', 'function postbox.inbox_receive_batch(text, text[], jsonb[], text[], text[], text[], bigint[], int[], jsonb[], timestamptz[], text[])'),
             ('receiver', 'execute', 'function postbox._as_jsonb(json)'),
             -- Works on the messages of the inboxes that it is given.
             ('worker', 'usage', 'schema postbox'),
@@ -331,6 +332,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._inbox_condition(postbox.inbox, text[], text)'),
             ('operator', 'execute', 'function postbox._inbox_roles(jsonb)'),
             ('operator', 'execute', 'function postbox._receive_sql(postbox.inbox)'),
+            ('operator', 'execute', 'function postbox._arm_receive(postbox.inbox, text)'),
             ('operator', 'execute', 'function postbox._from_jsonb(text, text)'),
             ('operator', 'execute', 'function postbox._as_jsonb(json)'),
             ('operator', 'execute', 'function postbox._refuse_change()'),
