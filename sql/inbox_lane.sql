@@ -232,7 +232,7 @@ begin
                 where a.nth = 1 and a.seq >= h.next and not h.arrived @> a.seq and not h.skipped @> a.seq
                 group by h.place, h.arrived
             ) n
-            where l.inbox = box.id and l.key = any (free) and l.ctid = n.place
+            where l.ctid = any (places) and l.ctid = n.place
             returning n.id, l.key, n.type, n.tier, n.due, n.n
     )
     select array_agg(t.id order by t.n) as ids, array_agg(t.key order by t.n) as keys, array_agg(t.type order by t.n) as types,
