@@ -513,11 +513,14 @@ async fn what_is_missing_shows_and_is_given_up_behind_any_backlog() {
         "INSERT INTO payments (event_id, aggregate_id, sequence_num) SELECT 'k' || n, 'k' || n, 1 FROM generate_series";
     run(&client, &format!("{many}(1, 1000) n")).await;
     receive(&client, "b", &[2]).await;
-    run(&client, &format!("{many}(1001, 21000) n; ANALYZE payments; ANALYZE postbox.inbox_batch")).await;
+    let mut costs = Vec::new();
+    for (from, to) in [(1001, 5000), (5001, 21000)] {
+        run(&client, &format!("{many}({from}, {to}) n; ANALYZE payments; ANALYZE postbox.inbox_batch")).await;
+        costs.push(buffers(&client, "SELECT * FROM gaps_payments").await);
+    }
+    assert!(costs[1] <= costs[0] + 100, "{costs:?} buffers");
     receive(&client, "a", &[2]).await;
     assert_eq!(rows(&client, GAPS).await, ["b|[1,2)"], "what has come is missing no more");
-    let cost = buffers(&client, "SELECT * FROM gaps_payments").await;
-    assert!(cost < 12_000, "{cost} buffers");
     run(&client, "SELECT postbox.inbox_gap_skip('payments', 'b', '[1,2)', 'lost')").await;
     assert_eq!(row(&client, "SELECT next, head FROM postbox.inbox_lane WHERE key = 'b'").await, "2|b-2");
 }

@@ -298,7 +298,7 @@ async fn a_receiver_with_an_old_snapshot_strands_nothing() {
     let (cluster, client) = start_with_tiers().await;
     let old = cluster.client("postgres").await;
     run(&old, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM postbox.inbox").await;
-    run(&client, "SELECT postbox.disable_inbox_priority('payments')").await;
+    run(&client, r#"SELECT postbox.enable_inbox_priority('payments', tiers => '[{"name": "all"}]')"#).await;
     receive(&old, &["-5.a"]).await;
     run(&old, "COMMIT").await;
     assert_eq!(claimed(&client, "'payments', 'w', 50").await, ["-5.a"]);
@@ -313,6 +313,7 @@ async fn nothing_is_moved_while_tiers_change() {
     run(&client, "SELECT postbox.inbox_claim('payments', 'w', 50, tier => 'background'); UPDATE postbox.inbox_batch SET lease_until = now() - interval '1 s' WHERE token IS NOT NULL").await;
     let maintain = "SELECT outcome, detail FROM postbox.maintain(true) WHERE subject = 'payments'";
     let disable = "SELECT postbox.disable_inbox_priority('payments')";
+    run(&client, "SET statement_timeout = '10s'").await;
     run(&other, "BEGIN").await;
     assert_eq!(rows(&other, maintain).await, ["taken back|2 leases that ran out"]);
     refused(&client, disable, "55P03", "is in use", "Try again").await;

@@ -29,7 +29,8 @@ const PAYLOAD: &str = r#"{"purchase": 4711, "customer": 37409, "status": "confir
     "express": false, "coupon": null, "lines": [{"article": 711, "quantity": 2, "price": 47.11}, {"article": 723,
     "quantity": 1, "price": 4.99}], "note": "Ring twice"}"#;
 
-const CLAIM: &str = "SELECT event_id, token, payload, headers, attempts FROM postbox.inbox_claim('payments', 'bench', $1)";
+const CLAIM: &str =
+    "SELECT event_id, token, payload, headers, attempts FROM postbox.inbox_claim('payments', 'bench', $1)";
 const COMPLETE: &str = "SELECT postbox.inbox_complete('payments', $1, $2)";
 
 /// Durable, with the log that a server without logical decoding writes.
