@@ -1,9 +1,9 @@
 -- The triggers of an inbox. Their functions are made for each inbox, in its schema: a plan that names the table is kept for the session,
 -- where dynamic SQL would be planned for every message.
 --
--- Before each row: duplicates are noted, and what cannot be a message is refused. A duplicate is left to the unique key, which decides
--- it among concurrent ones too, unless retention has removed the first one. After each statement: the arrivals are noted in batches. Both only insert, so a
--- receiving transaction takes no lock but that of the unique key.
+-- Before each row: duplicates are noted, unless inbox_receive_batch does that for all, and what cannot be a message is refused. A duplicate is
+-- left to the unique key, which decides it among concurrent ones too, unless retention has removed the first one. After each statement: the arrivals
+-- are noted in batches. Both only insert, so a receiving transaction takes no lock but that of the unique key.
 --
 -- What is done for each row decides how fast messages come in. So the refusals are conditions of a trigger of their own, and the function
 -- that looks for duplicates sets nothing but what its plan needs: its names are written out instead of looked for along a path.
@@ -52,14 +52,17 @@ create or replace function postbox._inbox_differs(box postbox.inbox, alias text,
     end;
 comment on function postbox._inbox_differs(postbox.inbox, text, text) is 'Private: SQL for whether two rows have different payloads';
 
+-- The tiers are written out: a receiver with an old snapshot would read old rows, but runs the function that is there now.
 create or replace function postbox._inbox_tier_of(box postbox.inbox, alias text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     begin atomic
-        select case when exists (select from postbox.inbox_tier t where t.inbox = (box).id) then format(
-            '(select t.tier from postbox.inbox_tier t where t.inbox = %2$s and (t.lowest is null or %1$s >= t.lowest) and (t.highest is null or %1$s <= t.highest))',
-            case when (box).columns ? 'priority' then format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority') else '0' end, (box).id)
-        else '0::smallint' end;
+        select coalesce('(case ' || string_agg(
+                format('when %s then %s::smallint', coalesce(nullif(concat_ws(' and ', p.value || ' >= ' || t.lowest, p.value || ' <= ' || t.highest), ''), 'true'), t.tier),
+                ' ' order by t.tier) || ' end)', '0::smallint')
+        from postbox.inbox_tier t
+        cross join (select case when (box).columns ? 'priority' then format('coalesce(%s.%I, 0)', alias, (box).columns ->> 'priority') else '0' end as value) p
+        where t.inbox = (box).id;
     end;
 comment on function postbox._inbox_tier_of(postbox.inbox, text) is 'Private: SQL for the tier of a message';
 
@@ -147,7 +150,9 @@ begin
             end if;$sql$, box.id, id, event_type)
         else '' end);
     execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
-    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row execute function %s()', box.relation, function);
+    -- What inbox_receive_batch inserts together it looks up together.
+    execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row when (pg_catalog.current_setting(''postbox.receiving'', true) is distinct from %L) execute function %s()',
+        box.relation, box.id, function);
 end
 $function$;
 comment on function postbox._arm_arriving(postbox.inbox, text) is 'Private: makes the trigger that notes duplicates';
@@ -232,6 +237,7 @@ $function$;
 comment on function postbox._arm_claimed(postbox.inbox, text) is 'Private: makes the function that reads what was claimed';
 
 -- What comes next in lanes: the messages of these aggregates with these numbers, where they are there, in the same order. Likewise a function.
+-- Where two have one number, it is the one that was sorted: the other one is noted still. Note and sorting change in one commit.
 create or replace function postbox._arm_heads(box postbox.inbox, function text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -254,12 +260,15 @@ begin
                     select r.%2$I::text as id, %3$s as type, %4$s as tier, %5$s as due
                     from %6$s r
                     where k.is_there and r.%7$I = k.key::%8$s and r.%9$I = k.next and r.%2$I::text <> all (displaced)
+                      and not (exists (select from %6$s o where o.%7$I = r.%7$I and o.%9$I = r.%9$I and o.%2$I <> r.%2$I)
+                          and exists (select from postbox.inbox_batch b where b.inbox = %10$s and b.tier < 0 and b.token is null and b.crashes < 2
+                              and r.%2$I::text = any (b.event_ids)))
                     limit 1
                 ) h on true;
         end $body$ $sql$,
         function, box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
         postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), box.relation, box.columns ->> 'aggregate_id',
-        postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num');
+        postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num', box.id);
     execute format('comment on function %s(text[], bigint[], boolean[], text[]) is %L', function, format('What comes next in the lanes of inbox %s, made by Postbox', box.name));
 end
 $function$;
@@ -278,6 +287,7 @@ begin
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation;
     perform postbox._arm_refusals(box, format('%I.%I', namespace, box.name || '_refused'));
     perform postbox._arm_arriving(box, format('%I.%I', namespace, box.name || '_arriving'));
+    perform postbox._arm_receive(box, format('%I.%I', namespace, box.name || '_receive'));
     -- In style update the table itself says what is pending.
     if box.style = 'claim' then
         perform postbox._arm_arrived(box, format('%I.%I', namespace, box.name || '_arrived'));
@@ -287,6 +297,7 @@ begin
 
     update postbox.inbox i set
         tiered = exists (select from postbox.inbox_tier t where t.inbox = i.id),
+        receive_many_sql = format('select %I.%I($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)', namespace, box.name || '_receive'),
         claimed_sql = format('select * from %I.%I($1, $2, $3)', namespace, box.name || '_claimed'),
         heads_sql = case when box.ordered_at is not null then format('select * from %I.%I($1, $2, $3, $4)', namespace, box.name || '_heads') end,
         arrivals_sql = case when box.ordered_at is not null then format(

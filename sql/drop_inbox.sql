@@ -27,9 +27,10 @@ create or replace function postbox._inbox_functions(box postbox.inbox) returns s
     begin atomic
         select p.oid::regprocedure from pg_proc p
         where p.proname = any (array[(box).name || '_refused', (box).name || '_arriving', (box).name || '_arrived', (box).name || '_updated',
-                (box).name || '_claimed', (box).name || '_heads'])
+                (box).name || '_claimed', (box).name || '_heads', (box).name || '_receive'])
           and obj_description(p.oid, 'pg_proc') = any (array[format('Trigger of inbox %s, made by Postbox', (box).name),
               format('What inbox_claim returns of inbox %s, made by Postbox', (box).name),
+              format('What inbox_receive_batch does in inbox %s, made by Postbox', (box).name),
               format('What comes next in the lanes of inbox %s, made by Postbox', (box).name)]);
     end;
 comment on function postbox._inbox_functions(postbox.inbox) is 'Private: the trigger functions of an inbox';
@@ -66,6 +67,10 @@ begin
             hint = 'postbox.inbox_status() lists the inboxes; with if_exists => true this is no error.';
     end if;
     if is_there and box.managed and not cascade then
+        if box.ordered_at is not null then
+            -- What is done with and stands in its lane still counts as nothing.
+            perform postbox._finish_lanes(box, null, true);
+        end if;
         holds := exists (select from postbox.inbox_batch b where b.inbox = box.id)
             or exists (select from postbox.inbox_lane l where l.inbox = box.id and l.arrived <> '{}')
             or exists (select from postbox.inbox_dead d where d.inbox = box.id);

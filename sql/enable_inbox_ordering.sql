@@ -127,7 +127,8 @@ begin
              join %7$s r on r.%5$I = l.key::%8$s and r.%6$I >= lower(a.numbers) and r.%6$I < upper(a.numbers)
              where not coalesce(r.%1$I::text = any (l.displaced), false)
                and not (r.%6$I = l.next and l.head is not null)
-             union all
+             -- Not all: a message with the number of another one is among what is noted and lies in its lane.
+             union
              select r.%1$I::text, %2$s, %3$s, %4$s, r.%5$I::text, r.%6$I::bigint
              from note n cross join lateral unnest(n.event_ids) as e(id) join %7$s r on r.%1$I = e.id::%9$s
          )

@@ -78,7 +78,7 @@ $function$;
 comment on function postbox._parse_tiers(jsonb) is 'Private: tiers as they are written, unless they overlap or leave a hole';
 
 -- All that waits, is handed out or has been given up, to the tiers that are now. Rows are written anew, so that whoever comes with an older
--- snapshot fails.
+-- snapshot fails; but for notes of lanes that are to go on, which belong to no tier.
 create or replace function postbox._retier_inbox(box postbox.inbox) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -88,7 +88,7 @@ declare
 begin
     execute format(
         'with taken as (
-             delete from postbox.inbox_batch b where b.inbox = $1 returning b.*
+             delete from postbox.inbox_batch b where b.inbox = $1 and b.tier > -32768 returning b.*
          ), numbered as (
              select t.*, row_number() over () as n from taken t
          )

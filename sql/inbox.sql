@@ -32,6 +32,7 @@ create table postbox.inbox (
     -- Those of inbox_receive.
     receive_sql       text,
     differs_sql       text,
+    receive_many_sql  text,
     -- What the table was called when they were made.
     armed_as          text,
     constraint inbox_pkey primary key (id),
@@ -76,7 +77,8 @@ select pg_extension_config_dump('postbox.inbox_token', '');
 -- changes. The rows of arrivals are those of the receiving transaction: they can be seen when it has committed, in whatever order.
 create table postbox.inbox_batch (
     inbox           int         not null,
-    -- Below 0: arrivals of an ordered inbox that wait to be sorted into lanes, those of tier 0 in -1, of tier 1 in -2.
+    -- Below 0: arrivals of an ordered inbox that wait to be sorted into lanes, those of tier 0 in -1, of tier 1 in -2. -32768: no messages but lanes
+    -- that somebody held when their heads were done with, and which are to go on.
     tier            smallint    not null,
     -- Handed out from then on, the earliest first.
     ready_at        timestamptz not null,
@@ -119,7 +121,7 @@ create table postbox.inbox_lane (
     skipped   int8multirange not null default '{}',
     -- Messages with a number in arrived that another message has: dead letters, however long those are kept.
     displaced text[],
-    -- The message whose number is next; NULL: it is not there yet.
+    -- The message whose number is next, or is done with if the lane is noted to go on; NULL: it is not there yet.
     head      text,
     -- The head is a dead letter: paused, or parked with all behind it.
     blocked   text,

@@ -1,4 +1,4 @@
--- Handing out messages. A claim locks what it takes with SKIP LOCKED, so that workers never wait for one another, and marks it with a
+-- Handing out messages. A claim locks what it takes with SKIP LOCKED, so that workers do not wait for one another, and marks it with a
 -- token of its own.
 
 create or replace function postbox._inbox(inbox text) returns postbox.inbox
@@ -39,7 +39,13 @@ as $function$
 declare
     -- An expression, where PERFORM would be a statement.
     locked constant boolean := pg_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) is not null;
+    box postbox.inbox;
 begin
+    select * into box from postbox.inbox i where i.name = _use_inbox.inbox and i.armed_as = i.relation::text;
+    if found then
+        return box;
+    end if;
+    -- It says what is wrong.
     return postbox._inbox(inbox);
 end
 $function$;
@@ -244,6 +250,7 @@ begin
     lease_until := clock_timestamp() + visibility_seconds * interval '1 second';
 
     if box.ordered_at is not null then
+        perform postbox._finish_lanes(box, greatest(batch_size, 100));
         sorted := postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)]);
     end if;
     if tidying then
@@ -253,7 +260,11 @@ begin
         tries := got.tries;
     end if;
     if ids is null then
-        got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, false);
+        if box.tiered then
+            got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, false);
+        else
+            got := postbox._claim_batches(box.id, 0::smallint, lease, worker, lease_until, batch_size, false);
+        end if;
         ids := got.ids;
         tries := got.tries;
         -- Most of what was sorted waits for others: more of it, before everybody goes away with little.
@@ -264,7 +275,8 @@ begin
         end if;
     end if;
     if tidying then
-        perform postbox._raise_floors(box.id, tiers);
+        -- With order, also those of what is to be sorted, and of lanes that are to go on.
+        perform postbox._raise_floors(box.id, tiers || case when box.ordered_at is not null then array(select (-1 - t)::smallint from unnest(tiers) as t) || (-32768)::smallint end);
     elsif ids is null then
         -- Who finds nothing has time for what never came back, what is not handed out in company, and what came late.
         perform postbox._expire_leases(box, 100);
@@ -275,6 +287,10 @@ begin
     if ids is null then
         everywhere := postbox._may_look(box.id);
         began := clock_timestamp();
+        if everywhere and box.ordered_at is not null then
+            perform postbox._finish_lanes(box, greatest(batch_size, 100), true);
+            perform postbox._sort_arrivals(box, batch_size, tiers[cardinality(tiers)], true);
+        end if;
         got := postbox._claim_tiers(box.id, tiers, lease, worker, lease_until, batch_size, everywhere);
         ids := got.ids;
         tries := got.tries;

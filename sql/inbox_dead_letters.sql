@@ -6,13 +6,14 @@ create or replace function postbox._keeping_lock(inbox int) returns bigint
     return hashtextextended('postbox.inbox keeping ' || inbox, 0);
 comment on function postbox._keeping_lock(int) is 'Private: the key of the advisory lock of those who hand messages out again or remove them';
 
--- Every statement has to see what was committed before the lock was had.
+-- Every statement has to see what was committed before the locks were had. First that of the shape, as maintenance has it: who is to wait for somebody
+-- who replays has none yet that anybody waits for.
 create or replace function postbox._inbox_to_keep(inbox text) returns postbox.inbox
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box constant postbox.inbox := postbox._use_inbox(inbox);
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = 'active_sql_transaction',
@@ -175,6 +176,10 @@ begin
             postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'))
             into wrong using ids, box.max_retries;
     else
+        if box.ordered_at is not null then
+            -- What is done with and stands in its lane still.
+            perform postbox._finish_lanes(box, null, true);
+        end if;
         -- A message is in a batch, behind another one in its lane, dead, or done: who is in none of the first three is done.
         select e.id into wrong from postbox._pending_batch b cross join lateral unnest(b.event_ids) as e(id)
             where b.inbox = box.id and b.event_ids && ids and e.id = any (ids) limit 1;

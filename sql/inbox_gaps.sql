@@ -1,22 +1,33 @@
--- What ordered inboxes hand out next, and what they wait for. Lanes say it, and the arrivals that are not sorted into them yet; neither grows with
--- what has been processed.
+-- What ordered inboxes hand out next, and what they wait for. Lanes say it, and the arrivals that are not sorted into them yet: of each tier the first
+-- 2000, so that a backlog is no business of who looks. Neither grows with what has been processed.
 
--- Arrivals that wait to be sorted, as a query: key, seq, id, type, tier, due.
+-- Arrivals that wait to be sorted, those that are sorted first, as a query: key, seq, id, type, tier, due.
 create or replace function postbox._noted_sql(box postbox.inbox) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     begin atomic
         select format(
-            'select r.%1$I::text as key, r.%2$I::bigint as seq, e.id, %3$s as type, (-1 - b.tier)::smallint as tier, %4$s as due
-             from postbox.inbox_batch b
-             cross join lateral unnest(b.event_ids) as e(id)
-             join %5$s r on r.%6$I = e.id::%7$s
-             where b.inbox = %8$s and b.tier < 0 and b.token is null and r.%1$I is not null and r.%2$I is not null',
+            'select r.key, r.seq, e.id, r.type, q.tier, r.due
+             from (select t.tier from postbox.inbox_tier t where t.inbox = %8$s union select 0::smallint) q
+             cross join lateral (
+                 select u.id
+                 from (
+                     select b.event_ids from postbox.inbox_batch b
+                     where b.inbox = %8$s and b.tier = -1 - q.tier and b.token is null and b.crashes < 2
+                     order by b.ready_at limit 1000
+                 ) b
+                 cross join lateral unnest(b.event_ids) as u(id)
+                 limit 2000
+             ) e
+             cross join lateral (
+                 select r.%1$I::text as key, r.%2$I::bigint as seq, %3$s as type, %4$s as due from %5$s r where r.%6$I = e.id::%7$s offset 0
+             ) r
+             where r.key is not null and r.seq is not null',
             (box).columns ->> 'aggregate_id', (box).columns ->> 'sequence_num', postbox._inbox_column((box).columns, 'event_type', 'r', 'text'),
             postbox._inbox_column((box).columns, 'visible_at', 'r', 'timestamptz'), (box).relation, (box).columns ->> 'event_id',
             postbox._inbox_type(box, 'event_id'), (box).id);
     end;
-comment on function postbox._noted_sql(postbox.inbox) is 'Private: a query for the arrivals that are in no lane yet';
+comment on function postbox._noted_sql(postbox.inbox) is 'Private: a query for the first arrivals that are in no lane yet';
 
 create or replace function postbox._next_sql(box postbox.inbox) returns text
     language sql stable
@@ -29,7 +40,7 @@ create or replace function postbox._next_sql(box postbox.inbox) returns text
                  from postbox._pending_batch b
                  cross join lateral unnest(b.event_ids, b.lanes) as u(id, lane)
                  join postbox.inbox_lane l on l.inbox = %1$s and l.key = u.lane
-                 where b.inbox = %1$s and b.token is null and b.ready_at <= clock_timestamp()
+                 where b.inbox = %1$s and b.tier >= 0 and b.token is null and b.ready_at <= clock_timestamp()
                  union all
                  select f.* from (
                      select distinct on (n.key) n.id, n.type, n.key, n.seq, n.tier, coalesce(n.due, clock_timestamp()), 0
@@ -47,7 +58,7 @@ create or replace function postbox._next_sql(box postbox.inbox) returns text
     end;
 comment on function postbox._next_sql(postbox.inbox) is 'Private: a query for the messages that can be handed out';
 
--- A number that nobody waits for any more is no gap, nor one that has arrived and is still to be sorted.
+-- A number that nobody waits for any more is no gap, nor one that has arrived and is still to be sorted, however much is.
 create or replace function postbox._gaps_sql(box postbox.inbox) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -63,9 +74,12 @@ create or replace function postbox._gaps_sql(box postbox.inbox) returns text
                  where l.inbox = %1$s and l.has_gap and not exists (select from noted n where n.key = l.key)
                  union all
                  select n.key, coalesce(l.next, %3$s), coalesce(l.arrived, ''{}'') + n.arrived, coalesce(l.skipped, ''{}'')
-                 from noted n left join postbox.inbox_lane l on l.inbox = %1$s and l.key = n.key
+                 from noted n left join lateral (select w.next, w.arrived, w.skipped from postbox.inbox_lane w where w.inbox = %1$s and w.key = n.key offset 0) l on true
              ) g
-             cross join lateral unnest(int8multirange(int8range(g.next, greatest(g.next, upper(g.arrived)))) - g.arrived - g.skipped) as m(missing)
+             cross join lateral unnest(int8multirange(int8range(g.next, greatest(g.next, upper(g.arrived)))) - g.arrived - g.skipped) as s(span)
+             cross join lateral unnest(int8multirange(s.span) - coalesce((
+                 select range_agg(int8range(r.%8$I, r.%8$I + 1::bigint)) from %5$s r
+                 where r.%6$I = g.key::%7$s and r.%8$I >= lower(s.span) and r.%8$I < upper(s.span)), ''{}'')) as m(missing)
              left join lateral (
                  select %4$s as since from %5$s r where r.%6$I = g.key::%7$s and r.%8$I = upper(m.missing) limit 1
              ) h on true',
@@ -121,8 +135,14 @@ declare
     lane postbox.inbox_lane;
     missing int8multirange;
     received text;
+    sorted int;
     numbers bigint;
 begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception using errcode = 'active_sql_transaction',
+            message = format('numbers of inbox "%s" are to be given up in a transaction that is %s', box.name, current_setting('transaction_isolation')),
+            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
+    end if;
     if aggregate is null or range is null or isempty(range) or lower_inf(range) or upper_inf(range) then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('range %s of aggregate %s cannot be skipped', coalesce(range::text, 'NULL'), coalesce('"' || aggregate || '"', 'NULL')),
@@ -133,10 +153,16 @@ begin
             message = format('no reason is given why %s of aggregate "%s" will not come', range, aggregate),
             hint = 'It is kept in postbox.audit: say how you know that these messages do not exist.';
     end if;
-    perform postbox._sort_arrivals(box, 500);
-    -- From here on nothing is sorted into the lane; what is being sorted is waited for.
-    select l.* into lane from postbox.inbox_lane l where l.inbox = box.id and l.key = aggregate for update;
-    if not found then
+    -- First the lane, which whoever sorts or completes there is waited for; then what is to be sorted into it, which waits for nobody. From there on
+    -- nothing is sorted into the lane by others.
+    perform from postbox.inbox_lane l where l.inbox = box.id and l.key = aggregate for update;
+    -- What makes a lane lies among the first arrivals if it is listed.
+    for attempt in 1 .. 30 loop
+        sorted := postbox._sort_arrivals(box, 500, everywhere => true);
+        select l.* into lane from postbox.inbox_lane l where l.inbox = box.id and l.key = aggregate for update;
+        exit when found or sorted = 0;
+    end loop;
+    if lane.key is null then
         raise exception using errcode = 'undefined_object',
             message = format('inbox "%s" waits for nothing of aggregate "%s"', box.name, aggregate),
             hint = 'postbox.inbox_ordering_gaps lists what is missing; what it listed just now may have come.';
@@ -153,7 +179,7 @@ begin
     if received is not null then
         raise exception using errcode = 'object_not_in_prerequisite_state',
             message = format('of %s of aggregate "%s" of inbox "%s" message "%s" has come', range, aggregate, box.name, received),
-            hint = 'It will be in its place with the next claim or the next postbox.maintain().';
+            hint = 'It will be in its place with the next claim.';
     end if;
 
     numbers := upper(range) - lower(range);

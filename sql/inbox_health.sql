@@ -97,7 +97,7 @@ begin
         -- Arrivals are sorted by whoever claims; who claims and stays in that transaction keeps all others from it.
         sorter := null;
         if box.ordered_at is not null and exists (
-            select from postbox.inbox_batch b where b.inbox = box.id and b.tier < 0 and b.token is null and b.crashes < 2
+            select from postbox.inbox_batch b where b.inbox = box.id and b.tier between -32767 and -1 and b.token is null and b.crashes < 2
                 and b.ready_at < clock_timestamp() - interval '5 seconds') then
             select k.pid into sorter from pg_locks k
                 where k.locktype = 'advisory' and k.granted and k.objsubid = 1 and k.mode = 'ExclusiveLock'
@@ -111,7 +111,8 @@ begin
             case when blocked > 0 then format('%s aggregates wait behind a dead letter', case when blocked = 1000 then '1000 or more' else blocked::text end) end,
             case when sorter is not null then format('arrivals wait for the transaction of pid %s', sorter) end,
             case when box.paused_at is not null then format('paused since %s', box.paused_at) end,
-            case when overdue is not null then format('maintenance is overdue since %s', overdue) end
+            case when overdue is not null then format('maintenance is overdue since %s', overdue) end,
+            (select format('retention fails: %s', k.failure) from postbox.inbox_keeping k where k.inbox = box.id and k.failure is not null)
         ], null);
         degraded := degraded || array(
             select format('tier %s paused since %s', t.name, t.paused_at) from postbox.inbox_tier t where t.inbox = box.id and t.paused_at is not null order by t.tier);

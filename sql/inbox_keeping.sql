@@ -13,6 +13,8 @@ create table postbox.inbox_keeping (
     safe_id    bigint      not null default 0,
     -- The messages of the entries up to here are gone from the table, unless they were replayed since.
     removed_id bigint      not null default 0,
+    -- Why the last run could not remove what it was to; NULL: it could.
+    failure    text,
     constraint inbox_keeping_pkey primary key (inbox),
     constraint inbox_keeping_inbox_fkey foreign key (inbox) references postbox.inbox (id) on delete cascade
 ) with (fillfactor = 10);

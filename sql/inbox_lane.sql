@@ -39,16 +39,18 @@ create or replace function postbox._note_arrivals(box postbox.inbox, ids text[],
     end;
 comment on function postbox._note_arrivals(postbox.inbox, text[], smallint[], timestamptz) is 'Private: messages that are to be sorted into lanes';
 
--- Of the tiers from the first one to `through`: who serves no other tier does not work for it either.
-create or replace function postbox._sort_arrivals(box postbox.inbox, most int, through smallint default null) returns int
+-- Of the tiers from the first one to `through`: who serves no other tier does not work for it either. `everywhere`: also what lies below the floors.
+create or replace function postbox._sort_arrivals(box postbox.inbox, most int, through smallint default null, everywhere boolean default false) returns int
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     enough constant int := least(greatest(4 * most, 100), 2000);
-    last constant int := coalesce(-1 - through, -32768);
     now constant timestamptz := clock_timestamp();
-    slot int;
+    -- Whoever sorts begins with the first tier, so that a flood of others does not hold it up.
+    queues smallint[];
+    floors timestamptz[];
+    queue record;
     note record;
     places tid[] := '{}';
     ids text[] := '{}';
@@ -58,18 +60,31 @@ declare
     tiers smallint[];
     dues timestamptz[];
 begin
-    if not exists (select from postbox.inbox_batch b where b.inbox = box.id and b.tier between last and -1 and b.token is null and b.crashes < 2 and b.ready_at <= now) then
+    select array_agg(q.tier order by q.tier desc), array_agg(case when everywhere then '-infinity' else coalesce((
+            select f.ready_at from postbox.inbox_floor f
+            where f.inbox = box.id and f.kind = 'batch' and f.tier = q.tier
+            order by f.at desc limit 1), '-infinity') end order by q.tier desc)
+        into queues, floors
+        from (select (-1 - t.tier)::smallint as tier from postbox.inbox_tier t where t.inbox = box.id and (through is null or t.tier <= through) union select -1::smallint) q;
+    if not exists (
+        select from unnest(queues, floors) as q(tier, floor)
+        cross join lateral (
+            select from postbox.inbox_batch b
+            where b.inbox = box.id and b.tier = q.tier and b.token is null and b.crashes < 2 and b.ready_at >= q.floor and b.ready_at <= now
+            limit 1
+        ) n)
+    then
         return 0;
     end if;
     -- Two that sort would wait for one another where both make the lane of a new aggregate.
     if not pg_try_advisory_xact_lock(postbox._sort_lock(box.id)) then
         return 0;
     end if;
-    -- Whoever sorts begins with the first tier, so that a flood of others does not hold it up. Nobody else takes notes away.
-    for slot in select t.tier from postbox.inbox_tier t where t.inbox = box.id and -1 - t.tier >= last union select 0 order by 1 loop
+    -- Nobody else takes notes away.
+    for queue in select q.tier, q.floor from unnest(queues, floors) with ordinality as q(tier, floor, n) order by q.n loop
         for note in
             select b.ctid as place, b.event_ids from postbox.inbox_batch b
-            where b.inbox = box.id and b.tier = -1 - slot and b.token is null and b.crashes < 2 and b.ready_at <= now
+            where b.inbox = box.id and b.tier = queue.tier and b.token is null and b.crashes < 2 and b.ready_at >= queue.floor and b.ready_at <= now
             order by b.ready_at
         loop
             exit when cardinality(ids) >= enough;
@@ -100,7 +115,7 @@ begin
     return cardinality(places);
 end
 $function$;
-comment on function postbox._sort_arrivals(postbox.inbox, int, smallint) is 'Private: tells lanes what has arrived; 0: there was nothing, or somebody else is at it';
+comment on function postbox._sort_arrivals(postbox.inbox, int, smallint, boolean) is 'Private: tells lanes what has arrived; 0: there was nothing, or somebody else is at it';
 
 -- Heads of lanes become ready, those of a tier and type in batches of 50.
 create or replace function postbox._queue_heads(inbox int, ids text[], lanes text[], types text[], tiers smallint[], dues timestamptz[]) returns void
@@ -217,7 +232,7 @@ begin
                 where a.nth = 1 and a.seq >= h.next and not h.arrived @> a.seq and not h.skipped @> a.seq
                 group by h.place, h.arrived
             ) n
-            where l.inbox = box.id and l.key = any (free) and l.ctid = n.place
+            where l.ctid = any (places) and l.ctid = n.place
             returning n.id, l.key, n.type, n.tier, n.due, n.n
     )
     select array_agg(t.id order by t.n) as ids, array_agg(t.key order by t.n) as keys, array_agg(t.type order by t.n) as types,
@@ -254,9 +269,10 @@ create or replace function postbox._next_number(skipped int8multirange, after bi
     return coalesce((select upper(s.numbers) from unnest(skipped) as s(numbers) where s.numbers @> after + 1), after + 1);
 comment on function postbox._next_number(int8multirange, bigint) is 'Private: the next sequence number that is waited for';
 
--- Lets lanes go on after their heads are done with. They are locked, all in the same order; what is then read of the messages behind is as new as any
--- arrival that was sorted.
-create or replace function postbox._advance_lanes(box postbox.inbox, lane_keys text[]) returns void
+-- Lets lanes go on after their heads are done with. They are locked first: what is then read of the messages behind is as new as any arrival that was
+-- sorted. Those that somebody holds are not waited for but noted, in a queue of their own, and whoever claims lets them go on (_finish_lanes). Until
+-- then such a lane stands where it did, with a head that is done with; nobody else puts another one into a batch.
+create or replace function postbox._advance_lanes(box postbox.inbox, lane_keys text[], later interval default '0') returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -273,9 +289,16 @@ begin
                 case when l.skipped = '{}' then l.next + 1 else postbox._next_number(l.skipped, l.next) end as next
             from postbox.inbox_lane l
             where l.inbox = box.id and l.key = any (lane_keys)
-            order by l.key
-            for update of l
+            for update of l skip locked
         ) n;
+    if coalesce(cardinality(lanes.keys), 0) < cardinality(lane_keys) then
+        insert into postbox.inbox_batch (inbox, tier, ready_at, event_ids, lanes)
+            select box.id, -32768, clock_timestamp() + later, '{}', array_agg(k)
+            from unnest(lane_keys) as k where k <> all (coalesce(lanes.keys, '{}')) having count(*) > 0;
+        if lanes.keys is null then
+            return;
+        end if;
+    end if;
     if lanes.have_displaced then
         displaced := array(select d from postbox.inbox_lane l cross join lateral unnest(l.displaced) as d where l.inbox = box.id and l.key = any (lane_keys));
     end if;
@@ -298,7 +321,37 @@ begin
     end if;
 end
 $function$;
-comment on function postbox._advance_lanes(postbox.inbox, text[]) is 'Private: the next sequence number is due';
+comment on function postbox._advance_lanes(postbox.inbox, text[], interval) is 'Private: the next sequence number is due';
+
+-- Lets lanes go on that somebody held when their heads were done with, those of up to `most` notes. Whoever holds one still is passed by again. A note
+-- goes in the commit in which its lane goes on.
+create or replace function postbox._finish_lanes(box postbox.inbox, most int, everywhere boolean default false) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    keys text[];
+begin
+    with note as materialized (
+        select b.ctid as place from postbox.inbox_batch b
+        where b.inbox = box.id and b.tier = -32768 and b.token is null and b.crashes < 2 and b.ready_at <= clock_timestamp()
+          and b.ready_at >= case when everywhere then '-infinity' else coalesce((
+              select f.ready_at from postbox.inbox_floor f
+              where f.inbox = box.id and f.kind = 'batch' and f.tier = -32768
+              order by f.at desc limit 1), '-infinity') end
+        order by b.ready_at
+        limit most
+        for update skip locked
+    ), gone as (
+        delete from postbox.inbox_batch b using note n where b.ctid = n.place returning b.lanes
+    )
+    select array_agg(l.key) into keys from gone g cross join lateral unnest(g.lanes) as l(key);
+    if keys is not null then
+        perform postbox._advance_lanes(box, keys, interval '5 milliseconds');
+    end if;
+end
+$function$;
+comment on function postbox._finish_lanes(postbox.inbox, int, boolean) is 'Private: lets lanes go on that were held when their heads were done with';
 
 -- The head of a lane will not be handed out again: it becomes a dead letter, and the failure policy says what becomes of the lane.
 create or replace function postbox._bury_head(
@@ -310,7 +363,8 @@ as $function$
 declare
     place bigint;
 begin
-    select l.next into place from postbox.inbox_lane l where l.inbox = box.id and l.key = lane_key for update;
+    -- Of a lane whose head is out nobody changes that.
+    select l.next into place from postbox.inbox_lane l where l.inbox = box.id and l.key = lane_key;
     perform postbox._bury(box, event_id, event_type, tier, why, error, attempts, first_failed_at, clock_timestamp(), lane_key, place);
     if box.failure_policy = 'skip' then
         perform postbox._advance_lanes(box, array[lane_key]);

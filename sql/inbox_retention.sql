@@ -188,7 +188,7 @@ begin
         else
             'select b.event_type, sum(cardinality(b.event_ids)) as pending, coalesce(sum(cardinality(b.event_ids)) filter (where b.token is not null), 0) as leased,
                  coalesce(sum(cardinality(b.event_ids)) filter (where b.token is null and b.ready_at > clock_timestamp()), 0) as delayed, 0::bigint as dead
-             from postbox._pending_batch b where b.inbox = $1 group by b.event_type'
+             from postbox._pending_batch b where b.inbox = $1 and b.tier > -32768 group by b.event_type'
         end)
         using box.id, most_looked_up, began, in_lanes;
     update postbox.inbox_sample s set took = clock_timestamp() - began where s.inbox = box.id;
@@ -314,12 +314,13 @@ end
 $function$;
 comment on function postbox._expire_dead(postbox.inbox, int) is 'Private: discards dead letters that were kept for long enough';
 
--- Why rows that may go are there still.
+-- Why rows that may go are there still: what refuses it, or for whom is waited.
 create or replace function postbox._removal_waits_for(box postbox.inbox) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     begin atomic
         select case
+            when k.failure is not null then k.failure
             when k.safe_id < k.marked_id then (
                 select format('process %s (%s), in a transaction since before %s', o.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), h.noted_at)
                 from postbox.inbox_horizon h
@@ -338,7 +339,7 @@ create or replace function postbox._removal_waits_for(box postbox.inbox) returns
         from (values ((box).id)) as wanted(inbox)
         left join postbox.inbox_keeping k on k.inbox = wanted.inbox;
     end;
-comment on function postbox._removal_waits_for(postbox.inbox) is 'Private: the transaction that keeps retention from going on, as a person reads it';
+comment on function postbox._removal_waits_for(postbox.inbox) is 'Private: what keeps retention from going on, as a person reads it';
 
 -- The ring of the log. As in the rings of outboxes the sequence is moved, whole rounds of four leaves ahead: on to the next leaf when the first
 -- row of the present one is half as old as anybody needs it and the next one is empty, or back to the present leaf when half of its ids are used up

@@ -49,7 +49,7 @@ begin
                 from (
                     select p.event_type, cardinality(p.event_ids) as messages, p.token is not null as is_leased,
                         p.token is null and p.ready_at > clock_timestamp() as is_delayed
-                    from postbox._pending_batch p where p.inbox = box.id limit most + 1
+                    from postbox._pending_batch p where p.inbox = box.id and p.tier > -32768 limit most + 1
                 ) b
                 group by b.event_type
             ) c;
@@ -87,7 +87,7 @@ comment on function postbox._count_inbox(postbox.inbox, int) is 'Private: what i
 create or replace function postbox._inbox_counts(inbox int)
     returns table (
         event_type text, pending bigint, leased bigint, delayed bigint, dead bigint, processed bigint, failed bigint, duplicates bigint,
-        discarded bigint, average_seconds float8, is_exact boolean, as_of timestamptz
+        conflicts bigint, discarded bigint, average_seconds float8, is_exact boolean, as_of timestamptz
     )
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -134,6 +134,7 @@ begin
             coalesce(sum(p.messages) filter (where p.what = 'processed'), 0)::bigint,
             coalesce(sum(p.messages) filter (where p.what = 'failed'), 0)::bigint,
             coalesce(sum(p.messages) filter (where p.what in ('duplicate', 'conflict')), 0)::bigint,
+            coalesce(sum(p.messages) filter (where p.what = 'conflict'), 0)::bigint,
             coalesce(sum(p.messages) filter (where p.what = 'discarded'), 0)::bigint,
             sum(p.seconds) filter (where p.what = 'processed') / nullif(sum(p.messages) filter (where p.what = 'processed'), 0),
             counted.is_all and tail_rows <= most,
@@ -153,7 +154,7 @@ create or replace function postbox.inbox_status(name text default null)
     returns table (
         inbox_name text, inbox_table text, is_managed boolean, style text, is_ordered boolean, has_priorities boolean, failure_policy text, max_retries int,
         retention interval, dedup_window interval, dead_retention interval, paused_at timestamptz,
-        pending bigint, leased bigint, delayed bigint, dead bigint, processed bigint, failed_attempts bigint, duplicates bigint, discarded bigint,
+        pending bigint, leased bigint, delayed bigint, dead bigint, processed bigint, failed_attempts bigint, duplicates bigint, conflicts bigint, discarded bigint,
         average_seconds float8, is_exact boolean, as_of timestamptz, removal_waits_for text
     )
     language plpgsql stable
@@ -170,7 +171,8 @@ begin
             exists (select from postbox.inbox_tier t where t.inbox = i.id), i.failure_policy, i.max_retries,
             i.retention, i.dedup_window, i.dead_retention, i.paused_at,
             coalesce(sum(c.pending), 0)::bigint, coalesce(sum(c.leased), 0)::bigint, coalesce(sum(c.delayed), 0)::bigint, coalesce(sum(c.dead), 0)::bigint,
-            coalesce(sum(c.processed), 0)::bigint, coalesce(sum(c.failed), 0)::bigint, coalesce(sum(c.duplicates), 0)::bigint, coalesce(sum(c.discarded), 0)::bigint,
+            coalesce(sum(c.processed), 0)::bigint, coalesce(sum(c.failed), 0)::bigint, coalesce(sum(c.duplicates), 0)::bigint, coalesce(sum(c.conflicts), 0)::bigint,
+            coalesce(sum(c.discarded), 0)::bigint,
             sum(c.average_seconds * c.processed) / nullif(sum(c.processed), 0),
             coalesce(bool_and(c.is_exact), true), case when count(*) filter (where not c.is_exact) = 0 then clock_timestamp() else min(c.as_of) end,
             postbox._removal_waits_for(i)

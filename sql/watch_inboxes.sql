@@ -26,21 +26,50 @@ end
 $function$;
 comment on function postbox._watch_inbox_health() is 'Private: alerts when the health of an inbox changes';
 
-create or replace function postbox._keep_inbox(inbox text, settled_id bigint) returns table (outcome text, detail text)
+-- What retention does, one step: how much that was, and whether there is more of it.
+create or replace function postbox._keep_step(box postbox.inbox, step text, out done bigint, out has_more boolean)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     -- What one run does at most.
     most_messages constant int := 5000;
+    most_dead constant int := 1000;
+begin
+    if step = 'removed' then
+        select r.removed, r.has_more into done, has_more from postbox._remove_processed(box, most_messages) r;
+    elsif step = 'expired' then
+        done := postbox._expire_dead(box, most_dead);
+        has_more := done >= most_dead;
+    elsif box.dedup_window > box.retention then
+        select n.noted, n.has_more into done, has_more from postbox._note_seen(box, most_messages) n;
+    end if;
+end
+$function$;
+comment on function postbox._keep_step(postbox.inbox, text) is 'Private: one of the steps of retention: removed, noted or expired';
+
+create or replace function postbox._keep_inbox(inbox text, settled_id bigint) returns table (outcome text, detail text)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    -- What one run does at most.
     most_entries constant int := 50000;
     most_leases constant int := 1000;
-    most_dead constant int := 1000;
-    box constant postbox.inbox := postbox._inbox(inbox);
+    box postbox.inbox;
     done int := 0;
     step record;
     has_more boolean;
+    refusal text;
 begin
+    -- Whoever gives the inbox an order or tiers, or takes them away, would pass by what is moved meanwhile.
+    if not pg_try_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) then
+        outcome := 'skipped';
+        detail := 'its shape is being changed';
+        return next;
+        return;
+    end if;
+    box := postbox._inbox(inbox);
     if box.style = 'claim' then
         -- Also those that claims no longer look at.
         done := postbox._sweep_inbox(box, most_leases);
@@ -49,6 +78,13 @@ begin
             detail := format('%s leases that ran out', done);
             return next;
         end if;
+    end if;
+    -- Lanes that are to go on where nobody claims. Elsewhere claims do it: they commit sooner than this transaction.
+    if box.ordered_at is not null and exists (
+        select from postbox.inbox_batch b
+        where b.inbox = box.id and b.tier = -32768 and b.token is null and b.crashes < 2 and b.ready_at < clock_timestamp() - interval '10 seconds')
+    then
+        perform postbox._finish_lanes(box, 1000, true);
     end if;
     has_more := done >= most_leases;
     done := postbox._fold_inbox_log(box, settled_id, most_entries);
@@ -61,29 +97,24 @@ begin
         return next;
         return;
     end if;
-    step := postbox._remove_processed(box, most_messages);
-    if step.removed > 0 then
-        outcome := 'removed';
-        detail := format('%s messages', step.removed);
-        return next;
-    end if;
-    has_more := has_more or step.has_more;
-    if box.dedup_window > box.retention then
-        step := postbox._note_seen(box, most_messages);
-        if step.noted > 0 then
-            outcome := 'noted';
-            detail := format('%s ids that must not come again', step.noted);
+    foreach outcome in array '{removed,noted,expired}'::text[] loop
+        -- What a trigger or a foreign key of the owner's refuses undoes no other step.
+        begin
+            step := postbox._keep_step(box, outcome);
+            has_more := has_more or coalesce(step.has_more, false);
+            if step.done > 0 then
+                detail := step.done || case outcome when 'removed' then ' messages' when 'noted' then ' ids that must not come again' else ' dead letters' end;
+                return next;
+            end if;
+        exception when others then
+            outcome := 'skipped';
+            detail := sqlerrm;
+            refusal := coalesce(refusal, detail);
             return next;
-        end if;
-        has_more := has_more or step.has_more;
-    end if;
-    done := postbox._expire_dead(box, most_dead);
-    if done > 0 then
-        outcome := 'expired';
-        detail := format('%s dead letters', done);
-        return next;
-    end if;
-    if has_more or done >= most_dead then
+        end;
+    end loop;
+    update postbox.inbox_keeping k set failure = refusal where k.inbox = box.id and k.failure is distinct from refusal;
+    if has_more then
         outcome := 'more';
         detail := 'call again';
         return next;

@@ -28,6 +28,8 @@ pub(super) struct Hand<W> {
     held: Arc<Held>,
     link: Option<Link>,
     backoff: Backoff,
+    /// Before the next message, after one that could not be committed.
+    rest: Backoff,
 }
 
 struct Link {
@@ -39,7 +41,8 @@ struct Link {
 impl<W: Work> Hand<W> {
     pub(super) fn new(crew: Arc<Crew>, work: Arc<W>, tier: Option<String>, turn: Arc<Turn>, held: Arc<Held>) -> Self {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        Self { crew, work, tier, turn, held, link: None, backoff }
+        let rest = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        Self { crew, work, tier, turn, held, link: None, backoff, rest }
     }
 
     /// Works until the crew closes, and gives back what it has not begun.
@@ -142,8 +145,22 @@ impl<W: Work> Hand<W> {
             self.abandon().await?;
         }
         match verdict {
-            Verdict::Done => self.crew.processed(id),
+            Verdict::Done => {
+                self.rest.reset();
+                self.crew.processed(id);
+            }
             Verdict::Lost => lost(message),
+            Verdict::Passing(error) => {
+                warn!(event_id = id, "could not be committed: {}", Error::from(error).chain());
+                self.tell(slice::from_ref(message), &Verb::Release).await?;
+                self.held.settled(&message.event_id);
+                // It is handed out again at once.
+                tokio::select! {
+                    () = sleep(self.rest.next()) => (),
+                    () = self.crew.closing() => (),
+                }
+                return Ok(());
+            }
             Verdict::Tell(verb) => {
                 match &verb {
                     Verb::Fail(failure) => {

@@ -49,6 +49,11 @@ pub(super) fn is_stale(error: &SqlError) -> bool {
     error.code().is_some_and(|code| code.code() == STALE)
 }
 
+/// Whether a transaction was ended for the sake of others, for want of resources, or as the server shuts down: the next one may succeed.
+pub(super) fn is_passing(error: &SqlError) -> bool {
+    error.code().is_some_and(|code| ["40", "53", "57P"].iter().any(|class| code.code().starts_with(class)))
+}
+
 /// Whether the same statement may succeed later: the link broke, or the server ended the statement for the sake of others.
 pub(super) fn passes(error: &Error) -> bool {
     let ended = |code: &str| {

@@ -4,9 +4,9 @@ use std::panic::AssertUnwindSafe;
 use std::slice;
 
 use futures_util::FutureExt;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Error as SqlError};
 
-use super::verb::{Verb, is_stale};
+use super::verb::{Verb, is_passing, is_stale};
 use super::{Failure, InboxHandler, InboxMessage};
 
 /// What became of a message.
@@ -16,6 +16,8 @@ pub(crate) enum Verdict {
     Done,
     /// It is another worker's.
     Lost,
+    /// Done, and not committed for a reason that passes: nothing is wrong with the message.
+    Passing(SqlError),
     /// This is to be told to the server.
     Tell(Verb),
 }
@@ -66,6 +68,7 @@ impl<H: InboxHandler> Work for Within<H> {
         match completed {
             Ok(()) => Verdict::Done,
             Err(error) if is_stale(&error) => Verdict::Lost,
+            Err(error) if is_passing(&error) => Verdict::Passing(error),
             // What a deferred constraint says, for instance.
             Err(error) if error.as_db_error().is_some() => Verdict::Tell(Verb::Fail(error.into())),
             // Whether it was committed is not known: if so, the token is stale.

@@ -520,3 +520,33 @@ async fn what_workers_mark_in_the_table_is_removed_like_what_they_complete() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_the_owner_refuses_to_let_go_stops_nothing_else_and_shows() {
+    let (_cluster, client) = start().await;
+    inbox(&client, ", retention => '0', dedup_window => '0'").await;
+    run(&client, "CREATE TABLE note (about text REFERENCES payments)").await;
+    receive(&client, 1, 3).await;
+    run(&client, "INSERT INTO note VALUES ('m1')").await;
+    run(&client, COMPLETE).await;
+    receive(&client, 4, 4).await;
+    run(&client, "SELECT postbox.inbox_claim('payments', 'w'); UPDATE postbox.inbox_batch SET lease_until = now() - interval '1 s'").await;
+    let done = maintain(&client).await;
+    assert!(done.contains(&"inboxes|payments|taken back|1 leases that ran out".to_owned()), "{done:?}");
+    assert!(
+        done.iter().any(|line| line.starts_with("inboxes|payments|skipped|") && line.contains("foreign key")),
+        "{done:?}"
+    );
+    assert_eq!(row(&client, "SELECT sum(messages) FROM postbox.inbox_total WHERE what = 'processed'").await, "3");
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_batch WHERE token IS NOT NULL").await, "0");
+    let status = "SELECT removal_waits_for FROM postbox.inbox_status()";
+    assert!(row(&client, status).await.contains("foreign key"));
+    let reasons = "SELECT status, reasons FROM postbox.inbox_health()";
+    let health = row(&client, reasons).await;
+    assert!(health.starts_with("degraded|") && health.contains("retention fails"), "{health}");
+    run(&client, "DROP TABLE note").await;
+    maintain(&client).await;
+    assert_eq!(row(&client, status).await, "");
+    assert_eq!(row(&client, reasons).await, "healthy|{}");
+    assert_eq!(row(&client, COUNT).await, "1");
+}

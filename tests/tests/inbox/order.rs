@@ -3,13 +3,13 @@
 use postbox_tests::wait_until_async;
 use tokio_postgres::Client;
 
-use super::{PATIENCE, claim, claimed, complete, drain, try_complete};
+use super::{PATIENCE, claim, claimed, complete, drain};
 use crate::sql::{error, refused, row, rows, run, start};
 
-const CLAIM: &str = "'payments', 'worker', 50";
+pub(super) const CLAIM: &str = "'payments', 'worker', 50";
 
 /// Messages of an aggregate, called `a-1` for number 1 of `a`.
-async fn receive(client: &Client, aggregate: &str, numbers: &[i64]) {
+pub(super) async fn receive(client: &Client, aggregate: &str, numbers: &[i64]) {
     for number in numbers {
         let sql = format!(
             "INSERT INTO payments (event_id, aggregate_id, sequence_num, payload)
@@ -19,7 +19,7 @@ async fn receive(client: &Client, aggregate: &str, numbers: &[i64]) {
     }
 }
 
-async fn ordered(client: &Client) {
+pub(super) async fn ordered(client: &Client) {
     run(client, "SELECT postbox.create_inbox('payments'); SELECT postbox.enable_inbox_ordering('payments')").await;
 }
 
@@ -27,7 +27,7 @@ async fn lane(client: &Client, columns: &str) -> String {
     row(client, &format!("SELECT {columns} FROM postbox.inbox_lane WHERE key = 'a'")).await
 }
 
-async fn dead(client: &Client) -> Vec<String> {
+pub(super) async fn dead(client: &Client) -> Vec<String> {
     rows(client, "SELECT event_id, why, error FROM postbox.inbox_dead ORDER BY event_id").await
 }
 
@@ -169,6 +169,9 @@ async fn only_what_is_missing_can_be_given_up() {
     run(&other, "COMMIT").await;
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.audit").await, "0");
     skip("'payments', 'a', '[2,4)', 'r'", "22023", "is not missing: {[2,3)} is", "no more").await;
+    let old = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT postbox.inbox_gap_skip('payments', 'a', '[2,3)', 'r')";
+    refused(&client, old, "25001", "repeatable read", "READ COMMITTED").await;
+    run(&client, "ROLLBACK").await;
 }
 
 #[tokio::test]
@@ -315,154 +318,6 @@ async fn numbers_that_are_passed_or_taken_become_dead_letters_and_never_take_a_p
     run(&client, "SELECT postbox.disable_inbox_ordering('payments')").await;
     complete(&client, &head).await;
     assert_eq!(drain(&client).await, ["a-5"]);
-}
-
-#[tokio::test]
-async fn receivers_in_opposite_orders_wait_for_nobody() {
-    let (cluster, client) = start().await;
-    ordered(&client).await;
-    // Lanes are there, and one of them is with a worker.
-    receive(&client, "a", &[1]).await;
-    let held = claim(&client, CLAIM).await;
-    receive(&client, "b", &[1]).await;
-    let (first, second) = (cluster.client("postgres").await, cluster.client("postgres").await);
-    for receiver in [&first, &second] {
-        run(receiver, "SET statement_timeout = '10s'; BEGIN").await;
-    }
-    receive(&first, "a", &[2]).await;
-    receive(&second, "b", &[2]).await;
-    // One who claims in the middle of it, with all that is sorted not committed.
-    let third = cluster.client("postgres").await;
-    run(&third, "SET statement_timeout = '10s'; BEGIN").await;
-    assert_eq!(claimed(&third, CLAIM).await, ["b-1"]);
-    complete(&third, &held).await;
-    receive(&first, "b", &[3]).await;
-    receive(&second, "a", &[3]).await;
-    for client in [&first, &second, &third] {
-        run(client, "COMMIT").await;
-    }
-    assert_eq!(claimed(&client, CLAIM).await, ["a-2"]);
-}
-
-#[tokio::test]
-async fn nobody_waits_for_a_claim() {
-    let (cluster, client) = start().await;
-    ordered(&client).await;
-    let other = cluster.client("postgres").await;
-    run(&other, "SET statement_timeout = '10s'").await;
-    receive(&client, "a", &[1]).await;
-    run(&client, "BEGIN").await;
-    let held = claim(&client, CLAIM).await;
-    assert_eq!(held[0].0, "a-1");
-    // The lane of a is there for nobody else yet.
-    receive(&other, "a", &[2]).await;
-    receive(&other, "b", &[1]).await;
-    assert_eq!(claimed(&other, CLAIM).await, [""; 0]);
-    run(&client, "ROLLBACK").await;
-    assert_eq!(claimed(&other, CLAIM).await, ["a-1", "b-1"]);
-    assert_eq!(error_of(try_complete(&client, &held).await), "PB002");
-}
-
-fn error_of(result: Result<(), tokio_postgres::Error>) -> String {
-    let error = result.expect_err("an error");
-    error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned())
-}
-
-#[tokio::test]
-async fn one_worker_at_a_time_has_an_aggregate() {
-    let (cluster, client) = start().await;
-    ordered(&client).await;
-    let other = cluster.client("postgres").await;
-    // Sorted apart, so that they are in batches of their own: a claim that is not committed has all of the batch that it parts.
-    for aggregate in ["a", "b"] {
-        receive(&client, aggregate, &[1, 2, 3]).await;
-        run(&client, "SELECT postbox._sort_arrivals(i, 50) FROM postbox.inbox i").await;
-    }
-    run(&client, "BEGIN").await;
-    run(&other, "SET statement_timeout = '10s'").await;
-    let mine = claim(&client, "'payments', 'one', 1").await;
-    let theirs = claim(&other, "'payments', 'two', 50").await;
-    assert_eq!(theirs.len(), 1);
-    assert_ne!(mine[0].0, theirs[0].0);
-    run(&client, "COMMIT; BEGIN").await;
-    complete(&client, &mine).await;
-    // Not committed: the next one of that aggregate is not there yet.
-    assert_eq!(claimed(&other, "'payments', 'two', 50").await, [""; 0]);
-    run(&client, "COMMIT").await;
-    let next = claim(&other, "'payments', 'two', 50").await;
-    assert_eq!(next[0].0, mine[0].0.replace('1', "2"));
-    assert_eq!(error_of(try_complete(&client, &mine).await), "PB002", "its token is used up");
-}
-
-#[tokio::test]
-async fn a_message_that_comes_while_the_one_before_is_completed_is_not_lost() {
-    let (cluster, client) = start().await;
-    ordered(&client).await;
-    let other = cluster.client("postgres").await;
-    run(&other, "SET statement_timeout = '10s'").await;
-    receive(&client, "a", &[1]).await;
-    let first = claim(&client, CLAIM).await;
-    // Completed and not committed, then received and looked for.
-    run(&client, "BEGIN").await;
-    complete(&client, &first).await;
-    receive(&other, "a", &[2]).await;
-    assert_eq!(claimed(&other, CLAIM).await, [""; 0]);
-    run(&client, "COMMIT").await;
-    let waiting = &other;
-    let second = wait_until_async("it is handed out", PATIENCE, async || claim(waiting, CLAIM).await.pop()).await;
-    assert_eq!(second.0, "a-2");
-
-    // Sorted and not committed, then completed.
-    receive(&client, "a", &[3]).await;
-    run(&client, "BEGIN").await;
-    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
-    let completing = tokio::spawn(async move {
-        complete(&other, &[second]).await;
-        other
-    });
-    let watch = cluster.client("postgres").await;
-    let blocked = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0";
-    wait_until_async("it waits", PATIENCE, async || (row(&watch, blocked).await == "1").then_some(())).await;
-    run(&client, "COMMIT").await;
-    let other = completing.await.expect("completed");
-    let third = claim(&other, CLAIM).await;
-    assert_eq!(third[0].0, "a-3");
-
-    // With a snapshot from before the arrival: told to try again, and then right.
-    run(&other, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM postbox.inbox").await;
-    receive(&client, "a", &[4]).await;
-    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
-    assert_eq!(error_of(try_complete(&other, &third).await), "40001");
-    run(&other, "ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ").await;
-    complete(&other, &third).await;
-    run(&other, "COMMIT; SET default_transaction_isolation = 'repeatable read'").await;
-    let fourth = claim(&other, CLAIM).await;
-    assert_eq!(fourth[0].0, "a-4");
-    receive(&other, "a", &[5]).await;
-    complete(&other, &fourth).await;
-    assert_eq!(claimed(&other, CLAIM).await, ["a-5"]);
-}
-
-#[tokio::test]
-async fn claims_with_old_snapshots_lose_nothing() {
-    let (cluster, client) = start().await;
-    ordered(&client).await;
-    let other = cluster.client("postgres").await;
-    receive(&client, "a", &[1, 2]).await;
-    // It sees the notes that the other one takes away, and a lane that is not there for it.
-    run(&other, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM postbox.inbox").await;
-    let first = claim(&client, CLAIM).await;
-    assert_eq!(error(&other, "SELECT * FROM postbox.inbox_claim('payments', 'old', 50)").await.code().code(), "40001");
-    run(&other, "ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM postbox.inbox").await;
-    // The order goes while it looks.
-    run(&client, "SELECT postbox.disable_inbox_ordering('payments')").await;
-    let late = other.batch_execute("SELECT * FROM postbox.inbox_claim('payments', 'old', 50); COMMIT").await;
-    if late.is_err() {
-        run(&other, "ROLLBACK").await;
-    }
-    complete(&client, &first).await;
-    assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_lane").await, "0");
-    assert_eq!(drain(&client).await, ["a-2"]);
 }
 
 #[tokio::test]
@@ -645,6 +500,29 @@ async fn what_is_missing_costs_no_look_at_what_is_processed() {
     let after = buffers(&client, "SELECT * FROM gaps_payments").await;
     assert_eq!(rows(&client, GAPS).await, ["a|[2,3)"]);
     assert!(after <= before + 10, "{before} buffers before, {after} after");
+}
+
+#[tokio::test]
+async fn what_is_missing_shows_and_is_given_up_behind_any_backlog() {
+    let (_cluster, client) = start().await;
+    ordered(&client).await;
+    receive(&client, "a", &[1, 3]).await;
+    assert_eq!(drain(&client).await, ["a-1"]);
+    // Nobody claims. First b, of which nothing is sorted, in the middle of many others; then a again.
+    let many =
+        "INSERT INTO payments (event_id, aggregate_id, sequence_num) SELECT 'k' || n, 'k' || n, 1 FROM generate_series";
+    run(&client, &format!("{many}(1, 1000) n")).await;
+    receive(&client, "b", &[2]).await;
+    let mut costs = Vec::new();
+    for (from, to) in [(1001, 5000), (5001, 21000)] {
+        run(&client, &format!("{many}({from}, {to}) n; ANALYZE payments; ANALYZE postbox.inbox_batch")).await;
+        costs.push(buffers(&client, "SELECT * FROM gaps_payments").await);
+    }
+    assert!(costs[1] <= costs[0] + 100, "{costs:?} buffers");
+    receive(&client, "a", &[2]).await;
+    assert_eq!(rows(&client, GAPS).await, ["b|[1,2)"], "what has come is missing no more");
+    run(&client, "SELECT postbox.inbox_gap_skip('payments', 'b', '[1,2)', 'lost')").await;
+    assert_eq!(row(&client, "SELECT next, head FROM postbox.inbox_lane WHERE key = 'b'").await, "2|b-2");
 }
 
 /// The buffers that a statement touches.

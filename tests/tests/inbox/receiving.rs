@@ -209,3 +209,98 @@ async fn a_copy_of_any_size_is_received_and_handed_out() {
     let claimed = "SELECT count(DISTINCT event_id) FROM postbox.inbox_claim('payments', 'w', 1000)";
     assert_eq!(row(&client, claimed).await, "1000");
 }
+
+#[tokio::test]
+async fn a_batch_is_received_as_its_messages_are_one_by_one() {
+    let (cluster, client) = start().await;
+    run(
+        &client,
+        "SELECT postbox.create_inbox('payments', retention => '0', dedup_window => '1 day'); SELECT postbox.enable_inbox_ordering('payments');
+         CREATE TABLE bare (id bigint PRIMARY KEY, body text); SELECT postbox.enable_inbox_tracking('bare', event_id => 'id', payload => 'body');
+         INSERT INTO postbox.inbox_seen SELECT 1, id, 'gone', now() + interval '1 day' FROM postbox.inbox;
+         INSERT INTO postbox.inbox_seen SELECT 1, id, 'over', now() - interval '1 s' FROM postbox.inbox",
+    )
+    .await;
+    let batch = async |arguments: &str| row(&client, &format!("SELECT postbox.inbox_receive_batch({arguments})")).await;
+    let received = batch(
+        "'payments', '{a,b,a,gone,b,over}', ARRAY['{}', '{}', '{}', '{}', '[]', NULL]::jsonb[], '{t,t,t,t,u,u}', NULL, '{k,k,k,k,k,NULL}', '{1,2,1,3,2,NULL}'",
+    )
+    .await;
+    assert_eq!(received, "{received,received,duplicate,duplicate,conflict,received}");
+    assert_eq!(
+        batch("'payments', '{b,c}', headers => ARRAY['{}', '{\"h\": 1}']::jsonb[]").await,
+        "{conflict,received}"
+    );
+    assert_eq!(batch("'payments', '{}'").await, "{}");
+    assert_eq!(
+        rows(
+            &client,
+            "SELECT event_id, aggregate_id, sequence_num, payload, headers, event_type FROM payments ORDER BY 1"
+        )
+        .await,
+        ["a|k|1|{}||t", "b|k|2|{}||t", "c||||{\"h\": 1}|", "over|||||u"]
+    );
+    assert_eq!(
+        rows(
+            &client,
+            "SELECT what, event_type, sum(messages), max(event_ids) FROM postbox.inbox_log GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        .await,
+        ["conflict|u|1|{b}", "conflict||1|{b}", "duplicate|t|2|"]
+    );
+    assert_eq!(row(&client, "SELECT duplicates, conflicts FROM postbox.inbox_status('payments')").await, "4|2");
+    // Other types, and ids that are written in another way.
+    assert_eq!(
+        batch("'bare', '{7,007,8}', ARRAY['\"x\"', '\"x\"', NULL]::jsonb[]").await,
+        "{received,duplicate,received}"
+    );
+    assert_eq!(batch("'bare', '{7,8}', ARRAY['\"y\"', NULL]::jsonb[]").await, "{conflict,duplicate}");
+    let receive = "SELECT postbox.inbox_receive_batch";
+    refused(
+        &client,
+        &format!("{receive}('payments', '{{x,NULL}}')"),
+        "23502",
+        "has NULL bytes",
+        "which messages are the same",
+    )
+    .await;
+    refused(
+        &client,
+        &format!("{receive}('payments', '{{x}}', event_types => '{{a,b}}')"),
+        "22023",
+        "1 event_ids of messages for inbox \"payments\" are given with 2 event_types",
+        "same length",
+    )
+    .await;
+    refused(&client, &format!("{receive}('payments', NULL)"), "22023", "NULL event_ids", "same length").await;
+    refused(&client, &format!("{receive}('none', '{{x}}')"), "42704", "inbox \"none\" does not exist", "create_inbox")
+        .await;
+    // Somebody else inserts the same id just now.
+    let other = cluster.client("postgres").await;
+    run(&other, "BEGIN; INSERT INTO payments (event_id, payload) VALUES ('d', '1')").await;
+    let waiting = tokio::spawn(async move { row(&other, "SELECT pg_sleep(0.3); COMMIT; SELECT 1").await });
+    assert_eq!(batch("'payments', '{e,d}', ARRAY['1', '2']::jsonb[]").await, "{received,conflict}");
+    waiting.await.expect("committed");
+    // A trigger of the owner's keeps one out; what it inserts elsewhere is looked up there.
+    run(
+        &client,
+        "CREATE FUNCTION pass_on() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             INSERT INTO public.bare (id) VALUES (7) ON CONFLICT DO NOTHING;
+             RETURN CASE WHEN NEW.event_id = 'f' THEN NULL ELSE NEW END;
+         END $$;
+         CREATE TRIGGER first BEFORE INSERT ON payments FOR EACH ROW EXECUTE FUNCTION pass_on(); DELETE FROM postbox.inbox_log",
+    )
+    .await;
+    assert_eq!(batch("'payments', '{f,g}'").await, "{NULL,received}");
+    assert_ne!(row(&client, "SELECT count(*) FROM postbox.inbox_log").await, "0");
+    run(&client, "RESET ALL; INSERT INTO payments (event_id) VALUES ('g') ON CONFLICT DO NOTHING").await;
+    assert_eq!(
+        row(
+            &client,
+            "SELECT count(*) FROM postbox.inbox_log l JOIN postbox.inbox i ON i.id = l.inbox WHERE name = 'payments'"
+        )
+        .await,
+        "1"
+    );
+}

@@ -291,3 +291,44 @@ async fn every_aggregate_belongs_to_one_worker_for_good() {
         refused(&client, &sql, "22023", &format!("worker {worker} of {total} does not exist"), "counted from 0").await;
     }
 }
+
+/// A receiver whose snapshot is from before the tiers goes by those that are now.
+#[tokio::test]
+async fn a_receiver_with_an_old_snapshot_strands_nothing() {
+    let (cluster, client) = start_with_tiers().await;
+    let old = cluster.client("postgres").await;
+    run(&old, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM postbox.inbox").await;
+    run(&client, r#"SELECT postbox.enable_inbox_priority('payments', tiers => '[{"name": "all"}]')"#).await;
+    receive(&old, &["-5.a"]).await;
+    run(&old, "COMMIT").await;
+    assert_eq!(claimed(&client, "'payments', 'w', 50").await, ["-5.a"]);
+}
+
+/// Who moves messages and who changes tiers exclude one another.
+#[tokio::test]
+async fn nothing_is_moved_while_tiers_change() {
+    let (cluster, client) = start_with_tiers().await;
+    let other = cluster.client("postgres").await;
+    receive(&client, &["-5.a", "-5.b", "100.a"]).await;
+    run(&client, "SELECT postbox.inbox_claim('payments', 'w', 50, tier => 'background'); UPDATE postbox.inbox_batch SET lease_until = now() - interval '1 s' WHERE token IS NOT NULL").await;
+    let maintain = "SELECT outcome, detail FROM postbox.maintain(true) WHERE subject = 'payments'";
+    let disable = "SELECT postbox.disable_inbox_priority('payments')";
+    run(&client, "SET statement_timeout = '10s'").await;
+    run(&other, "BEGIN").await;
+    assert_eq!(rows(&other, maintain).await, ["taken back|2 leases that ran out"]);
+    refused(&client, disable, "55P03", "is in use", "Try again").await;
+    run(&other, "COMMIT").await;
+    run(&client, "UPDATE postbox.inbox SET max_retries = 0; SELECT postbox.inbox_fail('payments', event_id, token, 'no') FROM postbox.inbox_claim('payments', 'w', 50, tier => 'critical')").await;
+    run(&other, "BEGIN; SELECT postbox.replay_inbox_dead_letters('payments', every => true)").await;
+    refused(&client, disable, "55P03", "is in use", "Try again").await;
+    run(&other, "COMMIT").await;
+    run(&client, &format!("BEGIN; {disable}")).await;
+    assert_eq!(rows(&other, maintain).await, ["skipped|its shape is being changed"]);
+    run(&client, "COMMIT").await;
+    let mut all = claimed(&client, "'payments', 'w', 50").await;
+    while let Some(more) = Some(claimed(&client, "'payments', 'w', 50").await).filter(|more| !more.is_empty()) {
+        all.extend(more);
+    }
+    all.sort();
+    assert_eq!(all, ["-5.a", "-5.b", "100.a"]);
+}

@@ -29,6 +29,10 @@ const PAYLOAD: &str = r#"{"purchase": 4711, "customer": 37409, "status": "confir
     "express": false, "coupon": null, "lines": [{"article": 711, "quantity": 2, "price": 47.11}, {"article": 723,
     "quantity": 1, "price": 4.99}], "note": "Ring twice"}"#;
 
+const CLAIM: &str =
+    "SELECT event_id, token, payload, headers, attempts FROM postbox.inbox_claim('payments', 'bench', $1)";
+const COMPLETE: &str = "SELECT postbox.inbox_complete('payments', $1, $2)";
+
 /// Durable, with the log that a server without logical decoding writes.
 pub(crate) fn server() -> Builder {
     Cluster::builder()
@@ -64,8 +68,10 @@ pub(crate) fn load_pgmq(cluster: &Cluster) -> Outcome<bool> {
 /// Who passes the messages on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Queue {
-    /// INSERT, `inbox_claim`, `inbox_complete`.
+    /// `inbox_receive_batch`, `inbox_claim`, `inbox_complete`.
     Postbox,
+    /// The same, in an inbox with an order, each message of an aggregate of its own.
+    Ordered,
     /// `send_batch`, `read`, `archive`.
     Pgmq,
 }
@@ -74,6 +80,7 @@ impl Queue {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Postbox => "Postbox",
+            Self::Ordered => "Postbox, ordered",
             Self::Pgmq => "pgmq",
         }
     }
@@ -97,10 +104,15 @@ impl Worker {
         let client = cluster.client(DATABASE).await;
         let [receive, claim, complete] = match queue {
             Queue::Postbox => [
-                "INSERT INTO payments (event_id, event_type, payload)
-                 SELECT id, 'purchase.confirmed', payload::jsonb FROM unnest($1::text[], $2::text[]) AS m (id, payload) ON CONFLICT DO NOTHING",
-                "SELECT event_id, token, payload, headers, attempts FROM postbox.inbox_claim('payments', 'bench', $1)",
-                "SELECT postbox.inbox_complete('payments', $1, $2)",
+                "SELECT cardinality(postbox.inbox_receive_batch('payments', $1, $2::text[]::jsonb[], array_fill('purchase.confirmed'::text, ARRAY[cardinality($1::text[])])))",
+                CLAIM,
+                COMPLETE,
+            ],
+            Queue::Ordered => [
+                "SELECT cardinality(postbox.inbox_receive_batch('payments', $1, $2::text[]::jsonb[], array_fill('purchase.confirmed'::text, ARRAY[cardinality($1::text[])]),
+                     aggregate_ids => $1, sequence_nums => array_fill(1::bigint, ARRAY[cardinality($1::text[])])))",
+                CLAIM,
+                COMPLETE,
             ],
             Queue::Pgmq => [
                 "SELECT count(*) FROM pgmq.send_batch('payments', $1::text[]::jsonb[])",
@@ -119,7 +131,7 @@ impl Worker {
         let both: [&(dyn ToSql + Sync); 2] = [&ids, &&payloads[..]];
         match self.queue {
             Queue::Pgmq => self.client.query(&self.receive, &both[1..]).await?,
-            Queue::Postbox => self.client.query(&self.receive, &both).await?,
+            Queue::Postbox | Queue::Ordered => self.client.query(&self.receive, &both).await?,
         };
         Ok(())
     }
@@ -137,7 +149,7 @@ impl Worker {
                 let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
                 self.client.query(&self.complete, &[&ids]).await?;
             }
-            Queue::Postbox => {
+            Queue::Postbox | Queue::Ordered => {
                 let (ids, tokens): (Vec<&str>, Vec<i64>) =
                     rows.iter().map(|row| (row.get::<_, &str>(0), row.get::<_, i64>(1))).unzip();
                 self.client.query(&self.complete, &[&ids, &tokens]).await?;

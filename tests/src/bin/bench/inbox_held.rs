@@ -19,7 +19,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
         format!("Receive, claim and complete over time, {SLICES} slices of {length:?} each"),
         &["", "messages/s, first slice", "last slice", "last × first", "claim p99 ms, last slice"],
     );
-    for queue in [Queue::Postbox, Queue::Pgmq] {
+    for queue in [Queue::Postbox, Queue::Ordered, Queue::Pgmq] {
         let mut lasts = Vec::new();
         for held in [false, true] {
             let name = format!("{}{}", queue.name(), if held { ", transactions held open" } else { "" });
@@ -27,6 +27,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
             let cluster = server().start();
             if !prepare(&cluster)? && queue == Queue::Pgmq {
                 continue;
+            }
+            if queue == Queue::Ordered {
+                cluster.psql_result(DATABASE, "SELECT postbox.enable_inbox_ordering('payments')")?;
             }
             let (watcher, reader, writer) =
                 (cluster.client(DATABASE).await, cluster.client(DATABASE).await, cluster.client(DATABASE).await);
@@ -55,8 +58,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
             );
             lasts.push(last.rate);
         }
-        if let ([free, held], Queue::Postbox) = (&lasts[..], queue) {
-            report.target("Postbox: time per message in the last slice, held open × not", free / held, 1.25);
+        if let ([free, held], Queue::Postbox | Queue::Ordered) = (&lasts[..], queue) {
+            let target = format!("{}: time per message in the last slice, held open × not", queue.name());
+            report.target(target, free / held, 1.25);
         }
     }
     report.note("20 % fewer messages in the same time are 1.25 times the time per message");

@@ -104,6 +104,29 @@ async fn an_error_a_panic_and_a_broken_constraint_roll_back_and_are_kept() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_committed_for_the_sake_of_others_has_used_no_attempt() {
+    let desk = Desk::open(", max_retries => 0");
+    desk.psql(
+        "CREATE TABLE effect (id text); CREATE SEQUENCE tries;
+         CREATE FUNCTION give_way() RETURNS trigger LANGUAGE plpgsql AS $$
+         DECLARE codes CONSTANT text[] := '{40001,40P01,53100}'; nth CONSTANT bigint := nextval('tries');
+         BEGIN
+             IF nth <= 3 THEN RAISE 'not now' USING errcode = codes[nth]; END IF;
+             RETURN NULL;
+         END $$;
+         CREATE CONSTRAINT TRIGGER give_way AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION give_way()",
+    );
+    desk.receive(&["a"]);
+    let running = Running::start(worker(&desk), Note);
+    wait(&desk, LEFT, "0").await;
+    assert_eq!(running.stop().await, 1);
+    assert_eq!(desk.psql("SELECT count(*) FROM effect"), "1");
+    assert_eq!(desk.psql("SELECT last_value FROM tries"), "4");
+    assert_eq!(desk.dead("event_id"), "");
+    assert_eq!(desk.psql("SELECT count(*) FROM postbox.inbox_log WHERE what = 'failed'"), "0");
+}
+
 /// While a handler takes longer than its lease, nobody else is handed its message.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lease_of_a_long_handler_is_extended() {
