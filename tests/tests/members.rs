@@ -197,7 +197,8 @@ fn a_pause_waits_for_what_is_under_way() {
         format!("echo begun >> {path}/log; until [ -e {path}/go ]; do sleep 0.01; done; echo ended >> {path}/log");
     let log = || std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
     let mut one = team.active("one", &["--sink", "exec", "--exec", &command]);
-    team.publish(2);
+    team.publish(1);
+    team.publish(1);
     wait_until("the first is under way", PATIENCE, || (log() == "begun\n").then_some(()));
     team.psql("SELECT postbox.pause_consumer_group('g')");
     // It has noticed when it does not ask any more.

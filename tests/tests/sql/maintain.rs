@@ -165,6 +165,7 @@ async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
     let heard = listen(&cluster, MAINTAIN);
     assert!(heard.contains("\"kind\": \"outbox_storage_critical\"") && heard.contains("public.orders"), "{heard}");
     assert_eq!(row(&client, "SELECT is_critical FROM postbox.retention_status").await, "t");
+    run(&member, "SELECT pg_advisory_unlock_all()").await;
     run(&client, "SELECT postbox.drop_consumer_group('g'); SELECT postbox.drop_outbox('orders')").await;
     let heard = listen(&cluster, MAINTAIN);
     assert!(heard.contains("outbox_storage_critical") && heard.contains("\"cleared\": true"), "{heard}");

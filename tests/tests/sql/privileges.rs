@@ -431,6 +431,10 @@ async fn no_shadow_of_anything_in_pg_catalog_is_met_by_a_superuser() {
         assert!(refusal.hint().is_some() || refusal.detail().is_some(), "{sql}: {refusal:?}");
         assert!(!refusal.message().contains("sprung"), "{sql}: {refusal:?}");
     }
+    // Before PostgreSQL 15 counts are sent as datagrams, which may be lost.
+    if postbox_tests::major() < 15 {
+        return;
+    }
     // Nothing was left out: every function whose body is looked up when it runs has run. Counts are told together.
     run(&client, "SET search_path = pg_catalog, pg_temp; SELECT evil.last()").await;
     wait_until_async("calls are counted", PATIENCE, async || {

@@ -1,0 +1,1 @@
+-- No extension, no members of one.
