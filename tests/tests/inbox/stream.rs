@@ -417,7 +417,7 @@ fn a_member_whose_lease_has_run_out_rolls_back() {
     pair.publish(0, 9);
     pair.drain(&[]);
     pair.publish(10, 19);
-    let arguments = pair.arguments(&["--session-timeout", "10s"]);
+    let arguments = pair.arguments(&["--session-timeout", "20s"]);
     let arguments = arguments.iter().map(String::as_str).collect::<Vec<_>>();
     let shop = pair.shop.conninfo("postgres");
     let mut member = Run::start_with_failpoint(&shop, &arguments, "inbox.before-commit=stop");
@@ -430,7 +430,7 @@ fn a_member_whose_lease_has_run_out_rolls_back() {
     let before = rolled_back();
     // The lease ends a fifth of the time before the server ends an idle transaction.
     wait_until("the lease has run out", PATIENCE, || {
-        let sql = "SELECT clock_timestamp() - state_change > '8.2 s' FROM pg_stat_activity WHERE state = 'idle in transaction'";
+        let sql = "SELECT clock_timestamp() - state_change > '16.2 s' FROM pg_stat_activity WHERE state = 'idle in transaction'";
         (pair.office(sql) == "t").then_some(())
     });
     member.signal(Signal::CONT);
