@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use postbox::{Consumer, InboxTarget};
 use postbox_tests::{Cluster, Proxy, Run, Stop, postbox_binary, wait_until};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_postgres::{AsyncMessage, NoTls};
 
@@ -417,7 +417,7 @@ fn a_member_whose_lease_has_run_out_rolls_back() {
     pair.publish(0, 9);
     pair.drain(&[]);
     pair.publish(10, 19);
-    let arguments = pair.arguments(&["--session-timeout", "20s"]);
+    let arguments = pair.arguments(&["--session-timeout", "10s"]);
     let arguments = arguments.iter().map(String::as_str).collect::<Vec<_>>();
     let shop = pair.shop.conninfo("postgres");
     let mut member = Run::start_with_failpoint(&shop, &arguments, "inbox.before-commit=stop");
@@ -430,11 +430,17 @@ fn a_member_whose_lease_has_run_out_rolls_back() {
     let before = rolled_back();
     // The lease ends a fifth of the time before the server ends an idle transaction.
     wait_until("the lease has run out", PATIENCE, || {
-        let sql = "SELECT clock_timestamp() - state_change > '16.2 s' FROM pg_stat_activity WHERE state = 'idle in transaction'";
+        let sql = "SELECT clock_timestamp() - state_change > '8.2 s' FROM pg_stat_activity WHERE state = 'idle in transaction'";
         (pair.office(sql) == "t").then_some(())
     });
+    // Nobody answers before it has looked at its lease, which would be renewed.
+    let control = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'postbox:g:%' AND backend_type = 'client backend'";
+    let control =
+        pair.shop.psql("postgres", control).parse().ok().and_then(Pid::from_raw).expect("the control session");
+    kill_process(control, Signal::STOP).expect("it stands still");
     member.signal(Signal::CONT);
     wait_until("it rolls back", PATIENCE, || (rolled_back() > before).then_some(()));
+    kill_process(control, Signal::CONT).expect("it goes on");
     pair.wait_until_all_received();
     let ended = member.terminate(PATIENCE);
     assert_eq!(ended.code, Some(0), "{}", ended.log);
