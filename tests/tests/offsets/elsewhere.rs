@@ -79,7 +79,8 @@ fn a_dump_restored_elsewhere_is_recovered_whole_whatever_its_transaction_ids() {
     let now: u64 = other.psql("postgres", "SELECT pg_snapshot_xmax(pg_current_snapshot())").parse().expect("an id");
     let mut expected = numbered("a", 1, 600);
     other.psql("postgres", &format!("UPDATE orders SET xid = ({now} + seq - 300)::text::xid8"));
-    let range = other.psql("postgres", "SELECT min(xid) < pg_snapshot_xmin(pg_current_snapshot()), max(xid) > pg_snapshot_xmax(pg_current_snapshot()) FROM orders");
+    let range = other.psql("postgres", // PostgreSQL 14 has no min(xid8).
+        "SELECT bool_or(xid < pg_snapshot_xmin(pg_current_snapshot())), bool_or(xid > pg_snapshot_xmax(pg_current_snapshot())) FROM orders");
     assert_eq!(range, "t|t");
     let (code, said) = group(&other, &["recover", "g"]);
     assert_eq!(code, 0, "{said}");
