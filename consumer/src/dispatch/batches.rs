@@ -270,10 +270,14 @@ mod tests {
                 continue;
             }
             let revoke = async {
-                tokio::task::yield_now().await;
+                // Whoever does not look at the lease has long handed the batch out then.
+                let wait = move || (batches.recv_timeout(Duration::from_millis(300)), batches);
+                let waited = tokio::task::spawn_blocking(wait).await.expect("no panic");
                 lease.revoke();
+                waited
             };
-            let (ended, ()) = tokio::join!(delivering, revoke);
+            let (ended, (handed_out, batches)) = tokio::join!(delivering, revoke);
+            assert!(handed_out.is_err(), "handed out without a lease");
             assert_eq!(ended.outcome.expect_err("revoked").kind(), ErrorKind::PlaceLost);
             // To the end of the thread.
             assert_eq!(batches.iter().count(), 0, "handed out without a lease");
