@@ -219,24 +219,30 @@ async fn a_transaction_held_open_costs_ordered_claims_nothing() {
     };
     let before = least(5000).await;
     round(20, 1000).await;
-    // The floor is moved twice a second at most, by one claim in eight, and stays a second behind.
-    for n in 1000..1040 {
-        tokio::time::sleep(std::time::Duration::from_millis(75)).await;
-        round(n, n + 1).await;
-    }
+    floors_rise(&client).await;
     let after = least(5010).await;
     assert!(after <= before + 150, "{before} buffers before, {after} after");
     run(&held, "COMMIT").await;
     // What comes so late that it lies below the floor is found.
     run(&held, "BEGIN; INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('late', 'late', 1)").await;
-    for n in 1040..1080 {
-        tokio::time::sleep(std::time::Duration::from_millis(75)).await;
-        round(n, n + 1).await;
-    }
+    floors_rise(&client).await;
     run(&held, "COMMIT").await;
     let below = "SELECT count(*) FROM postbox.inbox_floor f JOIN postbox.inbox_batch b ON b.event_ids = '{late}' AND b.tier = f.tier AND b.ready_at < f.ready_at";
     assert_ne!(row(&client, below).await, "0", "it lies below the floor");
     assert_eq!(drain(&client).await, ["late"]);
+}
+
+/// Waits until claims, of which one in eight does so, twice a second at most and a second behind, have moved all floors past this moment.
+async fn floors_rise(client: &Client) {
+    let now = row(client, "SELECT clock_timestamp()").await;
+    let risen = format!(
+        "SELECT count(DISTINCT tier) FROM postbox.inbox_floor WHERE kind = 'batch' AND tier IN (0, -1, -32768) AND ready_at > '{now}'"
+    );
+    wait_until_async("the floors have risen", PATIENCE, async || {
+        assert_eq!(row(client, "SELECT count(*) FROM postbox.inbox_claim('payments', 'w')").await, "0");
+        (row(client, &risen).await == "3").then_some(())
+    })
+    .await;
 }
 
 /// Completes all that is handed out while somebody holds the lane of a.

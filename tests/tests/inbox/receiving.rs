@@ -5,6 +5,7 @@ use std::time::Duration;
 use postbox_tests::wait_until_async;
 use tokio_postgres::Client;
 
+use super::PATIENCE;
 use crate::sql::{error, refused, row, rows, run, start};
 
 /// What waits to be handed out, and what the log counts of each kind.
@@ -278,9 +279,15 @@ async fn a_batch_is_received_as_its_messages_are_one_by_one() {
     // Somebody else inserts the same id just now.
     let other = cluster.client("postgres").await;
     run(&other, "BEGIN; INSERT INTO payments (event_id, payload) VALUES ('d', '1')").await;
-    let waiting = tokio::spawn(async move { row(&other, "SELECT pg_sleep(0.3); COMMIT; SELECT 1").await });
-    assert_eq!(batch("'payments', '{e,d}', ARRAY['1', '2']::jsonb[]").await, "{received,conflict}");
-    waiting.await.expect("committed");
+    let commit = async {
+        wait_until_async("it waits for the other", PATIENCE, async || {
+            (row(&other, "SELECT count(*) FROM pg_locks WHERE NOT granted").await == "1").then_some(())
+        })
+        .await;
+        run(&other, "COMMIT").await;
+    };
+    let (came, ()) = tokio::join!(batch("'payments', '{e,d}', ARRAY['1', '2']::jsonb[]"), commit);
+    assert_eq!(came, "{received,conflict}");
     // A trigger of the owner's keeps one out; what it inserts elsewhere is looked up there.
     run(
         &client,
