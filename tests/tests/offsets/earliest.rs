@@ -12,20 +12,21 @@ async fn a_group_made_among_publishers_gets_every_event_once() {
     let office = Office::open();
     office.publish("before", 1, 300);
     office.psql("BEGIN; INSERT INTO orders (type, payload) VALUES ('undone:1', '{}'); ROLLBACK");
-    let (late, watcher, maker) = (office.client().await, office.client().await, office.client().await);
+    let (late, later) = (office.client().await, office.client().await);
+    let (watcher, maker) = (office.client().await, office.client().await);
     execute(&late, &format!("BEGIN; {}", insert("late:1", 10))).await;
     let publishers = Publishers::start(&office.cluster, 4).await;
     let making = tokio::spawn(async move { maker.batch_execute(CREATE).await });
     office.waits(&watcher, "SELECT postbox.create", "PgSleep").await;
+    // One more that is open when the slot is begun, so that the slot waits for it.
+    execute(&later, &format!("BEGIN; {}", insert("later:1", 10))).await;
     execute(&late, &format!("{} COMMIT", insert("late:2", 10))).await;
-    // One more that is open while the slot is made, or after.
-    execute(&late, &format!("BEGIN; {}", insert("later:1", 10))).await;
     wait_until_async("the maker waits for it or is done", PATIENCE, async || {
         let sql = "SELECT 1 FROM postbox.consumer_group UNION ALL SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
         watcher.query(sql, &[]).await.expect("an answer").pop().map(drop)
     })
     .await;
-    execute(&late, "COMMIT").await;
+    execute(&later, "COMMIT").await;
     making.await.expect("no panic").expect("a group");
     let mut run = office.run(&[]);
     run.wait_for(500, PATIENCE);
