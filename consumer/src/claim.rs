@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -16,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::group;
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_sql, quote};
 
 /// What an event says of its claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ pub struct ClaimPosition {
 /// ```
 #[derive(Debug)]
 pub struct ClaimReader {
-    client: Client,
+    client: Arc<Client>,
     /// Quoted as in SQL.
     outbox: String,
     xid: u64,
@@ -156,15 +157,18 @@ impl ClaimReader {
     }
 
     pub(crate) async fn connect(info: &ConnInfo, event: &Event) -> Result<Self> {
+        Self::new(Arc::new(connect_sql(info).await?), event)
+    }
+
+    /// As [`open`](Self::open), by this connection.
+    pub(crate) fn new(client: Arc<Client>, event: &Event) -> Result<Self> {
         let Some(summary) = ClaimSummary::of(event)? else {
             return Err(Error::new(ErrorKind::Usage, "the event has no claim")
                 .with_hint("Its data is its payload; Event::claim tells."));
         };
-        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-        let outbox = format!("{}.{}", quoted(&event.outbox.schema), quoted(&event.outbox.table));
         Ok(Self {
-            client: connect_sql(info).await?,
-            outbox,
+            client,
+            outbox: format!("{}.{}", quote(&event.outbox.schema), quote(&event.outbox.table)),
             xid: event.xid,
             summary,
             at: ClaimPosition::default(),

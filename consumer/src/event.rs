@@ -117,7 +117,7 @@ impl Event {
             + raw
     }
 
-    /// Copies the event out of the frame that it came in, which it would keep in memory as long as itself.
+    /// Copies the fields of the event out of the frame that it came in, which they would keep in memory as long as themselves.
     pub(crate) fn detach(&mut self) {
         let text = |text: &mut ByteString| *text = ByteString::from(&**text);
         text(&mut self.event_type);

@@ -147,7 +147,9 @@ impl Feed {
                 _ => error,
             };
             if error.kind() == ErrorKind::PlaceLost && !self.builder.one_term {
-                warn!("{}", error.chain());
+                if !matches!(&self.reader, Reader::Group(_, Some(place)) if place.is_lost()) {
+                    warn!("{}", error.chain());
+                }
                 last = None;
                 match self.stand_by().await {
                     Ok(true) => continue,

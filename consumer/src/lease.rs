@@ -76,7 +76,7 @@ impl Lease {
         self.tell();
     }
 
-    /// Nothing may be begun any more; what is under way may come to its end, until the lease is revoked.
+    /// Nothing may be begun any more; what is under way may come to its end, as long as the lease lasts.
     pub(crate) fn suspend(&self) {
         self.state().suspended = true;
     }
@@ -94,7 +94,12 @@ impl Lease {
     /// True if something may be delivered now.
     pub(crate) fn is_valid(&self) -> bool {
         let state = self.state();
-        !state.revoked && self.holds(&state, Moment::now)
+        !state.suspended && self.holds(&state, Moment::now)
+    }
+
+    /// True if what is under way may come to its end now.
+    pub(crate) fn may_finish(&self) -> bool {
+        self.holds(&self.state(), Moment::now)
     }
 
     /// Waits until something may be delivered: for ever, once the lease is revoked.
@@ -124,8 +129,8 @@ impl Lease {
         }
     }
 
-    /// As [`valid`](Self::valid), on a thread that may block. False: it is revoked.
-    pub(crate) fn wait(&self) -> bool {
+    /// Waits, on a thread that may block, until what is under way may go on. False: the lease is revoked.
+    pub(crate) fn wait_to_finish(&self) -> bool {
         let mut state = self.state();
         while !state.revoked && !self.holds(&state, Moment::now) {
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +139,7 @@ impl Lease {
     }
 
     fn holds(&self, state: &State, now: impl FnOnce() -> Moment) -> bool {
-        if state.suspended {
+        if state.revoked {
             return false;
         }
         let Some(lasts) = self.0.lasts else { return true };
@@ -191,17 +196,19 @@ mod tests {
         assert!(!waiting.is_finished());
         lease.renewed(Moment::now());
         waiting.await.expect("valid again");
-        assert!(lease.is_valid() && lease.wait());
+        assert!(lease.is_valid() && lease.wait_to_finish());
 
         lease.revoke();
         lease.renewed(Moment::now());
-        assert!(!lease.is_valid() && lease.is_revoked() && !lease.wait());
+        assert!(!lease.is_valid() && lease.is_revoked() && !lease.wait_to_finish());
         assert!(tokio::time::timeout(3600 * SECOND, lease.valid()).await.is_err());
         lease.revoked().await;
 
         let lease = Lease::unlimited();
         assert!(lease.is_valid());
+        lease.suspend();
+        assert!(!lease.is_valid() && lease.may_finish() && lease.wait_to_finish());
         lease.revoke();
-        assert!(!lease.is_valid());
+        assert!(!lease.is_valid() && !lease.may_finish());
     }
 }

@@ -23,7 +23,7 @@ const MOST_CALLS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Step {
-    /// Which part of it: `sample`, `cleanup`, `groups`, `storage`, `ring`, `slots`, `retention`, or `maintain` as a whole.
+    /// Which part of it: `sample`, `cleanup`, `events`, `groups`, `inboxes`, `inbox_rings`, `ring`, `retention`, `slots`, `storage`, or `maintain` as a whole.
     pub step: String,
     /// The outbox, group or slot.
     pub subject: Option<String>,
@@ -119,7 +119,7 @@ pub(crate) async fn run(info: &ConnInfo, stop: impl Future<Output = ()>) -> Resu
                 journal.log(&steps);
                 client = Some(connected);
             }
-            Err(error) => warn!(%error, "maintenance failed, trying again in {INTERVAL:?}"),
+            Err(error) => warn!("maintenance failed, trying again in {INTERVAL:?}: {}", error.chain()),
         }
     }
 }

@@ -130,7 +130,8 @@ impl Membership {
     async fn stand_by(&self, client: &Client) -> Result<()> {
         let mut told = None;
         loop {
-            let rows = group::query(client, "SELECT postbox._try_membership($1)", &[&self.group]).await?;
+            let asked = async { group::query(client, "SELECT postbox._try_membership($1)", &[&self.group]).await };
+            let rows = timeout(self.session_timeout, asked).await.map_err(|_| silent())??;
             let state: Option<String> = rows.first().map(|row| row.try_get(0)).transpose()?.flatten();
             match state.as_deref() {
                 Some("active") => return Ok(()),
@@ -161,15 +162,11 @@ impl Membership {
                 info!("group {} has been recovered with slot {slot}", self.group);
                 self.take_over(&client).await?
             }
-            Err(error) if can_recover(&error) && error.kind() != ErrorKind::Other => {
-                let hint = error.hint().map(|hint| format!("{hint} ")).unwrap_or_default();
+            Err(error) if matches!(error.kind(), ErrorKind::SlotMissing | ErrorKind::SlotInvalidated) => {
                 let remedy = format!("postbox group recover {} (or run with --recover)", self.group);
-                return Err(match error.kind() {
-                    ErrorKind::SlotMissing | ErrorKind::SlotInvalidated => error.with_hint(format!(
-                        "Make the slot anew and deliver from the outboxes what the group had not confirmed: {remedy}."
-                    )),
-                    _ => error.with_hint(hint.trim_end()),
-                });
+                return Err(error.with_hint(format!(
+                    "Make the slot anew and deliver from the outboxes what the group had not confirmed: {remedy}."
+                )));
             }
             activated => activated?,
         };
@@ -265,6 +262,11 @@ impl Place {
         }
     }
 
+    /// True if it is lost, which is in the log then.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.borrow().is_some()
+    }
+
     /// The stored events of this outbox are delivered up to `position`, and durably so.
     pub(crate) async fn backfilled(&self, outbox: u32, position: i64, finished: bool) -> Result<()> {
         let sql = "SELECT postbox._backfilled($1, $2, $3, $4, $5)";
@@ -325,6 +327,8 @@ struct Candidate {
 impl Heartbeat {
     async fn run(mut self, lost: watch::Sender<Option<Lost>>) {
         let outcome = self.beat().await;
+        // Whoever delivers says only that the place is lost.
+        warn!("{}", outcome.text(&self.membership.group));
         match outcome {
             // Nobody else has the group meanwhile: there is time for what is under way.
             Lost::Paused => self.lease.suspend(),
@@ -399,12 +403,15 @@ impl Heartbeat {
         failpoint::reach("checkpoint.before-write");
         let written =
             async { group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await };
-        let late = |_| Error::new(ErrorKind::Connect, "the server does not answer");
-        timeout(self.membership.session_timeout, written).await.map_err(late)??;
+        timeout(self.membership.session_timeout, written).await.map_err(|_| silent())??;
         failpoint::reach("checkpoint.after-write");
         debug!(%snapshot, lsn = %due.lsn, "checkpoint");
         Ok(())
     }
+}
+
+fn silent() -> Error {
+    Error::new(ErrorKind::Connect, "the server does not answer")
 }
 
 /// The SQLSTATE of what a former member writes: see `postbox._require_epoch`.
@@ -428,12 +435,15 @@ const SESSION_NAME_BYTES: usize = 63;
 impl Lost {
     /// As the error that ends the stream.
     pub(crate) fn into_error(self, group: &str) -> Error {
-        let text = match self {
+        Error::new(ErrorKind::PlaceLost, self.text(group))
+    }
+
+    fn text(&self, group: &str) -> String {
+        match self {
             Self::Paused => format!("group {group} has been paused"),
             Self::Replaced => format!("group {group} was taken over, moved or dropped"),
             Self::CutOff(why) => format!("lost the place in group {group}: {why}"),
-        };
-        Error::new(ErrorKind::PlaceLost, text)
+        }
     }
 }
 

@@ -23,7 +23,11 @@ pub(crate) const PLUGIN: &str = "pgoutput";
 
 /// The publication of all outboxes of a database, and that of their claims.
 const PUBLICATION: &str = "postbox";
-const CLAIMS_PUBLICATION: &str = "postbox_claims";
+pub(crate) const CLAIMS_PUBLICATION: &str = "postbox_claims";
+
+/// What to do about claims from before they were published.
+pub(crate) const UNPUBLISHED_CLAIMS: &str = "Run with --claims reference until the group is past what was published before: the sink fetches the data then. \
+    If the publication lacks the table still: SELECT postbox.enable_pgoutput().";
 
 /// Settings of the stream's session: how values are printed that are read here. No text is converted, so that none can
 /// fail to be.

@@ -73,7 +73,6 @@ pub(crate) async fn terms(
             connected => connected?,
         };
         was_active = true;
-        backoff.reset();
         let lease = consumer.lease();
         let (delivered, outcome) = match (sink, consumer.term(), &target) {
             (Sink::Stdout(format), ..) => {
@@ -108,6 +107,15 @@ pub(crate) async fn terms(
                     && (error.kind() == ErrorKind::PlaceLost || error.is_transient()) =>
             {
                 warn!("{}", error.chain());
+                if delivered > 0 {
+                    backoff.reset();
+                } else if error.is_transient() {
+                    // A server that lets in one connection and no second one is not to be asked without end.
+                    tokio::select! {
+                        () = tokio::time::sleep(backoff.next()) => {}
+                        () = stop.clone() => return Err(error),
+                    }
+                }
             }
             outcome => return outcome.map(|()| sum),
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use postbox::{Consumer, ErrorKind};
 use postbox_tests::{Cluster, Line, Run, wait_until};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::shop::PATIENCE;
 
@@ -243,11 +243,27 @@ fn a_member_that_loses_its_control_session_stands_by_and_comes_back() {
     let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'postbox:g:one'";
     assert_eq!(team.psql(terminate), "t");
     one.wait_for_log("active member of group", 2, PATIENCE);
+    assert_eq!(one.log().matches("lost the place in group g: ").count(), 1, "{}", one.log());
     team.publish(10);
     one.wait_for(20, PATIENCE);
     let ended = one.terminate(PATIENCE);
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     team.check(&ended.lines);
+}
+
+/// A session that is stopped answers nothing and ends nothing, as a machine that has lost its power.
+#[test]
+fn a_standby_whose_server_does_not_answer_connects_again() {
+    let team = Team::open();
+    let one = team.active("one", &[]);
+    let mut two = team.standby("two");
+    let session = "SELECT pid FROM pg_stat_activity WHERE application_name = 'postbox:g:two'";
+    let session = Pid::from_raw(team.psql(session).parse().expect("a pid")).expect("a process");
+    kill_process(session, Signal::STOP).expect("stopped");
+    two.wait_for_log("the server does not answer", 1, PATIENCE);
+    two.wait_for_log("standing by", 2, PATIENCE);
+    kill_process(session, Signal::CONT).expect("it goes on");
+    take_over(&team, one, &mut two);
 }
 
 #[test]

@@ -4,22 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use postbox_wire::{Claims, ErrorCode, Lsn};
+use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use super::shared::{Batch, Part};
 use super::{Feed, Reader, TOGETHER_BYTES, room};
 use crate::backfill::{Backfill, Chunk, FIRST_ROWS};
 use crate::claim::ClaimReader;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ClaimChunk, Event, EventError};
 use crate::transport::connect_own;
 
 impl Feed {
-    /// Delivers what is to come from the table.
+    /// Delivers what is to come from the table, once in a term.
     pub(super) async fn backfill(&mut self) -> Result<()> {
         let Reader::Group(membership, Some(place)) = &self.reader else { return Ok(()) };
+        if self.shared.is_backfilled() {
+            return Ok(());
+        }
         for backfill in place.backfills.iter().filter(|backfill| !backfill.finished) {
             let client = connect_own(&self.info).await?;
+            let mut claims = None;
             let (mut delivered, mut rows) = (0, FIRST_ROWS);
             let mut chunk = backfill.read(&client, &membership.group, None, rows).await?;
             while !chunk.events.is_empty() {
@@ -28,7 +33,7 @@ impl Feed {
                 let position = chunk.position;
                 // While this one is delivered the next one is read.
                 let next = backfill.read(&client, &membership.group, Some(position), rows);
-                let (settled, next) = tokio::join!(self.deliver_stored(chunk), next);
+                let (settled, next) = tokio::join!(self.deliver_stored(chunk, &mut claims), next);
                 settled?;
                 place.backfilled(backfill.outbox, position, false).await?;
                 chunk = next?;
@@ -41,11 +46,11 @@ impl Feed {
     }
 
     /// Hands stored events out and waits until they are acknowledged. Each counts as a transaction without a position.
-    async fn deliver_stored(&self, chunk: Chunk) -> Result<()> {
+    async fn deliver_stored(&self, chunk: Chunk, claims: &mut Option<Arc<Client>>) -> Result<()> {
         let mut events = chunk.events.into_iter().peekable();
         while let Some(first) = events.peek_mut() {
             if first.claim.is_some() && self.builder.options.claims == Claims::Stream {
-                self.deliver_claim(first).await?;
+                self.deliver_claim(first, claims).await?;
             }
             let mut bytes = 0;
             let mut parts = Vec::new();
@@ -69,9 +74,14 @@ impl Feed {
         }
     }
 
-    /// Hands out the data of a stored event's claim, before it. Where that cannot be read, the event says so.
-    async fn deliver_claim(&self, event: &mut Event) -> Result<()> {
-        let mut reader = match ClaimReader::connect(&self.info, event).await {
+    /// Hands out the data of a stored event's claim, before it, by the connection for claims. Where it is damaged or gone, the event
+    /// says so.
+    async fn deliver_claim(&self, event: &mut Event, claims: &mut Option<Arc<Client>>) -> Result<()> {
+        let client = match claims {
+            Some(client) => Arc::clone(client),
+            None => Arc::clone(claims.insert(Arc::new(connect_own(&self.info).await?))),
+        };
+        let mut reader = match ClaimReader::new(client, event) {
             Ok(reader) => reader,
             Err(error) => return unreadable(event, error),
         };
@@ -121,9 +131,10 @@ impl Feed {
     }
 }
 
-/// What stands against a claim; a link that broke ends the connection, and the event comes again.
+/// What is wrong with the claim itself becomes part of the event. Anything else (the link, a missing right) ends the stream, and the event
+/// comes again.
 fn unreadable(event: &mut Event, error: Error) -> Result<()> {
-    if error.is_transient() {
+    if !matches!(error.kind(), ErrorKind::Decode | ErrorKind::Usage) {
         return Err(error);
     }
     warn!("{}", error.chain());

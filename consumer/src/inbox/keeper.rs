@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::held::{Held, Lease};
 use super::turn::Turn;
@@ -41,6 +41,8 @@ impl Keeper {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let patience = (self.crew.visibility / 3).max(Duration::from_secs(1));
         let mut client = None;
+        // What is in the log already.
+        let mut told = None;
         let mut tiers_due = Instant::now() + TIERS_INTERVAL;
         loop {
             ticks.tick().await;
@@ -60,9 +62,13 @@ impl Keeper {
             };
             let late = || Err(Error::new(ErrorKind::Connect, "the server does not answer"));
             match timeout(patience, kept).await.unwrap_or_else(|_| late()) {
-                Ok(kept) => client = Some(kept),
+                Ok(kept) => (client, told) = (Some(kept), None),
                 Err(error) => {
-                    debug!("no word from the server: {}", error.chain());
+                    let why = error.chain();
+                    if told.as_ref() != Some(&why) {
+                        warn!("leases are not extended: {why}");
+                        told = Some(why);
+                    }
                     self.give_up();
                 }
             }

@@ -49,9 +49,13 @@ pub(super) fn is_stale(error: &SqlError) -> bool {
     error.code().is_some_and(|code| code.code() == STALE)
 }
 
-/// Whether a transaction was ended for the sake of others, for want of resources, or as the server shuts down: the next one may succeed.
+/// Whether a transaction was ended for the sake of others, for want of resources, or as the server shuts down: the next one may succeed. One
+/// that went beyond a limit that is set for it will do so again.
 pub(super) fn is_passing(error: &SqlError) -> bool {
-    error.code().is_some_and(|code| ["40", "53", "57P"].iter().any(|class| code.code().starts_with(class)))
+    error.code().is_some_and(|code| {
+        *code != SqlState::CONFIGURATION_LIMIT_EXCEEDED
+            && ["40", "53", "57P"].iter().any(|class| code.code().starts_with(class))
+    })
 }
 
 /// Whether the same statement may succeed later: the link broke, or the server ended the statement for the sake of others.

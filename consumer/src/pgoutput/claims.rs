@@ -8,11 +8,12 @@ use postbox_wire::marker::ChunkMapping;
 use postbox_wire::{ErrorCode, OutboxSelector, Transaction};
 use tokio_postgres::Client;
 
+use super::UNPUBLISHED_CLAIMS;
 use super::message::{Relation, Row};
 use super::row::{bytea, empty};
 use super::table::{Column, Table};
 use crate::claim::ClaimSummary;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ClaimChunk, Event, EventError};
 use crate::group;
 
@@ -60,7 +61,13 @@ impl Claims {
         ordinal: u64,
         chunks: &mut Chunks,
     ) -> Option<Event> {
-        let table = self.outbox.as_ref().filter(|table| table.selected)?;
+        let Some(table) = &self.outbox else {
+            chunks.broken.get_or_insert_with(|| "the table of its chunks was dropped".to_owned());
+            return None;
+        };
+        if !table.selected {
+            return None;
+        }
         let mapping = match &self.mapping {
             Ok(mapping) => mapping,
             Err(detail) => {
@@ -87,19 +94,31 @@ impl Claims {
 
 impl Chunks {
     /// Whether all of an event's data has come before it: else it becomes an error event, as somebody would wait for the rest.
-    pub(super) fn complete(&mut self, event: &mut Event) {
-        let Some(claim) = &event.claim else { return };
-        let Ok(summary) = claim.parse::<ClaimSummary>() else { return };
+    ///
+    /// # Errors
+    /// Nothing has come at all: the data is there, and not in the stream.
+    pub(super) fn complete(&mut self, event: &mut Event) -> Result<()> {
+        let Some(claim) = &event.claim else { return Ok(()) };
+        let Ok(summary) = claim.parse::<ClaimSummary>() else { return Ok(()) };
         let came = self.came.remove(&summary.seq).unwrap_or_default();
         if came == summary.chunks {
-            return;
+            return Ok(());
         }
-        let detail = self.broken.clone().unwrap_or_else(|| {
-            format!("{came} of the {} chunks of claim {} have come: its table was dropped, or is not in the publication postbox_claims", summary.chunks, summary.seq)
-        });
+        if came == 0 && self.broken.is_none() {
+            let message = format!(
+                "no chunk of claim {} of {} has come: its table was not in the publication postbox_claims when they were written",
+                summary.seq, event.outbox
+            );
+            return Err(Error::new(ErrorKind::Setup, message).with_hint(UNPUBLISHED_CLAIMS));
+        }
+        let detail = self
+            .broken
+            .clone()
+            .unwrap_or_else(|| format!("{came} of the {} chunks of claim {} have come", summary.chunks, summary.seq));
         let raw = vec![("claim".into(), claim.clone().into_bytes())];
         event.error = Some(Arc::new(EventError { code: ErrorCode::Malformed, detail: detail.into(), raw }));
         event.claim = None;
+        Ok(())
     }
 }
 

@@ -122,7 +122,8 @@ fn relation(bytes: &mut Bytes) -> Option<Relation> {
 /// Reads a row. The values are slices of the message.
 pub(crate) fn row(bytes: &mut Bytes) -> Option<Row> {
     let count = u16(bytes)?;
-    let mut row = Vec::new();
+    // A value takes a byte at least.
+    let mut row = Vec::with_capacity(usize::from(count).min(bytes.len()));
     for _ in 0..count {
         row.push(match u8(bytes)? {
             b'n' => None,

@@ -191,7 +191,7 @@ impl Reader {
         }
         let mut event = event(&current.transaction, ordinal);
         if let Some(chunks) = &mut current.chunks {
-            chunks.complete(&mut event);
+            chunks.complete(&mut event)?;
         }
         Ok(current.push(event, bytes))
     }

@@ -204,11 +204,19 @@ fn add_headers(
 
 /// The bytes of a bytea that is printed in hexadecimal.
 pub(super) fn bytea(printed: &[u8]) -> Option<Vec<u8>> {
-    let nibble = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+    let nibble = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
     let digits = printed.strip_prefix(b"\\x")?;
     let (pairs, rest) = digits.as_chunks::<2>();
     rest.is_empty().then_some(())?;
-    pairs.iter().map(|[high, low]| Some(nibble(*high)? << 4 | nibble(*low)?)).collect()
+    let mut bytes = Vec::with_capacity(pairs.len());
+    for [high, low] in pairs {
+        bytes.push(nibble(*high)? << 4 | nibble(*low)?);
+    }
+    Some(bytes)
 }
 
 /// Bytes of the fields that the limit counts.

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, EventId};
 use crate::format::CloudEvents;
 use crate::lease::Lease;
-use crate::transport::{ConnInfo, connect_sql};
+use crate::transport::{ConnInfo, connect_own};
 use crate::{failpoint, group, member};
 
 /// An inbox that takes the stream of a consumer group; see [`Builder::deliver_into`](crate::Builder::deliver_into).
@@ -191,7 +191,7 @@ impl Inbox {
     /// Brings tasks into the inbox, in this order; what cannot be a message becomes a dead letter. When it returns, all are done,
     /// durably. A server that is not there is waited for.
     pub(crate) async fn take_over(&mut self, tasks: &[Task], letters: &impl DeadLetters, lease: &Lease) -> Result<()> {
-        self.until_open().await?;
+        self.until_open(lease).await?;
         for task in tasks.iter().filter(|task| !self.has(task)) {
             if let Some(error) = &task.event.error {
                 keep(task, Why::Unreadable, format!("{}: {}", error.code.name(), error.detail), letters).await?;
@@ -229,7 +229,7 @@ impl Inbox {
         loop {
             failpoint::reach("deliver.before-sink");
             lease.valid().await;
-            self.until_open().await?;
+            self.until_open(lease).await?;
             let attempt = timeout(self.patience, self.attempt(part, lease)).await;
             match attempt.unwrap_or_else(|_| Err(Failure::Again(silent()))) {
                 Ok(()) => {
@@ -286,7 +286,7 @@ impl Inbox {
         let written = begun.and(written);
         failpoint::reach("inbox.before-commit");
         let messages: i64 = match written.and_then(|row| row.try_get(0)) {
-            Ok(messages) if lease.is_valid() => messages,
+            Ok(messages) if lease.may_finish() => messages,
             outcome => {
                 // A link that is broken has ended the transaction too.
                 let _ = open.client.batch_execute("ROLLBACK").await;
@@ -321,32 +321,38 @@ impl Inbox {
         (self.told, self.untold) = (Some(Instant::now()), false);
     }
 
-    async fn until_open(&mut self) -> Result<()> {
+    async fn until_open(&mut self, lease: &Lease) -> Result<()> {
         while self.open.is_none() {
             match timeout(self.patience, self.open()).await.unwrap_or_else(|_| Err(silent())) {
                 Ok(open) => self.open = Some(open),
                 Err(error) if is_passing(&error) => self.wait(&error).await,
-                Err(error) if error.sqlstate() == Some(STALE) => {
-                    return Err(self.about(&error).with_kind(ErrorKind::PlaceLost));
-                }
+                Err(error) if error.sqlstate() == Some(STALE) => return Err(self.refused(&error, lease).await),
                 Err(error) => return Err(self.about(&error)),
             }
         }
         Ok(())
     }
 
+    /// A member of another epoch has the stream. Mostly that is the next member of this group, which this one hears of in a moment; else the
+    /// group's server is not the one that it was.
+    async fn refused(&self, error: &Error, lease: &Lease) -> Error {
+        let about = self.about(error);
+        match timeout(self.target.session_timeout, lease.revoked()).await {
+            Ok(()) => about.with_kind(ErrorKind::PlaceLost),
+            Err(_) => about.with_kind(ErrorKind::Moved),
+        }
+    }
+
     async fn open(&self) -> Result<Open> {
         let (target, stream) = (&self.target, &self.stream);
-        let client = connect_sql(&target.info).await?;
+        let client = connect_own(&target.info).await?;
         let name = format!("postbox:{}:{}", stream.group, target.member);
         let millis = |time: Duration| format!("{}ms", time.as_millis().min(i32::MAX as u128));
         group::query(
             &client,
             "SELECT pg_catalog.set_config('application_name', $1, false), \
              pg_catalog.set_config('statement_timeout', $2, false), \
-             pg_catalog.set_config('idle_in_transaction_session_timeout', $3, false), \
-             pg_catalog.set_config('lock_timeout', '0', false), \
-             pg_catalog.set_config('default_transaction_isolation', 'read committed', false)",
+             pg_catalog.set_config('idle_in_transaction_session_timeout', $3, false)",
             // A member that stands still in a transaction does not keep its successor waiting for longer than it has the group.
             &[&name, &millis(self.patience), &millis(target.session_timeout)],
         )
@@ -481,7 +487,8 @@ fn message_id(event: &Event, source: &str) -> String {
 fn is_passing(error: &Error) -> bool {
     // Serialization failures and deadlocks, lack of resources, the operating system; a timeout, a lock, a standby that will be promoted.
     let passing = |code: &str| {
-        ["40", "53", "58"].iter().any(|class| code.starts_with(class)) || ["25006", "55P03", "57014"].contains(&code)
+        ["40", "53", "58"].iter().any(|class| code.starts_with(class))
+            || ["25006", "25P03", "25P04", "55P03", "57014"].contains(&code)
     };
     error.is_transient() || error.sqlstate().is_some_and(passing)
 }

@@ -31,16 +31,19 @@ pub async fn connect_sql(info: &ConnInfo) -> Result<Client> {
     connect_listening(info, |_| ()).await
 }
 
-/// As [`connect_sql`], for what Postbox does by itself: whatever role and database set for sessions of people, no statement is cut
-/// off, and each sees what has been committed before it.
+/// As [`connect_sql`], for what Postbox does by itself: whatever role and database set for sessions of people, no statement, transaction or
+/// session is cut off, and each statement sees what has been committed before it.
 ///
 /// # Errors
 /// As [`connect_sql`].
 pub(crate) async fn connect_own(info: &ConnInfo) -> Result<Client> {
     let client = connect_sql(info).await?;
+    // Which of them there are depends on the server's release.
     client
         .batch_execute(
-            "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_isolation = 'read committed'",
+            "SELECT pg_catalog.set_config(s.name, '0', false) FROM pg_catalog.pg_settings s WHERE s.name IN \
+                 ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout'); \
+             SET default_transaction_isolation = 'read committed'",
         )
         .await?;
     Ok(client)

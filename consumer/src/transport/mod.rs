@@ -29,5 +29,6 @@ pub use connect::connect_sql;
 pub(crate) use connect::{connect_listening, connect_own};
 pub use conninfo::ConnInfo;
 pub use copy::{CopyBoth, Received, Status};
+pub(crate) use refusal::quote;
 pub use replication::{Replication, SystemId};
 pub(crate) use tls::trusted_by_system;

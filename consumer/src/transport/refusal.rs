@@ -8,6 +8,7 @@ use postbox_wire::{PROTO_VERSION_MAX, PROTO_VERSION_MIN};
 use tokio_postgres::error::DbError;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::pgoutput::{CLAIMS_PUBLICATION, UNPUBLISHED_CLAIMS};
 
 /// The name of the output plugin and of its library.
 pub(crate) const PLUGIN: &str = "postbox";
@@ -158,6 +159,9 @@ impl Report {
                 (ErrorKind::Login, Some(format!("The database's owner has to run: GRANT CONNECT ON DATABASE {dbname} TO {role};")))
             }
             "42704" if self.reported_by("ReplicationSlotAcquire") => (ErrorKind::SlotMissing, Some(create_slot(about))),
+            "42704" if self.reported_by("get_publication_oid") && self.says(CLAIMS_PUBLICATION) => {
+                (ErrorKind::Setup, Some(UNPUBLISHED_CLAIMS.to_owned()))
+            }
             "55006" if self.reported_by("ReplicationSlotAcquire") => (
                 ErrorKind::SlotInUse,
                 Some("Stop the other consumer or wait until it ends; pg_stat_replication shows who it is.".to_owned()),
@@ -376,6 +380,7 @@ mod tests {
 42501 | StartupDecodingContext | anders gesagt |  | Setup | output_plugin_libraries
 42501 | aclcheck_error | permission denied for table t |  | Other | hint of the server
 42704 | ReplicationSlotAcquire | replication slot "s" does not exist |  | SlotMissing | pg_create_logical_replication_slot('s''1', 'postbox')
+42704 | get_publication_oid | publication "postbox_claims" does not exist |  | Setup | --claims reference
 42704 | find_option | unrecognized configuration parameter "x" |  | Other | hint of the server
 55006 | ReplicationSlotAcquire | replication slot "s" is active for PID 1 |  | SlotInUse | pg_stat_replication
 55000 | CheckLogicalDecodingRequirements | logical decoding requires wal_level >= logical |  | Setup | ALTER SYSTEM SET wal_level = logical;

@@ -140,6 +140,33 @@ async fn stored_events_come_with_their_claims() {
     assert!(events[0]["error"]["detail"].as_str().is_some_and(|detail| detail.contains("damaged")), "{}", events[0]);
 }
 
+/// What keeps the data from being read is not the event's fault: it does not pass as one that is broken.
+#[tokio::test]
+async fn stored_events_wait_until_their_claims_may_be_read() {
+    let (cluster, client) = with_claims().await;
+    publish(&client, &numbers(13)).await;
+    run(
+        &client,
+        "SELECT postbox.create_consumer_group('g', '{orders}', start => 'earliest'); CREATE ROLE reader LOGIN REPLICATION; \
+         SELECT postbox.grant_role('consumer', 'reader'); GRANT SELECT ON orders TO reader",
+    )
+    .await;
+    let arguments = |conninfo: &str| {
+        ["run", "--group", "g", "-d", conninfo, "--no-maintenance", "--exit-when-idle", "0"].map(str::to_owned)
+    };
+    let conninfo = format!("{} user=reader", cluster.conninfo("postgres"));
+    let refused = Command::new(postbox_binary()).args(arguments(&conninfo)).output().expect("postbox runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.stdout.is_empty() && said.contains("permission denied for table orders_claims"), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    run(&client, "GRANT SELECT ON orders_claims TO reader").await;
+    let delivered = Command::new(postbox_binary()).args(arguments(&conninfo)).output().expect("postbox runs");
+    assert!(delivered.status.success(), "{delivered:?}");
+    let lines = String::from_utf8(delivered.stdout).expect("UTF-8");
+    let event: Value = serde_json::from_str(lines.lines().last().expect("an event")).expect("JSON");
+    assert_eq!((&event["claim"]["rows"], event.get("error")), (&json!(13), None), "{lines}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_of_any_size_comes_in_bounded_memory() {
     let (cluster, client) = with_claims().await;

@@ -40,6 +40,34 @@ fn a_dropped_slot_is_made_anew_and_only_what_came_since_the_checkpoint_comes_twi
     assert_eq!(office.psql("SELECT count(*) FROM pg_replication_slots"), "1");
 }
 
+/// What is set for the sessions of people is not for what a member does by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn timeouts_of_the_database_do_not_cut_a_recovery_off() {
+    let office = Office::open();
+    office.create("latest");
+    office.psql(DROP_SLOTS);
+    let writer = office.client().await;
+    for timeout in ["statement_timeout", "lock_timeout", "transaction_timeout"] {
+        let set = format!("ALTER DATABASE postgres SET {timeout} = '200ms'");
+        if office.psql(&format!("SELECT count(*) FROM pg_settings WHERE name = '{timeout}'")) == "1" {
+            office.psql(&set);
+        }
+    }
+    execute(&writer, &format!("BEGIN; {}", insert("open:1", 10))).await;
+    let mut run = office.run(&["--recover", "--no-maintenance"]);
+    let waited = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%recover_consumer_group%' AND wait_event = 'PgSleep'
+        AND clock_timestamp() > xact_start + interval '1 second'";
+    block_in_place(|| {
+        wait_until("it has waited for longer than they allow", PATIENCE, || (office.psql(waited) == "1").then_some(()));
+    });
+    execute(&writer, "COMMIT").await;
+    block_in_place(|| {
+        run.wait_for(1, PATIENCE);
+        let ended = run.terminate(PATIENCE);
+        assert_eq!((ended.code, ended.lines.len()), (Some(0), 1), "{}", ended.log);
+    });
+}
+
 #[test]
 fn an_invalidated_slot_is_recovered_by_the_member_itself() {
     let builder = Cluster::builder().setting("max_slot_wal_keep_size", "1MB").setting("min_wal_size", "32MB");

@@ -1,8 +1,10 @@
 //! How stored events are read: by the place where they lie, of which a list is made once.
 
+use postbox_tests::wait_until;
 use tokio_postgres::Client;
 
 use super::{Office, execute};
+use crate::shop::PATIENCE;
 
 /// Asks for the next 100 and keeps what came, which is told by the seq.
 const NEXT: &str = "INSERT INTO came (seq) SELECT seq FROM postbox._stored_events('g', 'orders'::regclass, (SELECT max(seq) FROM came), 100)";
@@ -19,6 +21,25 @@ async fn reader(office: &Office) -> Client {
 async fn came(client: &Client) -> Vec<i64> {
     let rows = client.query("SELECT seq FROM came ORDER BY number", &[]).await.expect("rows");
     rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// A link that breaks is no reason to look through the table again.
+#[tokio::test]
+async fn they_come_once_however_often_the_link_breaks() {
+    let office = Office::open();
+    office.psql("INSERT INTO orders (type, payload) SELECT 'stored:' || n, '{}' FROM generate_series(1, 100) n");
+    office.create("earliest");
+    let mut run = office.run(&[]);
+    run.wait_for(100, PATIENCE);
+    for again in 1..=3 {
+        wait_until("the slot is read and cut off", PATIENCE, || {
+            let cut = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active";
+            (office.psql(cut) == "t").then_some(())
+        });
+        run.wait_for_log("connected again", again, PATIENCE);
+    }
+    let ended = run.terminate(PATIENCE);
+    assert_eq!(ended.log.matches(" stored events").count(), 1, "{}", ended.log);
 }
 
 /// There is no index by seq: to look for each chunk anew would take a time that grows with the square of the size.
