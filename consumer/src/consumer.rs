@@ -280,7 +280,13 @@ impl Delivery {
 impl Receipt {
     /// See [`Delivery::ack`].
     pub(crate) fn ack(self) {
-        self.shared.acknowledge(self.transaction);
+        self.shared.acknowledge(&[self.transaction]);
+    }
+
+    /// Acknowledges these events, all of one consumer.
+    pub(crate) fn ack_all(receipts: &[Self]) {
+        let Some(first) = receipts.first() else { return };
+        first.shared.acknowledge(&receipts.iter().map(|receipt| receipt.transaction).collect::<Vec<_>>());
     }
 
     /// True if the event comes again: the connection that brought it is gone.

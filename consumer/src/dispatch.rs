@@ -94,6 +94,18 @@ impl Task {
         }
     }
 
+    /// The same for many, all from one source.
+    fn complete_all(tasks: Vec<Self>) {
+        let mut receipts = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            match task.origin {
+                Origin::Stream(receipt) => receipts.push(receipt),
+                _ => task.complete(),
+            }
+        }
+        Receipt::ack_all(&receipts);
+    }
+
     /// True if the event comes again by itself, as its connection is gone.
     fn is_stale(&self) -> bool {
         matches!(&self.origin, Origin::Stream(receipt) if receipt.is_stale())

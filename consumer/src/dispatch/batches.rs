@@ -216,7 +216,7 @@ impl<S: Source, K: BatchSink> Pump<S, K> {
         // A chunk of a claim is no event.
         let events = batch.iter().filter(|task| task.event.chunk.is_none()).count();
         self.watch.delivered.fetch_add(events as u64, Ordering::Release);
-        batch.into_iter().for_each(Task::complete);
+        Task::complete_all(batch);
         outcome
     }
 

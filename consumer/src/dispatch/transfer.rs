@@ -223,7 +223,7 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
             self.nothing_due = tasks.is_empty();
         } else {
             self.delivered += tasks.len() as u64;
-            tasks.into_iter().for_each(Task::complete);
+            Task::complete_all(tasks);
         }
         Ok(inbox)
     }

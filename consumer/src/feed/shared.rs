@@ -75,11 +75,16 @@ impl Shared {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn acknowledge(&self, transaction: u64) {
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+    /// An event of each of these transactions is acknowledged. Together they cost one wake-up of the task.
+    pub(crate) fn acknowledge(&self, transactions: &[u64]) {
+        self.acknowledged.fetch_add(transactions.len() as u64, Ordering::Relaxed);
         let (rose, idle) = {
             let mut progress = self.progress();
-            (progress.acknowledge(transaction), progress.is_idle())
+            let mut rose = false;
+            for transaction in transactions {
+                rose |= progress.acknowledge(*transaction);
+            }
+            (rose, progress.is_idle())
         };
         if rose || idle {
             self.wake.notify_one();
