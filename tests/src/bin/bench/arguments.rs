@@ -10,7 +10,7 @@ pub(crate) const HELP: &str = "\
 Usage: bench [--only PART,PART,…] [--rounds N] [--scale X] [--pg MAJOR]
 
   --only    parts to measure: small, bulk, none, latency, drain, publish, capture, memory, types, frames, slots, retention, groups, inbox,
-            inbox-claims, inbox-held, inbox-ordered, claims (default: all)
+            inbox-claims, inbox-held, inbox-ordered, inbox-views, inbox-tiers, claims (default: all)
   --rounds  rounds of which the median counts (default: 5)
   --scale   multiplies the amount of work of each round (default: 1)
   --pg      major version of the server in target/pg (default: 18)
@@ -53,12 +53,16 @@ pub(crate) enum Part {
     InboxHeld,
     /// An ordered inbox.
     InboxOrdered,
+    /// Looking at inboxes of millions of messages.
+    InboxViews,
+    /// A critical tier beside a flooded one.
+    InboxTiers,
     /// One event of many rows.
     Claims,
 }
 
 impl Part {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 20] = [
         Self::Small,
         Self::Bulk,
         Self::None,
@@ -76,6 +80,8 @@ impl Part {
         Self::InboxClaims,
         Self::InboxHeld,
         Self::InboxOrdered,
+        Self::InboxViews,
+        Self::InboxTiers,
         Self::Claims,
     ];
 }
@@ -100,6 +106,8 @@ impl fmt::Display for Part {
             Self::InboxClaims => "inbox-claims",
             Self::InboxHeld => "inbox-held",
             Self::InboxOrdered => "inbox-ordered",
+            Self::InboxViews => "inbox-views",
+            Self::InboxTiers => "inbox-tiers",
             Self::Claims => "claims",
         })
     }

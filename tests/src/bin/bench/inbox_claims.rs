@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use postbox_tests::Cluster;
+use postbox_tests::{Builder, Cluster};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
@@ -25,13 +25,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
         &["inbox", "pending", "processed", "buffers, median", "p50 ms", "p99 ms"],
     );
     for ordered in [false, true] {
-        let cluster = Cluster::builder()
-            .setting("checkpoint_timeout", "1h")
-            .setting("max_wal_size", "32GB")
-            .setting("shared_buffers", "2GB")
-            .setting("synchronous_commit", "off")
-            .setting("wal_level", "replica")
-            .start();
+        let cluster = server().start();
         cluster.psql(DATABASE, "CREATE EXTENSION postbox; SELECT postbox.create_inbox('payments')");
         if ordered {
             cluster.psql(DATABASE, "SELECT postbox.enable_inbox_ordering('payments')");
@@ -77,8 +71,18 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
     Ok(report)
 }
 
+/// For what is done in a session, not for what reaches the disk.
+pub(crate) fn server() -> Builder {
+    Cluster::builder()
+        .setting("checkpoint_timeout", "1h")
+        .setting("max_wal_size", "32GB")
+        .setting("shared_buffers", "2GB")
+        .setting("synchronous_commit", "off")
+        .setting("wal_level", "replica")
+}
+
 /// Messages in statements of up to 100,000, those of an ordered inbox for 1,000 aggregates.
-async fn receive(client: &Client, ordered: bool, from: &mut u64, messages: u64) -> Outcome<()> {
+pub(crate) async fn receive(client: &Client, ordered: bool, from: &mut u64, messages: u64) -> Outcome<()> {
     let place = if ordered { "'a' || n % 1000, n / 1000 + 1" } else { "NULL, NULL" };
     let last = *from + messages;
     while *from < last {
@@ -107,7 +111,7 @@ async fn waiting(client: &Client) -> Outcome<u64> {
 }
 
 /// Processes all but so many, by eight workers.
-async fn drain(cluster: &Cluster, rest: u64) -> Outcome<()> {
+pub(crate) async fn drain(cluster: &Cluster, rest: u64) -> Outcome<()> {
     let mut messages = i64::try_from(waiting(&cluster.client(DATABASE).await).await?.saturating_sub(rest))?;
     let each = messages / 8;
     let mut workers = JoinSet::new();

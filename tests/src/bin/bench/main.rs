@@ -13,6 +13,8 @@ mod inbox;
 mod inbox_claims;
 mod inbox_held;
 mod inbox_ordered;
+mod inbox_tiers;
+mod inbox_views;
 mod latency;
 mod measure;
 mod memory;
@@ -88,6 +90,8 @@ async fn run(part: Part, arguments: &Arguments) -> Outcome<Report> {
         Part::InboxClaims => inbox_claims::run(arguments).await,
         Part::InboxHeld => inbox_held::run(arguments).await,
         Part::InboxOrdered => inbox_ordered::run(arguments).await,
+        Part::InboxViews => inbox_views::run(arguments).await,
+        Part::InboxTiers => inbox_tiers::run(arguments).await,
         Part::Claims => claims::run(arguments).await,
     }
 }
