@@ -49,19 +49,15 @@ pub(crate) fn spans(document: &str, begin: &str) -> Vec<String> {
 /// The sections of the operations guide: heading and text.
 fn sections() -> Vec<(String, String)> {
     let page = page("docs/operations.md");
-    let sections = page.split("\n## ").skip(1).map(|section| section.split_once('\n').expect("a heading"));
+    let sections = page.split("\n## ").map(|section| section.split_once('\n').expect("a heading"));
     sections.map(|(heading, text)| (heading.to_owned(), text.to_owned())).collect()
-}
-
-fn lines_in_sh(text: &str) -> Vec<String> {
-    let shell = blocks_of(text).into_iter().filter(|(language, _)| language == "sh");
-    shell.flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// The commands of a section of the operations guide, all of which whoever asks for them runs.
 fn commands(section: &str) -> Vec<String> {
     let (_, text) = sections().into_iter().find(|(heading, _)| heading == section).expect(section);
-    lines_in_sh(&text)
+    let shell = blocks_of(&text).into_iter().filter(|(language, _)| language == "sh");
+    shell.flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// What a command that does its work prints.
