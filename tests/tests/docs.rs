@@ -12,11 +12,15 @@ use postbox_tests::{Cluster, knows_output_plugin_libraries, major, postbox_binar
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::http::{DONE, Server};
 use crate::shop::PATIENCE;
 
 /// The fenced blocks of a document: language and content.
 pub(crate) fn blocks(document: &str) -> Vec<(String, String)> {
-    let text = page(document);
+    blocks_of(&page(document))
+}
+
+fn blocks_of(text: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut open: Option<(String, String)> = None;
     for line in text.lines() {
@@ -40,6 +44,27 @@ fn page(document: &str) -> String {
 /// The code within the text of a document that begins with this.
 pub(crate) fn spans(document: &str, begin: &str) -> Vec<String> {
     page(document).split('`').filter(|code| code.starts_with(begin)).map(str::to_owned).collect()
+}
+
+/// The sections of the operations guide: heading and text.
+fn sections() -> Vec<(String, String)> {
+    let page = page("docs/operations.md");
+    let sections = page.split("\n## ").map(|section| section.split_once('\n').expect("a heading"));
+    sections.map(|(heading, text)| (heading.to_owned(), text.to_owned())).collect()
+}
+
+/// The commands of a section of the operations guide, all of which whoever asks for them runs.
+fn commands(section: &str) -> Vec<String> {
+    let (_, text) = sections().into_iter().find(|(heading, _)| heading == section).expect(section);
+    let shell = blocks_of(&text).into_iter().filter(|(language, _)| language == "sh");
+    shell.flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// What a command that does its work prints.
+fn printed(cluster: &Cluster, line: &str) -> String {
+    let output = postbox(cluster, line).output().unwrap();
+    assert!(output.status.success(), "{line}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 const PATH: &str = "/usr/bin:/bin";
@@ -155,31 +180,22 @@ fn the_statements_of_the_operations_guide_run() {
     cluster.psql("postgres", "SELECT postbox.create_consumer_group('billing', '{order_events}')");
     make_slot(&cluster, "postgres", "by_hand");
     cluster.psql("postgres", "SELECT postbox.publish('order_events', 't', '1')");
-    let (commands, statements): (Vec<_>, Vec<_>) = blocks("docs/operations.md")
+    let statements: Vec<_> = blocks("docs/operations.md")
         .into_iter()
         // Inboxes have tests of their own.
-        .filter(|(language, content)| language != "toml" && !content.contains("inbox"))
-        .partition(|(language, _)| language == "sh");
+        .filter(|(language, content)| language == "sql" && !content.contains("inbox"))
+        .collect();
+    let commands = commands("Retention and maintenance");
     assert_eq!(statements.len(), 4, "each is looked at below");
     assert!(cluster.psql("postgres", &statements[0].1).contains("billing|f|"));
     cluster.psql("postgres", &statements[1].1);
-    for (_, lines) in &commands {
-        // The others are run below.
-        for line in lines.lines().filter(|line| line.starts_with("postbox maintain")) {
-            let output = postbox(&cluster, line).output().unwrap();
-            assert!(output.status.success(), "{line}: {output:?}");
-            assert!(String::from_utf8(output.stdout).unwrap().contains("sample"), "{line}");
-        }
-    }
+    assert!(printed(&cluster, &commands[0]).contains("sample"));
     let shown = cluster.psql("postgres", &statements[2].1);
     assert!(shown.contains("order_events|") && shown.contains("|0|{}"), "{shown}");
-    for (_, lines) in commands {
-        for line in lines.lines().filter(|line| line.starts_with("postbox outbox")) {
-            let output = postbox(&cluster, line).output().unwrap();
-            assert!(output.status.success(), "{line}: {output:?}");
-            let shown = String::from_utf8(output.stdout).unwrap();
-            assert!(shown.contains("EVENT ID") || shown.contains("public.order_events_g0"), "{line}: {shown}");
-        }
+    assert_eq!(commands.len(), 3);
+    for (line, says) in commands[1..].iter().zip(["EVENT ID", "public.order_events_g0"]) {
+        let shown = printed(&cluster, line);
+        assert!(shown.contains(says), "{line}: {shown}");
     }
     let rows = wait_until("the event is decodable", std::time::Duration::from_secs(10), || {
         let rows = cluster.psql("postgres", &statements[3].1.replace("SLOT", "by_hand"));
@@ -200,6 +216,55 @@ fn the_statements_of_the_operations_guide_run() {
     let rows = spans("plugin/wire/README.md", "SELECT postbox._frame(");
     cluster.psql("postgres", "SELECT postbox.create_outbox('orders'); SELECT postbox.publish('orders', 't', '1')");
     assert_eq!(cluster.psql("postgres", &rows[0]).lines().count(), 1);
+}
+
+/// Each of the other tests runs all commands of its section.
+#[test]
+fn no_section_of_the_operations_guide_has_a_command_that_nobody_runs() {
+    for (section, text) in sections() {
+        for (language, content) in blocks_of(&text) {
+            assert!(["sh", "sql", "toml"].contains(&language.as_str()), "a block in {language:?} that nobody runs");
+            let asked = include_str!("docs.rs").contains(&format!("commands(\"{section}\")"));
+            assert!(language != "sh" || asked, "nobody runs what is in {section:?}: {content}");
+        }
+    }
+}
+
+#[test]
+fn a_group_is_moved_and_recovered_as_the_operations_guide_says() {
+    let cluster = Cluster::start();
+    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('order_events')");
+    let publish = |kind: &str| {
+        cluster.psql("postgres", &format!("SELECT postbox.publish('order_events', '{kind}', '{{}}')"));
+    };
+    publish("order.passed");
+    let group = "SELECT paused_at IS NOT NULL FROM postbox.consumer_group";
+    let commands = commands("Moving and recovering a group");
+    assert_eq!(commands.len(), 8, "{commands:?}");
+    for (line, says) in commands.iter().zip([
+        "created consumer group shipping",
+        "is paused",
+        "would move backward from",
+        "moves backward from",
+        "moves forward from",
+        "goes on",
+        "recovered consumer group shipping",
+        "\"type\":\"order.missed\"",
+    ]) {
+        if line.contains("recover") {
+            publish("order.missed");
+            cluster.psql("postgres", "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+            // As its members see it before it is recovered.
+            let member = postbox(&cluster, commands.last().unwrap()).output().unwrap();
+            assert_eq!(member.status.code(), Some(4), "{member:?}");
+        }
+        let shown = printed(&cluster, line);
+        assert!(shown.contains(says) && !shown.contains("order.passed"), "{line}: {shown}");
+        let paused = if line.contains("pause") || line.contains("seek") { "t" } else { "f" };
+        assert_eq!(cluster.psql("postgres", group), paused, "{line}");
+    }
+    let audit = "SELECT string_agg(action, ' ' ORDER BY at) FROM postbox.audit WHERE subject = 'shipping'";
+    assert_eq!(cluster.psql("postgres", audit), "pause seek seek resume recover");
 }
 
 #[test]
@@ -236,12 +301,7 @@ fn events_that_fail_are_handled_as_the_operations_guide_says() {
          SELECT postbox.create_consumer_group('billing', '{order_events}');
          ALTER TABLE postbox.dead_letter ALTER COLUMN id RESTART WITH 17",
     );
-    let commands: Vec<String> = blocks("docs/operations.md")
-        .into_iter()
-        .filter(|(language, _)| language == "sh")
-        .flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>())
-        .filter(|line| line.contains("curl") || line.contains("dead-letter"))
-        .collect();
+    let commands = commands("Failing events and dead letters");
     assert_eq!(commands.len(), 6, "{commands:?}");
     let curl = Curl::new();
     // The command of the guide would try for a minute.
@@ -264,9 +324,8 @@ fn events_that_fail_are_handled_as_the_operations_guide_says() {
         "dead letters of billing would be redriven",
         "1 dead letter of billing discarded",
     ]) {
-        let output = postbox(&cluster, line).output().unwrap();
-        let printed = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && printed.contains(says), "{line}: {printed}");
+        let shown = printed(&cluster, line);
+        assert!(shown.contains(says), "{line}: {shown}");
         if line.contains("redrive billing 17 18") {
             curl.wait_until_sent(&["order.paid", "order.sent"]);
         }
@@ -324,8 +383,8 @@ fn make_installs_what_is_there() {
     }
 }
 
-#[test]
-fn an_inbox_is_worked_on_as_the_operations_guide_says() {
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inbox_is_worked_on_as_the_operations_guide_says() {
     let cluster = Cluster::start();
     cluster.psql(
         "postgres",
@@ -337,32 +396,52 @@ fn an_inbox_is_worked_on_as_the_operations_guide_says() {
          END $$;
          SELECT postbox.create_inbox('payments', max_retries => 0), postbox.create_inbox('statements');
          SELECT postbox.enable_inbox_ordering('statements');
-         INSERT INTO payments (event_id, event_type) VALUES ('ch_1', 'payment.made'), ('ch_2', 'payment.made');
          INSERT INTO statements (event_id, aggregate_id, sequence_num) VALUES ('s3', 'ada', 3)",
     );
-    let commands: Vec<String> = blocks("docs/operations.md")
-        .into_iter()
-        .filter(|(language, content)| language == "sh" && content.contains("postbox inbox"))
-        .flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>())
-        .collect();
+    let receive = |ids: &str| {
+        let insert = "INSERT INTO payments (event_id, event_type) SELECT unnest(";
+        cluster.psql("postgres", &format!("{insert}'{ids}'::text[]), 'payment.made'"));
+    };
+    let dir = TempDir::new().unwrap();
+    let file = |name: &str, text: &str| {
+        fs::write(dir.path().join(name), text).unwrap();
+        fs::set_permissions(dir.path().join(name), PermissionsExt::from_mode(0o700)).unwrap();
+    };
+    file("charge", "#!/bin/sh\nexec cat > charged\n");
+    file("token", "Authorization: Bearer secret\n");
+    let server = Server::start(None, |_| DONE).await;
+    let here = |line: &str| {
+        let url = format!("http://127.0.0.1:{}/", server.port);
+        let line =
+            line.replace("https://shop.example/", &url).replace("/etc/shop/", &format!("{}/", dir.path().display()));
+        // The guide's workers go on for ever.
+        if line.contains("inbox work") && !line.contains("--exit") { line + " --exit-when-idle 300ms" } else { line }
+    };
+    let commands = commands("Inbox workers");
     assert_eq!(commands.len(), 15, "{commands:?}");
     for line in commands {
-        // Neither the command nor the service is here; everything else of the line is right.
-        let (line, code) = match line.contains("--exec") || line.contains("--http") {
-            true => (line.replace(" --header @/etc/shop/token", "") + " --tier none", 2),
-            false => (line, 0),
-        };
-        let output = postbox(&cluster, &line).output().unwrap();
+        let handler = ["--exec", "--http", "--call"].into_iter().find(|handler| line.contains(handler));
+        match handler {
+            Some("--call") => receive("{ch_1,ch_2}"),
+            Some(handler) => receive(&format!("{{{handler}}}")),
+            None => {}
+        }
+        let output = postbox(&cluster, &here(&line)).current_dir(dir.path()).output().unwrap();
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{line}: {text}");
+        assert!(output.status.success(), "{line}: {text}");
+        if handler == Some("--exec") {
+            let charged = fs::read(dir.path().join("charged")).unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&charged).unwrap()["event_id"], "--exec");
+        }
         let words = match line.split_whitespace().nth(2).unwrap() {
-            "work" if code == 2 => "has no tier \"none\"",
             "status" | "health" | "pause" | "resume" => "payments",
             "gaps" => "[1,3)",
             _ => "",
         };
         assert!(text.contains(words), "{line}: {text}");
     }
+    let [post] = &server.posts("--http")[..] else { panic!("one post") };
+    assert_eq!((&*post.line, &*post.headers["authorization"]), ("POST /payments HTTP/1.1", "Bearer secret"));
     assert_eq!(cluster.psql("postgres", "TABLE paid"), "ch_1");
     assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM postbox.inbox_dead"), "0");
     assert_eq!(cluster.psql("postgres", "SELECT event_id FROM postbox.inbox_claim('statements', 'w')"), "s3");
@@ -414,7 +493,7 @@ fn a_stream_goes_into_an_inbox_as_the_operations_guide_says() {
     let blocks = blocks("docs/operations.md");
     let block = |words: &str| &blocks.iter().find(|(_, content)| content.contains(words)).expect("a block").1;
     let mut running = None;
-    for line in block("--inbox-url").lines() {
+    for line in commands("Into an inbox of another database") {
         // What psql does with its arguments.
         if let Some(statements) = line.strip_prefix("psql service=office -c ") {
             let statements = statements.trim_matches('"').replace("\" -c \"", ";");

@@ -5,6 +5,8 @@ use postbox_tests::tap::{Tap, decode, make_slot, peek_events, prepare, raw_of};
 use postbox_wire::Decoder;
 use serde_json::{Value, json};
 
+use crate::docs::spans;
+
 const OUTBOXES: [(&str, &str); 4] =
     [("of_jsonb", "jsonb"), ("of_json", "json"), ("of_text", "text"), ("of_bytea", "bytea")];
 
@@ -202,6 +204,26 @@ fn emitting_is_refused_where_it_cannot_be_and_says_why() {
         let error = cluster.psql_result("postgres", &format!("\\set VERBOSITY verbose\nSELECT {sql}")).expect_err(sql);
         assert!(error.contains("55000") && error.contains("set_emit"), "{sql}: {error}");
     }
+}
+
+#[test]
+fn who_may_not_write_to_the_log_by_hand_may_still_emit() {
+    let cluster = with_outboxes("postgres", "UTF8");
+    cluster.psql("postgres", "CREATE ROLE app LOGIN; GRANT INSERT ON of_jsonb TO app");
+    let by_hand = |payload: &str| {
+        let sql = format!(
+            "\\set VERBOSITY verbose\nSET ROLE app; SELECT pg_logical_emit_message(true, 'postbox', {payload})"
+        );
+        cluster.psql_result("postgres", &sql)
+    };
+    by_hand("'x'").expect("PUBLIC may");
+    cluster.psql("postgres", &spans("docs/sql.md", "DO $$ BEGIN EXECUTE")[0]);
+    for payload in ["'x'", "'x'::bytea"] {
+        let error = by_hand(payload).expect_err(payload);
+        assert!(error.contains("42501") && error.contains("pg_logical_emit_message"), "{error}");
+    }
+    cluster.psql("postgres", "SET ROLE app; SELECT postbox.emit('of_jsonb', 'mine', '{}')");
+    assert_eq!(member(&peek_events(&cluster, "s"), "type"), ["mine"]);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod emit;
 mod encodings;
 mod formats;
 mod harness;
+mod http;
 mod inbox;
 mod jsonb;
 mod kill;
