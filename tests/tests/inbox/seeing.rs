@@ -398,3 +398,27 @@ async fn those_who_listen_are_told_of_the_dead_and_of_health() {
     let said = listen(&cluster, MAINTAIN);
     assert!(!said.contains("maintenance_overdue"), "{said}");
 }
+
+#[tokio::test]
+async fn those_who_listen_are_told_of_a_gap_that_lasts_and_of_its_end() {
+    let (cluster, client) = start().await;
+    inbox(&client, "").await;
+    run(&client, "SELECT postbox.enable_inbox_ordering('payments', gap_alert_after => '0')").await;
+    let receive = |number: u32| {
+        format!("INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('m{number}', 'a', {number})")
+    };
+    run(&client, &format!("{}; {}", receive(1), receive(3))).await;
+    let gap = r#""kind": "inbox_ordering_gap""#;
+    let said = listen(&cluster, MAINTAIN);
+    assert_eq!(said.matches(gap).count(), 1, "{said}");
+    assert!(
+        said.contains(r#""missing": "[2,3)""#) && said.contains("inboxes|payments|alerted|inbox_ordering_gap"),
+        "{said}"
+    );
+    let said = listen(&cluster, MAINTAIN);
+    assert!(!said.contains(gap), "{said}");
+    run(&client, &receive(2)).await;
+    let said = listen(&cluster, MAINTAIN);
+    assert_eq!(said.matches(gap).count(), 1, "{said}");
+    assert!(said.contains(r#""cleared": true"#), "{said}");
+}
