@@ -160,6 +160,8 @@ create or replace function postbox._outbox_for(target regclass, outbox text, fou
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
+    -- As create_outbox has it.
+    max_name_bytes constant int := current_setting('max_identifier_length')::int - 3;
     table_schema name;
     table_name name;
     owner name;
@@ -172,6 +174,12 @@ begin
     select n.nspname, c.relname, r.rolname into table_schema, table_name, owner
         from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_roles r on r.oid = c.relowner where c.oid = target;
     if found_outbox is null then
+        if outbox is null and octet_length(table_name || '_outbox') > max_name_bytes then
+            raise exception using errcode = 'invalid_name',
+                message = format('the outbox of "%s.%s" would be called "%s_outbox", which has %s bytes and must have %s at most', table_schema, table_name,
+                    table_name, octet_length(table_name || '_outbox'), max_name_bytes),
+                hint = 'Give it a shorter name: outbox => ''...''.';
+        end if;
         wanted := parse_ident(coalesce(outbox, format('%I', table_name || '_outbox')));
         made := postbox.create_outbox(wanted[cardinality(wanted)], case cardinality(wanted) when 2 then wanted[1] else table_schema end);
         if owner <> current_user then
@@ -366,9 +374,10 @@ create or replace function postbox.enable_outbox(
     language sql volatile
     begin atomic
         select postbox._enable_outbox(to_regclass(table_name), table_name, outbox,
-            to_regclass(coalesce(outbox, (
-                select format('%I.%I', n.nspname, c.relname || '_outbox')
-                from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass(table_name)))),
+            -- Not by to_regclass, which would cut off what is too long, and find the table itself.
+            case when outbox is not null then to_regclass(outbox) else (
+                select o.oid::regclass from pg_class c join pg_class o on o.relnamespace = c.relnamespace and o.relname = c.relname || '_outbox'
+                where c.oid = to_regclass(table_name)) end,
             key, columns, granularity, coalesce(replicated, false));
     end;
 comment on function postbox.enable_outbox(text, text, text[], text[], text, boolean) is

@@ -81,9 +81,10 @@ create or replace function postbox.refresh_materialized_view(
     language sql volatile
     begin atomic
         select postbox._refresh_materialized_view(to_regclass(view_name), view_name, outbox,
-            to_regclass(coalesce(outbox, (
-                select format('%I.%I', n.nspname, c.relname || '_outbox')
-                from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass(view_name)))),
+            -- Not by to_regclass, which would cut off what is too long, and find the table itself.
+            case when outbox is not null then to_regclass(outbox) else (
+                select o.oid::regclass from pg_class c join pg_class o on o.relnamespace = c.relnamespace and o.relname = c.relname || '_outbox'
+                where c.oid = to_regclass(view_name)) end,
             key, coalesce(refresh_materialized_view.concurrently, false));
     end;
 comment on function postbox.refresh_materialized_view(text, text, text[], boolean) is

@@ -180,6 +180,24 @@ async fn copy_and_data_modifying_queries_are_captured() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_emptied_and_filled_again_is_a_full_refresh_and_then_the_new_rows() {
+    let (cluster, client) = start().await;
+    run(&client, ORDERS).await;
+    run(&client, "INSERT INTO orders VALUES (1, 'ada', 5); SELECT postbox.enable_outbox('orders')").await;
+    make_slot(&cluster, "postgres", "s");
+    cluster.psql("postgres", "BEGIN;\nTRUNCATE orders;\nCOPY orders FROM STDIN;\n2\tbob\t6\n\\.\nINSERT INTO orders VALUES (3, 'eve', 7);\nCOMMIT;\n");
+    let expected = [
+        ("orders.truncated", json!({"inserted": [], "deleted": [], "full_refresh": true})),
+        ("orders.inserted", json!({"inserted": [order(2, "bob", 6)], "deleted": []})),
+        ("orders.inserted", json!({"inserted": [order(3, "eve", 7)], "deleted": []})),
+    ];
+    let delivered = peek_events(&cluster, "s");
+    assert_eq!(told(&delivered), expected);
+    assert!(delivered.iter().all(|event| event["commit_lsn"] == delivered[0]["commit_lsn"]), "{delivered:#?}");
+    assert_eq!(told(&events(&client, "orders_outbox").await), expected);
+}
+
+#[tokio::test]
 async fn cascades_are_statements_on_the_table_that_they_reach() {
     let (_cluster, client) = start().await;
     run(&client, ORDERS).await;

@@ -199,11 +199,20 @@ fn emitting_is_refused_where_it_cannot_be_and_says_why() {
     for sql in [
         "postbox.create_consumer_group('e', '{of_jsonb}', start => 'earliest')",
         "postbox.seek_consumer_group('g', 'earliest')",
+        "postbox.seek_consumer_group('g', now()::text)",
+        "postbox.seek_consumer_group('g', gen_random_uuid()::text)",
+        "postbox.seek_consumer_group('g', pg_current_wal_flush_lsn()::text)",
         "postbox.recover_consumer_group('g')",
     ] {
         let error = cluster.psql_result("postgres", &format!("\\set VERBOSITY verbose\nSELECT {sql}")).expect_err(sql);
-        assert!(error.contains("55000") && error.contains("set_emit"), "{sql}: {error}");
+        assert!(error.contains("55000") && error.contains("set_emit('public.of_jsonb', false)"), "{sql}: {error}");
     }
+    // Skipping needs nothing that is stored.
+    cluster.psql("postgres", "SELECT postbox.emit('of_jsonb', 'skipped', '{}')");
+    assert_eq!(cluster.psql("postgres", "SELECT direction FROM postbox.seek_consumer_group('g', 'latest')"), "forward");
+    cluster.psql("postgres", "SELECT postbox.emit('of_jsonb', 'delivered', '{}')");
+    let delivered = postbox_tests::tap::deliver(&cluster, "postgres", &["--group", "g"]);
+    assert!(delivered.len() == 1 && delivered[0]["type"] == "delivered", "{delivered:?}");
 }
 
 #[test]

@@ -187,3 +187,34 @@ async fn any_name_is_a_name() {
     let types: Vec<_> = events(&client, "box").await.iter().map(|event| event["type"].clone()).collect();
     assert_eq!(types, ["a$events$b'%s.inserted", "a$events$b'%s.deleted", "a$events$b'%s.truncated"]);
 }
+
+#[tokio::test]
+async fn a_name_as_long_as_can_be_is_a_name() {
+    let (_cluster, client) = start().await;
+    let outbox_of = "SELECT outbox FROM postbox.captures";
+    // Names of functions begin with 16 bytes of ours, names of leaves end with 3.
+    for bytes in [47, 48, 53, 54, 57, 63] {
+        let table = "ä".repeat(bytes / 2) + &"x".repeat(bytes % 2);
+        run(&client, &format!("CREATE TABLE \"{table}\" (id int PRIMARY KEY)")).await;
+        let enable = format!("SELECT postbox.enable_outbox('\"{table}\"'");
+        if bytes <= 53 {
+            run(&client, &format!("{enable})")).await;
+            assert_eq!(row(&client, outbox_of).await, format!("public.{table}_outbox"));
+            run(&client, &format!("SELECT postbox.disable_outbox('\"{table}\"'); {enable})")).await;
+        } else {
+            let refusal = format!("\"{table}_outbox\", which has {} bytes and must have 60", bytes + 7);
+            refused(&client, &format!("{enable})"), "42602", &refusal, "outbox => '...'").await;
+            run(&client, &format!("{enable}, outbox => 'box')")).await;
+        }
+        let outbox = if bytes <= 53 { format!("\"{table}_outbox\"") } else { "box".to_owned() };
+        run(
+            &client,
+            &format!("INSERT INTO \"{table}\" VALUES (1); UPDATE \"{table}\" SET id = 2; TRUNCATE \"{table}\""),
+        )
+        .await;
+        let types: Vec<_> = events(&client, &outbox).await.iter().map(|event| event["type"].clone()).collect();
+        assert_eq!(types, ["inserted", "updated", "truncated"].map(|what| format!("{table}.{what}")));
+        run(&client, &format!("SELECT postbox.disable_outbox('\"{table}\"')")).await;
+        assert_eq!(row(&client, "SELECT count(*) FROM pg_proc WHERE proname ~ '^postbox_'").await, "0");
+    }
+}

@@ -96,4 +96,10 @@ async fn what_cannot_be_refreshed_is_refused() {
     refused(&client, sql, "25001", "repeatable read", "READ COMMITTED").await;
     run(&client, "ROLLBACK").await;
     assert_eq!(row(&client, "SELECT relispopulated FROM pg_class WHERE relname = 'totals'").await, "f");
+
+    let long = "v".repeat(63);
+    run(&client, &format!("ALTER MATERIALIZED VIEW totals RENAME TO {long}")).await;
+    let sql = format!("SELECT postbox.refresh_materialized_view('{long}'");
+    refused(&client, &format!("{sql})"), "42602", "which has 70 bytes", "outbox => '...'").await;
+    run(&client, &format!("{sql}, 'box')")).await;
 }

@@ -296,6 +296,49 @@ async fn plans_made_when_there_is_little_do_when_there_is_much() {
 }
 
 #[tokio::test]
+async fn what_is_due_tomorrow_costs_claims_nothing_today() {
+    for ordered in [false, true] {
+        let (_cluster, client) = start().await;
+        run(&client, "SELECT postbox.create_inbox('payments')").await;
+        if ordered {
+            run(&client, "SELECT postbox.enable_inbox_ordering('payments')").await;
+        }
+        // A claim of one message and one that finds nothing, each the least of a few: some tidy up.
+        let least = async |round: u32| {
+            let mut least = [u64::MAX; 2];
+            for n in 0..9 {
+                let id = format!("m{round}-{n}");
+                run(
+                    &client,
+                    &format!("INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('{id}', '{id}', 1)"),
+                )
+                .await;
+                for least in &mut least {
+                    let claim = buffers(&client, "SELECT * FROM postbox.inbox_claim('payments', 'w', 1, 3600)").await;
+                    *least = claim.min(*least);
+                }
+            }
+            assert_eq!(row(&client, "SELECT count(*) FROM pending_payments WHERE state = 'waiting'").await, "0");
+            least
+        };
+        least(0).await;
+        let before = least(1).await;
+        run(&client, "INSERT INTO payments (event_id, aggregate_id, sequence_num, visible_at) SELECT 'late' || n, 'late' || n, 1, now() + interval '1 day' FROM generate_series(1, 20000) n").await;
+        // What has an order has to be sorted once.
+        let unsorted = "SELECT count(*) FROM postbox.inbox_batch WHERE tier = -1";
+        while ordered && row(&client, unsorted).await != "0" {
+            assert_eq!(claimed(&client, "'payments', 'w', 1000").await, [""; 0]);
+        }
+        let after = least(2).await;
+        println!("ordered {ordered}: {before:?} buffers before, {after:?} after");
+        assert_eq!(row(&client, "SELECT count(*) FROM pending_payments WHERE state = 'delayed'").await, "20000");
+        for (before, after) in before.into_iter().zip(after) {
+            assert!(after <= before + 20, "ordered {ordered}: {before} buffers before, {after} after");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_head_of_a_lane_that_is_released_is_found_again_although_the_floor_rose() {
     let (_cluster, client) = start().await;
     run(&client, "SELECT postbox.create_inbox('payments'); SELECT postbox.enable_inbox_ordering('payments')").await;

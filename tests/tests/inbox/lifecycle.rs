@@ -266,6 +266,27 @@ async fn names_of_all_kinds_work() {
             assert_eq!(row(&client, &format!("SELECT to_regclass('{literal}') IS NULL")).await, "t");
         }
     }
+    // The name of an adopted table may be longer than that of the inbox.
+    let long = "x".repeat(63);
+    for style in ["claim", "update"] {
+        run(
+            &client,
+            &format!("CREATE TABLE {long} (event_id text PRIMARY KEY, processed_at timestamptz, retry_count int)"),
+        )
+        .await;
+        run(&client, &format!("SELECT postbox.enable_inbox_tracking('{long}', 'short', style => '{style}')")).await;
+        for answer in ["received", "duplicate"] {
+            assert_eq!(row(&client, "SELECT postbox.inbox_receive('short', 'a')").await, answer);
+        }
+        assert_eq!(row(&client, "SELECT event_id, state FROM pending_short").await, "a|waiting");
+        if style == "claim" {
+            assert_eq!(handed_out(&client, "short").await, ["a||"]);
+        } else {
+            run(&client, &format!("UPDATE {long} SET processed_at = now()")).await;
+            assert_eq!(row(&client, "SELECT state FROM messages_short").await, "processed");
+        }
+        run(&client, &format!("SELECT postbox.drop_inbox('short', cascade => true); DROP TABLE {long}")).await;
+    }
     let left =
         "SELECT count(*) FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, '\"Sch\u{f6}n\"'::regnamespace)";
     assert_eq!(row(&client, left).await, "0");

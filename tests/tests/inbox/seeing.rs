@@ -340,6 +340,31 @@ async fn health_says_what_is_wrong() {
         .await;
 }
 
+#[tokio::test]
+async fn health_says_how_much_was_done_in_the_last_minute_and_how_much_came_in_again() {
+    let (_cluster, client) = start().await;
+    inbox(&client, "").await;
+    let health = "SELECT messages_per_second, duplicate_rate FROM postbox.inbox_health('payments')";
+    assert_eq!(row(&client, health).await, "0|");
+    run(&client, "INSERT INTO payments (event_id) SELECT 'm' || n FROM generate_series(1, 12) n").await;
+    run(&client, &format!("{COMPLETE}9)")).await;
+    assert_eq!(row(&client, health).await, "0.15|0");
+    // Of an INSERT, and one by one, the last with another payload.
+    run(&client, "INSERT INTO payments (event_id) VALUES ('m1'), ('new') ON CONFLICT DO NOTHING").await;
+    for (arguments, answer) in [("'m2'", "duplicate"), ("'m3', payload => '{\"n\": 3}'", "conflict")] {
+        let receive = format!("SELECT postbox.inbox_receive('payments', {arguments})");
+        assert_eq!(row(&client, &receive).await, answer);
+    }
+    assert_eq!(row(&client, health).await, "0.15|0.25");
+    // Of more than can be looked at, the last thousand entries say it for the time that they took.
+    run(&client, "UPDATE postbox.inbox_log SET at = at - interval '2 minutes'").await;
+    assert_eq!(row(&client, health).await, "0|");
+    run(&client, "INSERT INTO postbox.inbox_log (inbox, at, what, messages) SELECT id, clock_timestamp() - interval '10 seconds', 'processed', 3 FROM postbox.inbox, generate_series(1, 1500)").await;
+    let rate: f64 =
+        row(&client, "SELECT messages_per_second FROM postbox.inbox_health('payments')").await.parse().unwrap();
+    assert!(rate > 60.0 && rate <= 300.0, "{rate}");
+}
+
 /// What psql prints that listens while it runs this: results and notifications.
 fn listen(cluster: &Cluster, sql: &str) -> String {
     cluster.psql("postgres", &format!("LISTEN postbox_alert;\n{sql};\nSELECT;"))
@@ -372,4 +397,28 @@ async fn those_who_listen_are_told_of_the_dead_and_of_health() {
     assert!(said.contains(r#""kind": "maintenance_overdue""#), "{said}");
     let said = listen(&cluster, MAINTAIN);
     assert!(!said.contains("maintenance_overdue"), "{said}");
+}
+
+#[tokio::test]
+async fn those_who_listen_are_told_of_a_gap_that_lasts_and_of_its_end() {
+    let (cluster, client) = start().await;
+    inbox(&client, "").await;
+    run(&client, "SELECT postbox.enable_inbox_ordering('payments', gap_alert_after => '0')").await;
+    let receive = |number: u32| {
+        format!("INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('m{number}', 'a', {number})")
+    };
+    run(&client, &format!("{}; {}", receive(1), receive(3))).await;
+    let gap = r#""kind": "inbox_ordering_gap""#;
+    let said = listen(&cluster, MAINTAIN);
+    assert_eq!(said.matches(gap).count(), 1, "{said}");
+    assert!(
+        said.contains(r#""missing": "[2,3)""#) && said.contains("inboxes|payments|alerted|inbox_ordering_gap"),
+        "{said}"
+    );
+    let said = listen(&cluster, MAINTAIN);
+    assert!(!said.contains(gap), "{said}");
+    run(&client, &receive(2)).await;
+    let said = listen(&cluster, MAINTAIN);
+    assert_eq!(said.matches(gap).count(), 1, "{said}");
+    assert!(said.contains(r#""cleared": true"#), "{said}");
 }
