@@ -227,6 +227,8 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox.adopt_outbox(text, text, text, text, text, text, text, text, text[], text, text)'),
             ('operator', 'execute', 'function postbox._layout(text)'),
             ('operator', 'execute', 'function postbox._lock_key(regclass)'),
+            ('operator', 'execute', 'function postbox._locked_outbox(regclass, text)'),
+            ('operator', 'execute', 'function postbox._write_marker(postbox._marker, text[])'),
             ('operator', 'execute', 'function postbox.drop_outbox(text, text, boolean)'),
             ('operator', 'execute', 'function postbox.enable_outbox(text, text, text[], text[], text, boolean)'),
             ('operator', 'execute', 'function postbox._enable_outbox(regclass, text, text, regclass, text[], text[], text, boolean)'),
