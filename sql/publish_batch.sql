@@ -114,6 +114,8 @@ begin
     threshold_rows := coalesce(claim.inline_threshold_rows, 10000);
     threshold_bytes := coalesce(claim.inline_threshold_bytes, 1048576);
     select 0 as chunk, 0::bigint as bytes, ''::bytea as sha256 into stored;
+    -- Before PostgreSQL 16 the cursor would be called pieces, and so would that of a batch that the query publishes.
+    pieces := null;
     loop
         fetched_rows := 0;
         fetched_bytes := 0;

@@ -440,3 +440,16 @@ async fn nobody_changes_an_outbox_whose_present_state_he_does_not_see() {
         assert_eq!(row(&client, "SELECT sum(rows) FROM orders_claims").await, "11");
     }
 }
+
+#[tokio::test]
+async fn a_query_of_a_batch_may_publish_batches() {
+    let (_cluster, client) = with_claims().await;
+    run(
+        &client,
+        "CREATE FUNCTION tell(n int) RETURNS int LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM postbox.publish_batch('orders', 'inner', 'SELECT n FROM generate_series(1, 11) n'); RETURN n; END $$",
+    )
+    .await;
+    publish(&client, "SELECT tell(n) FROM generate_series(1, 3) n").await;
+    assert_eq!(row(&client, "SELECT count(*), count(claim) FROM orders").await, "4|3");
+}
