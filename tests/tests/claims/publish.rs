@@ -453,3 +453,25 @@ async fn a_query_of_a_batch_may_publish_batches() {
     publish(&client, "SELECT tell(n) FROM generate_series(1, 3) n").await;
     assert_eq!(row(&client, "SELECT count(*), count(claim) FROM orders").await, "4|3");
 }
+
+#[tokio::test]
+async fn a_batch_whose_claim_check_ends_meanwhile_says_so() {
+    let (cluster, client) = with_claims().await;
+    run(
+        &client,
+        "CREATE TABLE gate (n int);
+         CREATE FUNCTION pass(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN n + (SELECT count(*) FROM gate); END $$",
+    )
+    .await;
+    let holder = cluster.client("postgres").await;
+    run(&holder, "BEGIN; LOCK TABLE gate").await;
+    let publisher = cluster.client("postgres").await;
+    let publishing = tokio::spawn(async move {
+        let sql = "SELECT postbox.publish_batch('orders', 't', 'SELECT pass(n) FROM generate_series(1, 11) n')";
+        refused(&publisher, sql, "55000", "was dropped just now", "Publish it again").await;
+    });
+    one_waits(&client).await;
+    run(&client, "SELECT postbox.disable_claim_check('orders')").await;
+    run(&holder, "ROLLBACK").await;
+    publishing.await.expect("refused");
+}
