@@ -475,3 +475,14 @@ async fn a_batch_whose_claim_check_ends_meanwhile_says_so() {
     run(&holder, "ROLLBACK").await;
     publishing.await.expect("refused");
 }
+
+#[tokio::test]
+async fn whoever_drops_an_outbox_waits_for_who_has_written_a_claim() {
+    let (cluster, client) = with_claims().await;
+    let publisher = cluster.client("postgres").await;
+    run(&publisher, "BEGIN; INSERT INTO orders_claims (seq, chunk, rows, data) VALUES (1, 0, 1, '')").await;
+    let dropping = tokio::spawn(async move { run(&client, "SELECT postbox.drop_outbox('orders')").await });
+    one_waits(&publisher).await;
+    run(&publisher, "INSERT INTO orders (type) VALUES ('t'); COMMIT").await;
+    dropping.await.expect("dropped");
+}
