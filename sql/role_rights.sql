@@ -83,7 +83,6 @@ create or replace function postbox._role_rights(role text)
             ('receiver', 'execute', 'function postbox._inbox_insert_sql(postbox.inbox, text, text)'),
             ('receiver', 'execute', 'function postbox._durable()'),
             ('receiver', 'select, insert, update, delete', 'table postbox.inbox_stream'),
-            ('receiver', 'select', 'table postbox.inbox'),
             ('receiver', 'usage', 'schema postbox'),
             ('receiver', 'select', 'table postbox.inbox, postbox.inbox_tier, postbox.inbox_seen'),
             ('receiver', 'insert (inbox, tier, ready_at, event_type, event_ids)', 'table postbox.inbox_batch'),
@@ -94,10 +93,9 @@ create or replace function postbox._role_rights(role text)
             -- Works on the messages of the inboxes that it is given.
             ('worker', 'usage', 'schema postbox'),
             ('worker', 'select, usage', 'sequence postbox.inbox_token'),
-            ('worker', 'usage, select', 'sequence postbox.inbox_token'),
             ('worker', 'select', 'table postbox.inbox, postbox.inbox_tier'),
             ('worker', 'select, insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead'),
-            ('worker', 'select, insert', 'table postbox.inbox_log, postbox.inbox_floor'),
+            ('worker', 'select, insert', 'table postbox.inbox_log'),
             ('worker', 'execute', 'function postbox.inbox_claim(text, text, int, int, text)'),
             ('worker', 'execute', 'function postbox.inbox_complete(text, text[], bigint[])'),
             ('worker', 'execute', 'function postbox.inbox_fail(text, text, bigint, text, interval)'),
@@ -114,7 +112,6 @@ create or replace function postbox._role_rights(role text)
             ('worker', 'execute', 'function postbox._may_look(int)'),
             ('worker', 'execute', 'function postbox._note_look(int, interval)'),
             ('worker', 'select, insert, update, delete', 'table postbox.inbox_floor'),
-            ('worker', 'select, insert', 'table postbox.inbox_floor'),
             ('worker', 'execute', 'function postbox._inbox_lock(text)'),
             ('worker', 'execute', 'function postbox._use_inbox(text)'),
             ('worker', 'execute', 'function postbox._sort_arrivals(postbox.inbox, int, smallint, boolean)'),
@@ -207,7 +204,6 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox.set_retention(text, interval, bigint)'),
             ('operator', 'execute', 'function postbox._set_retention(regclass, text, interval, bigint)'),
             ('operator', 'insert, update', 'table postbox.outbox_setting'),
-            ('operator', 'select', 'table postbox.removed'),
             ('operator', 'execute', 'function postbox._alert(text, text, jsonb)'),
             ('operator', 'select, update, delete', 'table postbox.dead_letter'),
             ('operator', 'execute', 'function postbox.redrive_dead_letters(text, bigint[], text, text, text, interval, boolean, boolean)'),
@@ -316,7 +312,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._queue_heads(int, text[], text[], text[], smallint[], timestamptz[])'),
             ('operator', 'execute', 'function postbox._next_number(int8multirange, bigint)'),
             ('operator', 'insert, update, delete', 'table postbox.inbox, postbox.inbox_tier'),
-            ('operator', 'insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead, postbox.inbox_seen, postbox.inbox_floor'),
+            ('operator', 'insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead, postbox.inbox_seen'),
             ('operator', 'insert', 'table postbox.inbox_log'),
             ('operator', 'execute', 'function postbox.create_inbox(text, text, int, interval, interval, text, interval, text, interval, interval)'),
             ('operator', 'execute', 'function postbox._check_inbox_name(text, text)'),
@@ -331,8 +327,6 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._inbox_differs(postbox.inbox, text, text)'),
             ('operator', 'select, insert, update, delete', 'table postbox.inbox_floor'),
             ('operator', 'select, usage', 'sequence postbox.inbox_token'),
-            ('operator', 'select, insert, delete', 'table postbox.inbox_floor'),
-            ('operator', 'select', 'sequence postbox.inbox_token'),
             ('operator', 'execute', 'function postbox._inbox_column(jsonb, text, text, text)'),
             ('operator', 'execute', 'function postbox._inbox_type(postbox.inbox, text)'),
             ('operator', 'execute', 'function postbox._inbox_json(postbox.inbox, text)'),
@@ -453,11 +447,8 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'execute', 'function postbox._queue_heads(int, text[], text[], text[], smallint[], timestamptz[])'),
             ('maintainer', 'execute', 'function postbox._next_number(int8multirange, bigint)'),
             ('maintainer', 'execute', 'function postbox._watch_inbox_gaps()'),
-            ('maintainer', 'select', 'sequence postbox.inbox_token'),
-            ('maintainer', 'insert, delete', 'table postbox.inbox_floor'),
             ('maintainer', 'execute', 'function postbox._sweep_inbox(postbox.inbox, int)'),
-            ('maintainer', 'execute', 'function postbox._lower_floor(int, text, smallint, timestamptz)'),
-            ('maintainer', 'select, insert, delete', 'table postbox.inbox_floor')
+            ('maintainer', 'execute', 'function postbox._lower_floor(int, text, smallint, timestamptz)')
         ) as r(role, right_name, object)
         -- An operator and a maintainer see what a monitor sees.
         where r.role = _role_rights.role or (r.role = 'monitor' and _role_rights.role in ('operator', 'maintainer'));
