@@ -281,6 +281,7 @@ as $function$
 declare
     box postbox.inbox;
     namespace name;
+    foreign_made record;
 begin
     select * into strict box from postbox.inbox i where i.name = inbox_name;
     select n.nspname into namespace
@@ -311,6 +312,25 @@ begin
 
     perform postbox._arm_inbox_style(box);
     perform postbox._make_inbox_views(box.name);
+
+    -- CREATE OR REPLACE leaves its owner what somebody had prepared, who could then run what he likes as whoever sends or reads. Looked at last: what
+    -- we have just written nobody changes until the commit.
+    select o.name, pg_get_userbyid(o.owner) as owner into foreign_made
+        from (
+            select 'function ' || p.oid::regprocedure as name, p.proowner as owner, p.pronamespace as namespace
+                from pg_proc p where p.oid in (select f from postbox._inbox_functions(box) f)
+            union all
+            select 'view ' || v.oid::regclass, v.relowner, v.relnamespace from pg_class v where v.oid in (select w from postbox._inbox_views(box) w)
+        ) o
+        join pg_class c on c.oid = box.relation and c.relnamespace = o.namespace
+        where pg_get_userbyid(o.owner) <> current_user and not pg_has_role(o.owner, c.relowner, 'member')
+        limit 1;
+    if found then
+        raise exception using errcode = 'duplicate_function',
+            message = format('%s belongs to "%s", who does not own inbox "%s"', foreign_made.name, foreign_made.owner, box.name),
+            detail = 'Its name is that of a part of the inbox, which its owner could replace.',
+            hint = 'Drop it, or have it owned by the owner of the table: ALTER ... OWNER TO.';
+    end if;
 end
 $function$;
 comment on function postbox._arm_inbox(text) is 'Private: makes the triggers of an inbox anew, as its settings are';

@@ -24,6 +24,8 @@ begin
     loop
         -- Retention removes nothing from here on until it sees what this group needs.
         perform pg_advisory_xact_lock(postbox._lock_key(target.outbox));
+        -- It may have begun to take events that are in the log only while that was waited for.
+        perform postbox._require_replayable(target.outbox, reason);
         -- A transaction that the slot does not send was over before the slot was made, or is not visible yet although it has
         -- committed; the caller has waited for those (_wait_for_writers).
         -- A row that is there although its transaction is not visible was restored from a dump of another server.

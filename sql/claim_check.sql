@@ -74,12 +74,17 @@ create or replace function postbox._mark_claims(outbox regclass, claims regclass
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
+declare
+    marker constant postbox._marker := postbox._known_outbox(outbox, outbox::text);
 begin
     -- With this path regclass is printed with its schema.
     execute format(
         'create constraint trigger postbox_claims after update on %s from %s not deferrable for each row when (false)
          execute function pg_catalog.suppress_redundant_updates_trigger(%L, %L)',
         claims, outbox, format('rows=%s', inline_threshold_rows), format('bytes=%s', inline_threshold_bytes));
+    if not 'claim=claim' = any (marker.arguments) then
+        perform postbox._write_marker(marker, marker.arguments || 'claim=claim'::text);
+    end if;
     perform postbox._plan_anew(outbox);
 end
 $function$;
@@ -93,7 +98,7 @@ create or replace function postbox._enable_claim_check(
 as $function$
 declare
     most_bytes constant int := 67108864;
-    marker record;
+    marker postbox._marker;
     ring record;
     claims record;
     owner name;
@@ -101,11 +106,6 @@ declare
     leaves_suffix constant text := '_claims_g0';
     statement text;
 begin
-    if outbox is null then
-        raise exception using errcode = 'undefined_table',
-            message = format('outbox %s does not exist', coalesce('"' || outbox_name || '"', 'NULL')),
-            hint = 'postbox.outbox_status() lists the outboxes. Qualify a name whose schema is not in search_path.';
-    end if;
     if inline_threshold_rows is null or inline_threshold_rows < 0 then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('inline_threshold_rows of outbox "%s" is %s, must be 0 or more', outbox_name, coalesce(inline_threshold_rows::text, 'NULL')),
@@ -117,13 +117,7 @@ begin
             hint = 'The default is 1048576, 1 MiB: an event of more bytes is a claim.';
     end if;
     -- Dropping it, and making groups on it, wait.
-    perform pg_advisory_xact_lock(postbox._lock_key(outbox));
-    select m.* into marker from postbox._marker m where m.outbox = _enable_claim_check.outbox;
-    if not found then
-        raise exception using errcode = 'wrong_object_type',
-            message = format('"%s" is not an outbox', outbox_name),
-            hint = 'postbox.outbox_status() lists the outboxes.';
-    end if;
+    marker := postbox._locked_outbox(outbox, outbox_name);
     select r.generation_bits, r.sequence into ring from postbox._ring r where r.outbox = _enable_claim_check.outbox;
     if ring.generation_bits is null then
         raise exception using errcode = 'wrong_object_type',
@@ -163,14 +157,6 @@ begin
     if column_type is null then
         execute format('alter table %I.%I add column claim pg_catalog.jsonb', marker.schema, marker.name);
         execute format('create index on %I.%I (seq) where claim is not null', marker.schema, marker.name);
-    end if;
-    if not 'claim=claim' = any (marker.arguments) then
-        execute format('drop trigger postbox_outbox on %I.%I', marker.schema, marker.name);
-        execute format(
-            'create trigger postbox_outbox before update on %I.%I for each row when (false)
-             execute function pg_catalog.suppress_redundant_updates_trigger(%s)',
-            marker.schema, marker.name,
-            (select string_agg(quote_literal(argument), ', ' order by n) from unnest(marker.arguments || 'claim=claim'::text) with ordinality as a(argument, n)));
     end if;
 
     execute format(
@@ -240,17 +226,8 @@ declare
     claims record;
     stored boolean;
 begin
-    if outbox is null then
-        raise exception using errcode = 'undefined_table',
-            message = format('outbox %s does not exist', coalesce('"' || outbox_name || '"', 'NULL')),
-            hint = 'postbox.claim_checks lists the outboxes with claims. Qualify a name whose schema is not in search_path.';
-    end if;
-    perform pg_advisory_xact_lock(postbox._lock_key(outbox));
-    if not exists (select from postbox._marker m where m.outbox = _disable_claim_check.outbox) then
-        raise exception using errcode = 'wrong_object_type',
-            message = format('"%s" is not an outbox', outbox_name),
-            hint = 'postbox.claim_checks lists the outboxes with claims.';
-    end if;
+    -- In a transaction that sees all claims there are.
+    perform postbox._locked_outbox(outbox, outbox_name);
     select k.* into claims from postbox._claim_check k where k.outbox = _disable_claim_check.outbox;
     if not found then
         return false;

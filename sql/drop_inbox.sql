@@ -42,6 +42,7 @@ as $function$
 declare
     box postbox.inbox;
     is_there boolean;
+    is_renamed boolean;
     holds boolean;
     dropped text;
     how constant text := case when cascade then 'cascade' else 'restrict' end;
@@ -66,8 +67,10 @@ begin
             message = format('inbox "%s" does not exist', name),
             hint = 'postbox.inbox_status() lists the inboxes; with if_exists => true this is no error.';
     end if;
+    is_renamed := box.armed_as <> box.relation::text;
     if is_there and box.managed and not cascade then
-        if box.ordered_at is not null then
+        -- One that was renamed is asked under its old name.
+        if box.ordered_at is not null and not is_renamed then
             -- What is done with and stands in its lane still counts as nothing.
             perform postbox._finish_lanes(box, null, true);
         end if;
@@ -80,7 +83,8 @@ begin
         if holds then
             raise exception using errcode = 'dependent_objects_still_exist',
                 message = format('inbox "%s" holds messages that are not processed, or dead letters', name),
-                hint = format('Process, replay or discard them first; postbox.drop_inbox(%L, cascade => true) drops it with all that it holds.', name);
+                hint = case when is_renamed then format('Its table was renamed: call postbox.repair_inbox(%L) first. ', name) else '' end
+                    || format('Process, replay or discard them first; postbox.drop_inbox(%L, cascade => true) drops it with all that it holds.', name);
         end if;
     end if;
 

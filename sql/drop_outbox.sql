@@ -82,8 +82,9 @@ begin
         end if;
         execute format('drop trigger postbox_outbox on %I.%I', schema, name);
     else
-        select format(', %I.%I', k.schema, k.name) into claims from postbox._claim_check k where k.outbox = target;
-        execute format('drop table %I.%I%s', schema, name, claims);
+        -- In this order, as publishers write the claim first and then its event.
+        select format('%I.%I, ', k.schema, k.name) into claims from postbox._claim_check k where k.outbox = target;
+        execute format('drop table %s%I.%I', claims, schema, name);
     end if;
 end
 $function$;

@@ -128,7 +128,8 @@ begin
                     from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) with ordinality
                         as g(event_id, payload, event_type, source, aggregate_id, sequence_num, priority, headers, visible_at, trace_id, n)
                     %7$s
-                    order by g.n
+                    -- Whoever inserts the same ids does so in the same order, and nobody waits in a circle.
+                    order by %11$s, g.n
                     on conflict (%8$I) do nothing
                     returning r.%8$I as id
             )

@@ -63,13 +63,14 @@ comment on column postbox.alert.alerted_at is 'When listeners of postbox_alert w
 create table postbox.maintenance (
     only_row     boolean     not null default true,
     installed_at timestamptz not null default now(),
-    installed_lsn pg_lsn     not null default pg_current_wal_insert_lsn(),
+    earlier_slots name[]     not null,
     last_run     timestamptz,
     role         text,
     application  text,
     constraint maintenance_pkey primary key (only_row),
     constraint maintenance_only_row_check check (only_row)
 ) with (fillfactor = 10);
-comment on column postbox.maintenance.installed_lsn is 'Slots that stand below are of an earlier installation';
+comment on column postbox.maintenance.earlier_slots is 'Slots that were there already, of an earlier installation';
 comment on table postbox.maintenance is 'When postbox.maintain() last ran to its end and found something to do, and for whom';
-insert into postbox.maintenance default values;
+insert into postbox.maintenance (earlier_slots)
+    select array(select s.slot_name from pg_replication_slots s where s.database = current_database());

@@ -60,3 +60,38 @@ begin
 end
 $function$;
 comment on function postbox._known_outbox(regclass, text) is 'Private: an outbox that must be one';
+
+-- For who changes what an outbox is: its marker is read and written back as a whole, so nobody else may do so until the commit, and it is read
+-- as it is once they are done.
+create or replace function postbox._locked_outbox(outbox regclass, name text) returns postbox._marker
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    perform postbox._known_outbox(outbox, name);
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception using errcode = 'active_sql_transaction',
+            message = format('outbox "%s" cannot be changed in a transaction that is %s', name, current_setting('transaction_isolation')),
+            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
+    end if;
+    perform pg_advisory_xact_lock(postbox._lock_key(outbox));
+    return postbox._known_outbox(outbox, name);
+end
+$function$;
+comment on function postbox._locked_outbox(regclass, text) is 'Private: an outbox that nobody else changes until the transaction ends';
+
+-- In one transaction: readers of the log see either.
+create or replace function postbox._write_marker(marker postbox._marker, arguments text[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    execute format('drop trigger postbox_outbox on %I.%I', marker.schema, marker.name);
+    execute format(
+        'create trigger postbox_outbox before update on %I.%I for each row when (false)
+         execute function pg_catalog.suppress_redundant_updates_trigger(%s)',
+        marker.schema, marker.name,
+        (select string_agg(quote_literal(argument), ', ' order by n) from unnest(arguments) with ordinality as a(argument, n)));
+end
+$function$;
+comment on function postbox._write_marker(postbox._marker, text[]) is 'Private: other arguments for the marker of an outbox';

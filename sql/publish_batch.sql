@@ -32,6 +32,13 @@ declare
     size int;
     piece bytea;
 begin
+    -- A number is what is printed of a table that is gone.
+    if claims::text = claims::oid::text then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('table %s, which a large event was to go to, was dropped just now', claims::oid),
+            detail = 'The outbox has no claim check any more, or another one.',
+            hint = 'Publish it again.';
+    end if;
     loop
         -- About half of the largest; a little over is not worth another.
         size := case when total - start <= 65536 then total - start else 32768 end;
@@ -114,6 +121,8 @@ begin
     threshold_rows := coalesce(claim.inline_threshold_rows, 10000);
     threshold_bytes := coalesce(claim.inline_threshold_bytes, 1048576);
     select 0 as chunk, 0::bigint as bytes, ''::bytea as sha256 into stored;
+    -- Before PostgreSQL 16 the cursor would be called pieces, and so would that of a batch that the query publishes.
+    pieces := null;
     loop
         fetched_rows := 0;
         fetched_bytes := 0;

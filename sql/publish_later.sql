@@ -180,16 +180,24 @@ begin
         total := 0;
         failing := 0;
         begin
+            -- Whom nothing is allowed puts nothing off.
+            if not has_table_privilege(later.waiting, 'select') or not has_table_privilege(later.waiting, 'update')
+                or not has_table_privilege(later.waiting, 'delete') or not has_any_column_privilege(later.outbox, 'insert')
+            then
+                raise exception using errcode = 'insufficient_privilege',
+                    message = format('role "%s" may not move delayed events from %s to %s', current_user, later.waiting, later.outbox),
+                    hint = 'postbox.grant_role(''maintainer'', ..., ''{outbox}'') grants what maintenance needs.';
+            end if;
             loop
                 begin
                     moved := postbox._publish_due(later.outbox, batch);
                     total := total + moved;
                     exit when moved < batch or total >= most;
                     batch := least(batch * 2, most);
-                exception when insufficient_privilege or lock_not_available then
+                exception when lock_not_available then
                     raise;
                 when others then
-                    -- One of them cannot be published. It is found by taking fewer, and comes after the others.
+                    -- One of them cannot be published, or is not allowed there. It is found by taking fewer, and comes after the others.
                     if batch > 1 then
                         batch := greatest(batch / 8, 1);
                         continue;

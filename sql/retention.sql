@@ -58,25 +58,28 @@ create or replace function postbox._earliest(snapshots pg_snapshot[]) returns pg
     );
 comment on function postbox._earliest(pg_snapshot[]) is 'Private: the snapshot that all of these include; NULL if none is';
 
--- Of a leaf whose owner has changed the types since it was taken for one, his functions would be called: as whoever maintains it.
-create or replace function postbox._hold_leaf(leaf_name text) returns void
+-- Of a leaf whose owner has changed the types since it was taken for one, or given its name to another table, his functions would be called: as
+-- whoever maintains it.
+create or replace function postbox._hold_leaf(leaf oid, leaf_name text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 begin
     execute format('lock table only %s in access share mode', leaf_name);
-    if not exists (select from pg_attribute a where a.attrelid = to_regclass(leaf_name) and a.attname = 'xid' and a.atttypid = 'xid8'::regtype and not a.attisdropped) then
+    if to_regclass(leaf_name)::oid is distinct from leaf
+        or not exists (select from pg_attribute a where a.attrelid = leaf and a.attname = 'xid' and a.atttypid = 'xid8'::regtype and not a.attisdropped)
+    then
         raise exception using errcode = 'wrong_object_type',
             message = format('%s is no leaf of an outbox any more', leaf_name),
             hint = 'The outboxes that postbox.create_outbox makes have a column xid of type xid8: give it back, or let the table go with postbox.drop_outbox.';
     end if;
 end
 $function$;
-comment on function postbox._hold_leaf(text) is 'Private: looks that a leaf is one, which it stays until the commit';
+comment on function postbox._hold_leaf(oid, text) is 'Private: looks that a leaf is one, which it stays until the commit';
 
 -- Some transaction in a range of a leaf that is not visible in all of the snapshots, and how many rows there are. A row
 -- without xid counts as one that nobody has seen.
-create or replace function postbox._probe(leaf_name text, from_block bigint, to_block bigint, snapshots pg_snapshot[], out rows bigint, out needed bigint, out waits_for xid8)
+create or replace function postbox._probe(leaf oid, leaf_name text, from_block bigint, to_block bigint, snapshots pg_snapshot[], out rows bigint, out needed bigint, out waits_for xid8)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     -- A policy that hides rows from us would have us remove what we cannot see: an error instead.
@@ -86,7 +89,7 @@ declare
     -- Whatever is older is visible in all of them.
     oldest constant xid8 := (select x from unnest(snapshots) as s(snapshot), pg_snapshot_xmin(s.snapshot) as x order by x limit 1);
 begin
-    perform postbox._hold_leaf(leaf_name);
+    perform postbox._hold_leaf(leaf, leaf_name);
     execute format(
         'select count(*), count(*) filter (where bad), (array_agg(xid order by xid desc nulls last) filter (where bad))[1]
          from (
@@ -99,7 +102,7 @@ begin
         using oldest, snapshots, format('(%s,0)', from_block)::tid, format('(%s,0)', least(to_block, 4294967295))::tid;
 end
 $function$;
-comment on function postbox._probe(text, bigint, bigint, pg_snapshot[]) is 'Private: looks for rows that are needed in some blocks of a leaf';
+comment on function postbox._probe(oid, text, bigint, bigint, pg_snapshot[]) is 'Private: looks for rows that are needed in some blocks of a leaf';
 
 -- Empties a leaf if it may. The outcome is emptied, pinned (a row is needed) or busy (somebody has it locked).
 create or replace function postbox._empty_leaf(
@@ -123,7 +126,7 @@ begin
         return;
     end if;
     blocks := pg_relation_size(leaf) / current_setting('block_size')::bigint;
-    found_rows := postbox._probe(leaf_name, greatest(blocks - 1, 0), 4294967295, snapshots);
+    found_rows := postbox._probe(leaf, leaf_name, greatest(blocks - 1, 0), 4294967295, snapshots);
     if found_rows.needed > 0 then
         outcome := 'pinned';
         waits_for := found_rows.waits_for;
@@ -134,6 +137,9 @@ begin
         -- First, as publishers write the claim first and then its event.
         if claims_leaf is not null then
             execute format('lock table only %s in share mode', claims_leaf_name);
+            if to_regclass(claims_leaf_name)::oid is distinct from claims_leaf then
+                raise exception using errcode = 'lock_not_available', message = 'the claims have another name by now', hint = 'The next run tries again.';
+            end if;
         end if;
         execute format('lock table only %s in share mode', leaf_name);
         -- The ring may have gone on into it meanwhile.
@@ -144,7 +150,7 @@ begin
         -- It cannot grow any more, so the last chunk is the last.
         blocks := pg_relation_size(leaf) / current_setting('block_size')::bigint;
         while block < blocks loop
-            found_rows := postbox._probe(leaf_name, block, block + chunk, snapshots);
+            found_rows := postbox._probe(leaf, leaf_name, block, block + chunk, snapshots);
             if found_rows.needed > 0 then
                 raise exception using errcode = 'object_in_use', message = 'a row is needed', detail = coalesce(found_rows.waits_for::text, ''),
                     hint = 'It is emptied once nobody needs it.';
@@ -318,7 +324,7 @@ begin
     if ring.generation_bits is null or ring.last_seq is null then
         return;
     end if;
-    select l.leaf_name, l.heap_bytes into present from postbox._leaf l where l.outbox = _advance.outbox and l.distance = 0;
+    select l.leaf, l.leaf_name, l.heap_bytes into present from postbox._leaf l where l.outbox = _advance.outbox and l.distance = 0;
     next_is_empty := (select l.heap_bytes = 0 from postbox._leaf l where l.outbox = _advance.outbox and l.distance = 1);
     if present.heap_bytes is null or next_is_empty is null then
         outcome := 'skipped';
@@ -329,7 +335,7 @@ begin
     half_used := ring.last_seq + 1 - (generation << ring.generation_bits) > (1::bigint << ring.generation_bits) / 2;
     moment := postbox._moment_before((postbox._retention(outbox)).retention / 2);
     if moment.snapshot is not null and present.heap_bytes > 0 then
-        perform postbox._hold_leaf(present.leaf_name);
+        perform postbox._hold_leaf(present.leaf, present.leaf_name);
         -- The first page has the first rows.
         execute format('select exists (select from only %s l where l.ctid < ''(1,0)'' and pg_visible_in_snapshot(l.xid, $1))', present.leaf_name)
             into is_old using moment.snapshot;

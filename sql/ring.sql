@@ -100,14 +100,7 @@ create or replace function postbox._set_retention(outbox regclass, name text, re
     set search_path = pg_catalog, pg_temp
 as $function$
 begin
-    if outbox is null or not exists (select from postbox._marker m where m.outbox = _set_retention.outbox) then
-        raise exception using
-            errcode = case when outbox is null then 'undefined_table' else 'wrong_object_type' end,
-            message = case when outbox is null then format('outbox %s does not exist', coalesce('"' || name || '"', 'NULL'))
-                else format('"%s" is not an outbox', name) end,
-            hint = 'postbox.outbox_status() lists the outboxes. Qualify a name whose schema is not in search_path.';
-    end if;
-    if (select m.adopted from postbox._marker m where m.outbox = _set_retention.outbox) then
+    if (postbox._known_outbox(outbox, name)).adopted then
         raise exception using errcode = 'wrong_object_type',
             message = format('outbox "%s" is an adopted table, whose rows are its owner''s to remove', name),
             hint = 'Retention is for outboxes made by postbox.create_outbox. Delete rows of this one yourself, once every group has had them.';

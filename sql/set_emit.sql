@@ -5,18 +5,10 @@ create or replace function postbox._set_emit(outbox regclass, name text, enabled
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    marker record;
+    -- Nobody starts to deliver what is stored meanwhile.
+    marker constant postbox._marker := postbox._locked_outbox(outbox, name);
     readers text;
-    arguments text[];
 begin
-    select m.* into marker from postbox._marker m where m.outbox = _set_emit.outbox;
-    if not found then
-        raise exception using
-            errcode = case when outbox is null then 'undefined_table' else 'wrong_object_type' end,
-            message = case when outbox is null then format('outbox %s does not exist', coalesce('"' || name || '"', 'NULL'))
-                else format('"%s" is not an outbox', name) end,
-            hint = 'postbox.outbox_status() lists the outboxes. Qualify a name whose schema is not in search_path.';
-    end if;
     if enabled is null then
         raise exception using errcode = 'null_value_not_allowed',
             message = format('whether outbox "%s" takes emitted events is NULL', name),
@@ -26,8 +18,6 @@ begin
         return false;
     end if;
     if enabled then
-        -- Nobody starts one meanwhile.
-        perform pg_advisory_xact_lock(postbox._lock_key(outbox));
         select string_agg(b.group_name, ', ' order by b.group_name) into readers from postbox.backfill b where b.outbox = _set_emit.outbox and not b.finished;
         if readers is not null then
             raise exception using errcode = 'object_in_use',
@@ -36,14 +26,7 @@ begin
                 hint = format('Let a member run until it has caught up, or drop the group; then SELECT postbox.set_emit(%L, true).', name);
         end if;
     end if;
-    arguments := array_remove(marker.arguments, 'emit=on') || case when enabled then array['emit=on'] else '{}' end;
-    -- In one transaction: readers of the log see either.
-    execute format('drop trigger postbox_outbox on %I.%I', marker.schema, marker.name);
-    execute format(
-        'create trigger postbox_outbox before update on %I.%I for each row when (false)
-         execute function pg_catalog.suppress_redundant_updates_trigger(%s)',
-        marker.schema, marker.name,
-        (select string_agg(quote_literal(argument), ', ' order by n) from unnest(arguments) with ordinality as a(argument, n)));
+    perform postbox._write_marker(marker, array_remove(marker.arguments, 'emit=on') || case when enabled then array['emit=on'] else '{}' end);
     return true;
 end
 $function$;

@@ -151,8 +151,8 @@ $function$;
 comment on function postbox._enforce_wal_budgets() is 'Private: drops the slots of groups that are over a budget and told to';
 
 -- A slot in our way of naming that no group has is the rest of a creation that failed half way, and would hold back the WAL for ever.
--- One that stands where this installation did not exist yet is of an earlier one, whose events nobody else has: that is for a person to
--- decide, so it is only told.
+-- One that was there before this installation is of an earlier one, whose events nobody else has: that is for a person to decide, so it is
+-- only told. It is known by its name: its position moves when somebody reads it.
 create or replace function postbox._reap_slots() returns table (subject text, outcome text, detail text)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -164,7 +164,7 @@ declare
 begin
     for orphan in
         select s.slot_name, substring(s.slot_name from format('^postbox[0-9]*_%s_(.+)$', database_oid)) as group_name, s.confirmed_flush_lsn,
-               s.confirmed_flush_lsn < (select m.installed_lsn from postbox.maintenance m) as is_older
+               exists (select from postbox.maintenance m where s.slot_name = any (m.earlier_slots)) as is_older
         from pg_replication_slots s
         where s.plugin in ('postbox', 'pgoutput') and s.database = current_database() and not s.active and not s.temporary
           and s.slot_name ~ format('^postbox[0-9]*_%s_.', database_oid)

@@ -61,6 +61,7 @@ declare
     step record;
     has_more boolean;
     refusal text;
+    is_busy boolean := false;
 begin
     -- Whoever gives the inbox an order or tiers, or takes them away, would pass by what is moved meanwhile.
     if not pg_try_advisory_xact_lock_shared(postbox._inbox_lock(inbox)) then
@@ -106,14 +107,21 @@ begin
                 detail := step.done || case outcome when 'removed' then ' messages' when 'noted' then ' ids that must not come again' else ' dead letters' end;
                 return next;
             end if;
-        exception when others then
+        exception when lock_not_available or deadlock_detected then
+            -- Of the next run's concern. Whether it has failed before is not known any better by now.
+            outcome := 'busy';
+            detail := sqlerrm;
+            is_busy := true;
+            return next;
+        when others then
             outcome := 'skipped';
             detail := sqlerrm;
             refusal := coalesce(refusal, detail);
             return next;
         end;
     end loop;
-    update postbox.inbox_keeping k set failure = refusal where k.inbox = box.id and k.failure is distinct from refusal;
+    update postbox.inbox_keeping k set failure = refusal
+        where k.inbox = box.id and k.failure is distinct from refusal and (refusal is not null or not is_busy);
     if has_more then
         outcome := 'more';
         detail := 'call again';

@@ -1,7 +1,9 @@
 //! `postbox.emit`: events that are in the log and in no table.
 
-use postbox_tests::Cluster;
+use std::time::Duration;
+
 use postbox_tests::tap::{Tap, decode, make_slot, peek_events, prepare, raw_of};
+use postbox_tests::{Cluster, wait_until_async};
 use postbox_wire::Decoder;
 use serde_json::{Value, json};
 
@@ -277,4 +279,29 @@ fn an_outbox_whose_rows_are_being_delivered_does_not_begin_to_take_them() {
     let lines = postbox_tests::tap::deliver(&cluster, "postgres", &["--group", "g"]);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert_eq!(cluster.psql("postgres", "SELECT postbox.set_emit('closed', true)"), "t");
+}
+
+#[tokio::test]
+async fn an_outbox_that_begins_to_take_them_meanwhile_is_not_begun_to_be_delivered() {
+    let cluster = with_outboxes("postgres", "UTF8");
+    cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{closed}')");
+    let setter = cluster.client("postgres").await;
+    for sql in [
+        "postbox.create_consumer_group('h', '{closed}', start => 'earliest')",
+        "postbox.seek_consumer_group('g', 'earliest')",
+        "postbox.recover_consumer_group('g')",
+    ] {
+        setter.batch_execute("BEGIN; SELECT postbox.set_emit('closed', true)").await.expect(sql);
+        let client = cluster.client("postgres").await;
+        let waiting = tokio::spawn(async move { client.batch_execute(&format!("SELECT {sql}")).await });
+        wait_until_async("it waits", Duration::from_secs(30), async || {
+            let waits = "SELECT FROM pg_locks WHERE NOT granted";
+            (!setter.query(waits, &[]).await.expect("locks").is_empty()).then_some(())
+        })
+        .await;
+        setter.batch_execute("COMMIT").await.expect(sql);
+        let error = waiting.await.expect("ended").expect_err(sql);
+        assert!(format!("{error:?}").contains("events that are in the log only"), "{sql}: {error:?}");
+        setter.batch_execute("SELECT postbox.set_emit('closed', false)").await.expect(sql);
+    }
 }

@@ -1,9 +1,11 @@
 //! What is inline, what is a claim, and what is refused.
 
+use postbox_tests::wait_until_async;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::{claim, data, numbers, publish, with_claims};
+use crate::shop::PATIENCE;
 use crate::sql::{refused, row, rows, run, start};
 
 /// The payload and the claim of the newest event, and how many chunks there are in all.
@@ -351,7 +353,7 @@ async fn a_claim_check_goes_when_no_claim_is_left_and_comes_again() {
         ("SELECT postbox.disable_claim_check(NULL)", "42P01", "NULL does not exist"),
         ("SELECT postbox.disable_claim_check('pg_class')", "42809", "is not an outbox"),
     ] {
-        refused(&client, sql, code, message, "claim_checks").await;
+        refused(&client, sql, code, message, "outbox_status").await;
     }
 }
 
@@ -367,4 +369,120 @@ async fn long_rows_behind_short_ones_are_not_put_together() {
     let claim = claim(&client).await;
     assert_eq!((&claim["rows"], &claim["bytes"]), (&json!(520), &json!(220 * 5_000_009_u64 + 300 * 14)));
     assert_eq!(row(&client, "SELECT sum(rows), max(octet_length(data)) <= 65536 FROM orders_claims").await, "520|t");
+}
+
+/// Whether the outbox takes emitted events, and whether its events may be claims.
+const MARKED: &str =
+    "SELECT 'emit=on' = any (arguments), 'claim=claim' = any (arguments) FROM postbox._marker WHERE name = 'orders'";
+
+/// Returns when a session waits for a lock.
+async fn one_waits(client: &Client) {
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    wait_until_async("a session waits", PATIENCE, async || (row(client, waits).await == "1").then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_is_said_of_an_outbox_at_the_same_time_all_holds() {
+    const ENABLE: &str = "SELECT postbox.enable_claim_check('orders', 10)";
+    for (before, first, second, marked) in [
+        ("false", ENABLE, "SELECT postbox.set_emit('orders', true)", "t|t"),
+        ("true", ENABLE, "SELECT postbox.set_emit('orders', false)", "f|t"),
+        ("false", "SELECT postbox.set_emit('orders', true)", ENABLE, "t|t"),
+        ("true", "SELECT postbox.set_emit('orders', false)", ENABLE, "f|t"),
+    ] {
+        let (cluster, client) = start().await;
+        run(&client, "SELECT postbox.create_outbox('orders')").await;
+        run(&client, &format!("SELECT postbox.set_emit('orders', {before})")).await;
+        run(&client, &format!("BEGIN; {first}")).await;
+        let other = cluster.client("postgres").await;
+        let waiting = tokio::spawn(async move { run(&other, second).await });
+        one_waits(&client).await;
+        run(&client, "COMMIT").await;
+        waiting.await.expect("done");
+        assert_eq!(row(&client, MARKED).await, marked, "{first}; {second}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_check_that_the_mark_has_forgotten_comes_back() {
+    let (_cluster, client) = with_claims().await;
+    run(
+        &client,
+        "DROP TRIGGER postbox_outbox ON orders;
+         CREATE TRIGGER postbox_outbox BEFORE UPDATE ON orders FOR EACH ROW WHEN (false) EXECUTE FUNCTION suppress_redundant_updates_trigger('emit=on');
+         SELECT postbox.enable_claim_check('orders', 10)",
+    )
+    .await;
+    assert_eq!(row(&client, MARKED).await, "t|t");
+}
+
+#[tokio::test]
+async fn nobody_changes_an_outbox_whose_present_state_he_does_not_see() {
+    let (cluster, client) = with_claims().await;
+    let other = cluster.client("postgres").await;
+    for sql in [
+        "SELECT postbox.set_emit('orders', true)",
+        "SELECT postbox.enable_claim_check('orders', 20)",
+        "SELECT postbox.disable_claim_check('orders')",
+    ] {
+        run(&client, "TRUNCATE orders, orders_claims").await;
+        run(&client, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT").await;
+        publish(&other, &numbers(11)).await;
+        refused(
+            &client,
+            sql,
+            "25001",
+            "\"orders\" cannot be changed in a transaction that is repeatable",
+            "READ COMMITTED",
+        )
+        .await;
+        run(&client, "ROLLBACK").await;
+        assert_eq!(row(&client, "SELECT sum(rows) FROM orders_claims").await, "11");
+    }
+}
+
+#[tokio::test]
+async fn a_query_of_a_batch_may_publish_batches() {
+    let (_cluster, client) = with_claims().await;
+    run(
+        &client,
+        "CREATE FUNCTION tell(n int) RETURNS int LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM postbox.publish_batch('orders', 'inner', 'SELECT n FROM generate_series(1, 11) n'); RETURN n; END $$",
+    )
+    .await;
+    publish(&client, "SELECT tell(n) FROM generate_series(1, 3) n").await;
+    assert_eq!(row(&client, "SELECT count(*), count(claim) FROM orders").await, "4|3");
+}
+
+#[tokio::test]
+async fn a_batch_whose_claim_check_ends_meanwhile_says_so() {
+    let (cluster, client) = with_claims().await;
+    run(
+        &client,
+        "CREATE TABLE gate (n int);
+         CREATE FUNCTION pass(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN n + (SELECT count(*) FROM gate); END $$",
+    )
+    .await;
+    let holder = cluster.client("postgres").await;
+    run(&holder, "BEGIN; LOCK TABLE gate").await;
+    let publisher = cluster.client("postgres").await;
+    let publishing = tokio::spawn(async move {
+        let sql = "SELECT postbox.publish_batch('orders', 't', 'SELECT pass(n) FROM generate_series(1, 11) n')";
+        refused(&publisher, sql, "55000", "was dropped just now", "Publish it again").await;
+    });
+    one_waits(&client).await;
+    run(&client, "SELECT postbox.disable_claim_check('orders')").await;
+    run(&holder, "ROLLBACK").await;
+    publishing.await.expect("refused");
+}
+
+#[tokio::test]
+async fn whoever_drops_an_outbox_waits_for_who_has_written_a_claim() {
+    let (cluster, client) = with_claims().await;
+    let publisher = cluster.client("postgres").await;
+    run(&publisher, "BEGIN; INSERT INTO orders_claims (seq, chunk, rows, data) VALUES (1, 0, 1, '')").await;
+    let dropping = tokio::spawn(async move { run(&client, "SELECT postbox.drop_outbox('orders')").await });
+    one_waits(&publisher).await;
+    run(&publisher, "INSERT INTO orders (type) VALUES ('t'); COMMIT").await;
+    dropping.await.expect("dropped");
 }

@@ -550,3 +550,24 @@ async fn what_the_owner_refuses_to_let_go_stops_nothing_else_and_shows() {
     assert_eq!(row(&client, reasons).await, "healthy|{}");
     assert_eq!(row(&client, COUNT).await, "1");
 }
+
+#[tokio::test]
+async fn a_row_that_somebody_holds_for_a_moment_is_no_failure() {
+    let (cluster, client) = start().await;
+    inbox(&client, ", retention => '0', dedup_window => '0'").await;
+    receive(&client, 1, 3).await;
+    run(&client, COMPLETE).await;
+    let holder = cluster.client("postgres").await;
+    let failure = "SELECT coalesce(failure, 'none') FROM postbox.inbox_keeping";
+    for failed in ["none", "of old"] {
+        run(&client, &format!("UPDATE postbox.inbox_keeping SET failure = nullif('{failed}', 'none')")).await;
+        run(&holder, "BEGIN; SELECT FROM payments FOR UPDATE").await;
+        let done = maintain(&client).await;
+        assert!(done.iter().any(|line| line.starts_with("inboxes|payments|busy|")), "{done:?}");
+        assert_eq!(row(&client, failure).await, failed);
+        run(&holder, "ROLLBACK").await;
+    }
+    let done = maintain(&client).await;
+    assert!(done.contains(&"inboxes|payments|removed|3 messages".to_owned()), "{done:?}");
+    assert_eq!(row(&client, failure).await, "none");
+}

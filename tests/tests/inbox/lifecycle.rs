@@ -627,3 +627,27 @@ async fn drop_extension_says_what_hangs_on_it_and_leaves_plain_tables() {
     run(&client, "CREATE EXTENSION postbox; SELECT postbox.enable_inbox_tracking('payments')").await;
     assert_eq!(handed_out(&client, "payments").await, ["a||", "b||"]);
 }
+
+#[tokio::test]
+async fn what_somebody_has_prepared_is_not_taken_for_part_of_an_inbox() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "CREATE ROLE eve; CREATE ROLE shop; CREATE ROLE clerk IN ROLE shop; CREATE SCHEMA app; GRANT ALL ON SCHEMA app TO eve, shop; SET ROLE eve;
+         CREATE FUNCTION app.pay_arrived() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; RESET ROLE",
+    )
+    .await;
+    let create = "SELECT postbox.create_inbox('pay', 'app')";
+    refused(&client, create, "42723", "app.pay_arrived() belongs to \"eve\"", "OWNER TO").await;
+    run(&client, "DROP FUNCTION app.pay_arrived()").await;
+    run(&client, &format!("{create}; ALTER TABLE app.pay OWNER TO shop")).await;
+    // Theirs who own the table, or were members of that role when they made the inbox.
+    run(&client, "ALTER FUNCTION app.pay_receive OWNER TO clerk; ALTER FUNCTION app.pay_arrived OWNER TO shop").await;
+    run(&client, "SELECT postbox.repair_inbox('pay'); SELECT postbox.enable_inbox_ordering('pay')").await;
+    let repair = "SELECT postbox.repair_inbox('pay')";
+    for (kind, name) in [("FUNCTION", "app.pay_receive"), ("FUNCTION", "app.pay_heads"), ("VIEW", "app.pending_pay")] {
+        run(&client, &format!("ALTER {kind} {name} OWNER TO eve")).await;
+        refused(&client, repair, "42723", "belongs to \"eve\"", "OWNER TO").await;
+        run(&client, &format!("ALTER {kind} {name} OWNER TO clerk; {repair}")).await;
+    }
+}

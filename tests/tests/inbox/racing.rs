@@ -311,3 +311,16 @@ async fn a_table_is_adopted_by_who_sees_what_others_commit() {
         run(&client, "ROLLBACK").await;
     }
 }
+
+#[tokio::test]
+async fn a_renamed_inbox_with_a_lane_that_is_to_go_on_can_be_dropped() {
+    let (cluster, client) = start().await;
+    ordered(&client).await;
+    receive(&client, "a", &[1]).await;
+    complete_while_it_is_held(&client, &cluster.client("postgres").await).await;
+    run(&client, "ALTER TABLE payments RENAME TO receipts").await;
+    let drop = "SELECT postbox.drop_inbox('payments')";
+    refused(&client, drop, "2BP01", "holds messages", "repair_inbox('payments')").await;
+    run(&client, "SELECT postbox.repair_inbox('payments')").await;
+    run(&client, drop).await;
+}

@@ -311,3 +311,28 @@ async fn a_batch_is_received_as_its_messages_are_one_by_one() {
         "1"
     );
 }
+
+#[tokio::test]
+async fn batches_of_the_same_ids_in_opposite_orders_do_not_wait_for_each_other_in_a_circle() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    run(&client, "BEGIN; INSERT INTO payments (event_id) VALUES ('m')").await;
+    // One after the other, so that each has what comes before m for it.
+    let mut answers = Vec::new();
+    for (ids, waiting) in [("{a,m,z}", "1"), ("{z,m,a}", "2")] {
+        let receiver = cluster.client("postgres").await;
+        answers.push(tokio::spawn(async move {
+            row(&receiver, &format!("SELECT postbox.inbox_receive_batch('payments', '{ids}')")).await
+        }));
+        wait_until_async("they wait", PATIENCE, async || {
+            (row(&client, "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted").await == waiting).then_some(())
+        })
+        .await;
+    }
+    run(&client, "ROLLBACK").await;
+    let mut said = Vec::new();
+    for answer in answers {
+        said.push(answer.await.expect("received"));
+    }
+    assert_eq!(said, ["{received,received,received}", "{duplicate,duplicate,duplicate}"]);
+}

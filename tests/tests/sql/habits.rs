@@ -357,3 +357,34 @@ async fn a_delayed_event_that_cannot_leave_holds_up_no_other() {
     run(&client, "ALTER TABLE orders DROP CONSTRAINT orders_type_check; UPDATE orders_later SET due_at = now()").await;
     assert_eq!(rows(&client, maintain).await, ["public.orders|published|151 delayed events"]);
 }
+
+#[tokio::test]
+async fn a_delayed_event_that_is_not_allowed_holds_up_no_other() {
+    let (_cluster, client) = outbox().await;
+    run(
+        &client,
+        "SELECT postbox.enable_delayed_events('orders');
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE insufficient_privilege; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW WHEN (new.type = 'bad') EXECUTE FUNCTION refuse();
+         INSERT INTO orders_later (due_at, type, payload) VALUES (now() - interval '2 minutes', 'bad', '{}'), (now() - interval '1 minute', 'good', '{}')",
+    )
+    .await;
+    let maintain = "SELECT outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
+    let said = rows(&client, maintain).await;
+    assert_eq!((said.len(), &*said[1]), (2, "published|1 delayed events"), "{said:?}");
+    assert!(said[0].starts_with("skipped|delayed event ") && said[0].ends_with("insufficient_privilege"), "{said:?}");
+    assert_eq!(rows(&client, STORED).await, ["good||{}"]);
+    // One whom nothing is allowed puts nothing off.
+    for right in ["INSERT ON orders", "DELETE ON orders_later"] {
+        run(&client, "DROP TRIGGER IF EXISTS refuse ON orders; UPDATE orders_later SET due_at = now()").await;
+        run(&client, "CREATE ROLE keeper; SELECT postbox.grant_role('maintainer', 'keeper', '{orders}')").await;
+        run(&client, &format!("REVOKE {right} FROM keeper; SET ROLE keeper")).await;
+        let said = row(&client, maintain).await;
+        assert_eq!(
+            said,
+            "skipped|role \"keeper\" may not move delayed events from public.orders_later to public.orders"
+        );
+        run(&client, "RESET ROLE; DROP OWNED BY keeper; DROP ROLE keeper").await;
+        assert_eq!(row(&client, "SELECT count(*) FROM orders_later WHERE due_at <= now()").await, "1");
+    }
+}

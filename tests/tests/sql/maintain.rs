@@ -361,9 +361,12 @@ async fn a_slot_of_an_earlier_installation_is_told_and_kept() {
         let kept = format!("slots|{slot}|kept|it is of an earlier installation");
         assert!(told.iter().any(|row| row.starts_with(&kept) && row.contains("pg_drop_replication_slot")), "{told:?}");
     }
-    assert_eq!(row(&client, "SELECT count(*) FROM postbox.alert").await, "0");
-    let events = "SELECT type FROM pg_logical_slot_peek_binary_changes((SELECT slot_name FROM pg_replication_slots), NULL, NULL, 'names', 'frame') f, postbox.decode(f.data)";
+    let events = "SELECT type FROM pg_logical_slot_get_binary_changes((SELECT slot_name FROM pg_replication_slots), NULL, NULL, 'names', 'frame') f, postbox.decode(f.data)";
     assert_eq!(row(&client, events).await, "kept");
+    // Whoever reads it may stop, and go on.
+    let told = maintain(&client).await;
+    assert!(told.iter().any(|row| row.starts_with(&format!("slots|{slot}|kept|"))), "{told:?}");
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.alert").await, "0");
 }
 
 /// What is set for the sessions of people is not for maintenance.

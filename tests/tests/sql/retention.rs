@@ -547,7 +547,18 @@ async fn a_table_whose_types_are_its_owners_is_no_ring() {
     }
     assert_eq!(row(&client, "SELECT count(*), (SELECT count(*) FROM called) FROM trap").await, "3000|0");
     // It may become one between two looks.
-    let probe = "SELECT postbox._probe('public.trap_g0', 0, 10, array[pg_current_snapshot()])";
+    let probe =
+        "SELECT postbox._probe('trap_g0'::regclass::oid, 'public.trap_g0', 0, 10, array[pg_current_snapshot()])";
     refused(&client, probe, "42809", "trap_g0 is no leaf of an outbox any more", "xid8").await;
     assert_eq!(row(&client, "SELECT count(*) FROM called").await, "0");
+}
+
+/// A leaf is looked at and emptied by its name, which another table may have by then.
+#[tokio::test]
+async fn a_table_that_has_the_name_of_a_leaf_by_now_is_left_alone() {
+    let (_cluster, client) = with_ring().await;
+    let oid = row(&client, "SELECT 'orders_g0'::regclass::oid").await;
+    run(&client, "ALTER TABLE orders_g0 RENAME TO former; CREATE TABLE orders_g0 (xid xid8)").await;
+    let probe = format!("SELECT postbox._probe({oid}, 'public.orders_g0', 0, 10, array[pg_current_snapshot()])");
+    refused(&client, &probe, "42809", "public.orders_g0 is no leaf of an outbox any more", "xid8").await;
 }
