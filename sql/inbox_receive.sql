@@ -129,7 +129,7 @@ begin
                         as g(event_id, payload, event_type, source, aggregate_id, sequence_num, priority, headers, visible_at, trace_id, n)
                     %7$s
                     -- Whoever inserts the same ids does so in the same order, and nobody waits in a circle.
-                    order by %11$s, g.n
+                    order by (%11$s)::text collate "C", g.n
                     on conflict (%8$I) do nothing
                     returning r.%8$I as id
             )
