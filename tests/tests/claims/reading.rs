@@ -1,6 +1,6 @@
 //! Claims by reference: the library's reader, the program, the SQL function.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use postbox_tests::{Cluster, postbox_binary, wait_until_async};
 use serde_json::json;
 
 use super::{claim, data, numbers, publish, with_claims};
+use crate::docs::blocks;
 use crate::shop::PATIENCE;
 use crate::sql::{refused, row, run};
 
@@ -248,6 +249,61 @@ async fn an_inbox_gets_the_reference() {
     let reference = cluster.psql("office", "SELECT payload FROM arrivals WHERE headers ? 'a'");
     let fetched = fetch(&cluster, &reference);
     assert_eq!(fetched.stdout.iter().filter(|byte| **byte == b'\n').count(), 12, "{fetched:?}");
+}
+
+#[tokio::test]
+async fn a_fetch_that_is_killed_goes_on_by_the_lines_of_the_operations_guide() {
+    let (cluster, client) = with_claims().await;
+    publish(&client, "SELECT n, repeat(md5(n::text), 4) AS t FROM generate_series(1, 5000) n").await;
+    let event = event(&cluster).await;
+    let whole = data(&client, &claim(&client).await["seq"]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("event.json"), to_json(&event).to_string()).expect("a file");
+    let rows = || std::fs::read(dir.path().join("rows")).unwrap_or_default();
+    let at = || std::fs::read_to_string(dir.path().join("positions")).unwrap_or_default();
+    let bytes = || at().lines().last().map_or(0, |line| line.split(':').nth(1).unwrap().parse::<usize>().unwrap());
+
+    // It can write no more than a page behind what is read, and is killed in the middle of a chunk.
+    let (mut output, pipe) = std::io::pipe().expect("a pipe");
+    rustix::pipe::fcntl_setpipe_size(&pipe, 4096).expect("a small one");
+    let mut postbox = Command::new(postbox_binary());
+    postbox.args(["claim", "fetch", "--positions", "positions", "-d", &cluster.conninfo("postgres")]);
+    let input = std::fs::File::open(dir.path().join("event.json")).expect("the event");
+    let mut process = postbox.current_dir(dir.path()).stdin(input).stdout(pipe).spawn().expect("postbox starts");
+    drop(postbox);
+    let mut written = vec![0; 150_000];
+    output.read_exact(&mut written).expect("several chunks");
+    process.kill().expect("it runs");
+    process.wait().expect("it ends");
+    output.read_to_end(&mut written).expect("what it had written");
+    std::fs::write(dir.path().join("rows"), &written).expect("a file");
+    assert!(bytes() > 65536 && bytes() <= written.len() && written.len() < whole.len(), "{}", at());
+
+    let guide =
+        blocks("docs/operations.md").into_iter().find(|(_, block)| block.contains("claim fetch")).expect("lines").1;
+    let program = format!("'{}' -d '{}'", postbox_binary().display(), cluster.conninfo("postgres"));
+    let go_on = || {
+        let script = guide.replace("\npostbox ", &format!("\n{program} "));
+        let status = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).status().expect("a shell");
+        assert!(status.success() && rows() == whole.as_bytes(), "{status}, {}", at());
+        assert_eq!(bytes(), whole.len(), "{}", at());
+    };
+    go_on();
+    let lines = at();
+    let chunks = ClaimSummary::of(&event).expect("a summary").expect("a claim").chunks as usize;
+    assert_eq!(lines.lines().count(), chunks, "no chunk is fetched twice: {lines}");
+    go_on();
+    assert_eq!(at(), lines, "at its end there is nothing to do");
+    for name in ["rows", "positions"] {
+        std::fs::remove_file(dir.path().join(name)).expect("a file");
+    }
+    go_on();
+    // A position of something else does not pass, nor does what is none.
+    for (position, code) in [(format!("1:10:1:{}", "0".repeat(64)), 1), ("1:10".to_owned(), 2)] {
+        let script = format!("{program} claim fetch --from {position} < event.json > /dev/null");
+        let status = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).status().expect("a shell");
+        assert_eq!(status.code(), Some(code), "{position}");
+    }
 }
 
 #[tokio::test]
