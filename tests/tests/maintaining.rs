@@ -1,10 +1,12 @@
-//! `postbox maintain`.
+//! `postbox maintain`, and who else maintains.
 
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use postbox_tests::{Cluster, Run, postbox_binary, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::oneshot;
+use tokio_postgres::Transaction;
 
 fn postbox(cluster: &Cluster, arguments: &[&str]) -> Command {
     let mut command = Command::new(postbox_binary());
@@ -75,10 +77,58 @@ async fn so_does_a_consumer_of_the_library() {
     events.close().await.expect("in order");
 }
 
+/// Killed when a test fails, as it would wait for its server for ever.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn so_do_whoever_serves_and_whoever_works_on_an_inbox() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("FILE");
+    std::fs::write(&file, "[[run]]\ngroup = 'g'\n").unwrap();
+    for arguments in [&["serve", file.to_str().unwrap()][..], &["inbox", "work", "box", "--exec", "true"]] {
+        let cluster = with_full_leaf();
+        cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
+        cluster.psql("postgres", "SELECT postbox.create_inbox('box')");
+        let mut running = Running(postbox(&cluster, arguments).spawn().unwrap());
+        maintained_by(&cluster, "postbox");
+        kill_process(Pid::from_child(&running.0), Signal::TERM).unwrap();
+        let ended = wait_until("it has ended", Duration::from_secs(30), || running.0.try_wait().unwrap());
+        assert_eq!(ended.code(), Some(0), "{arguments:?}");
+    }
+}
+
+/// Of an inbox in which nothing is.
+struct Idle;
+
+impl postbox::InboxHandler for Idle {
+    async fn handle(&self, _: &postbox::InboxMessage, _: &Transaction<'_>) -> Result<(), postbox::Failure> {
+        unreachable!("no message was sent")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_does_a_worker_of_the_library() {
+    let cluster = with_full_leaf();
+    cluster.psql("postgres", "SELECT postbox.create_inbox('box')");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let worker = postbox::InboxWorker::new(cluster.conninfo("postgres"), "box");
+    let worker = tokio::spawn(worker.run(Idle, async { drop(stopped.await) }));
+    tokio::task::block_in_place(|| maintained_by(&cluster, "postbox"));
+    drop(stop);
+    assert_eq!(worker.await.unwrap().expect("in order"), 0);
+}
+
 #[test]
 fn it_goes_on_until_it_is_told_to_stop_and_over_a_broken_link() {
     let cluster = with_full_leaf();
-    let mut running = postbox(&cluster, &["maintain"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut running = Running(postbox(&cluster, &["maintain"]).stderr(Stdio::null()).spawn().unwrap());
     let runs = || cluster.psql("postgres", "SELECT last_run FROM postbox.maintenance_status");
     let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'postbox' AND state = 'idle' AND query LIKE '%postbox.maintain%'
         AND state_change < clock_timestamp() - interval '1 second'";
@@ -87,7 +137,7 @@ fn it_goes_on_until_it_is_told_to_stop_and_over_a_broken_link() {
     let first = runs();
     cluster.psql("postgres", "INSERT INTO orders (type, payload) VALUES ('t', '{}')");
     wait_until("it has run again", Duration::from_secs(60), || (runs() != first).then_some(()));
-    kill_process(Pid::from_child(&running), Signal::TERM).unwrap();
-    let ended = wait_until("it has ended", Duration::from_secs(10), || running.try_wait().unwrap());
+    kill_process(Pid::from_child(&running.0), Signal::TERM).unwrap();
+    let ended = wait_until("it has ended", Duration::from_secs(10), || running.0.try_wait().unwrap());
     assert_eq!(ended.code(), Some(0));
 }

@@ -274,6 +274,38 @@ async fn a_slot_that_is_about_to_be_lost_is_told_and_one_that_is_gone_once_more(
     assert!(heard.contains("\"reasons\": [\"lost\"") && heard.contains("\"reasons\": [\"missing\"]"), "{heard}");
 }
 
+#[tokio::test]
+async fn a_slot_is_told_to_be_at_risk_while_all_that_it_needs_is_there() {
+    for (max_wal_size, status) in [("1GB", "reserved"), ("32MB", "extended")] {
+        let cluster = Cluster::builder()
+            .setting("max_slot_wal_keep_size", "64MB")
+            .setting("max_wal_size", max_wal_size)
+            .setting("min_wal_size", "32MB")
+            .setting("checkpoint_timeout", "1h")
+            .start();
+        let client = cluster.client("postgres").await;
+        run(&client, "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')").await;
+        run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+        let slot = "SELECT safe_wal_size < pg_size_bytes('6400kB'), wal_status FROM pg_replication_slots";
+        let write = async |until: &str| {
+            while row(&client, &format!("SELECT safe_wal_size < pg_size_bytes('{until}') FROM pg_replication_slots"))
+                .await
+                == "f"
+            {
+                run(&client, "SELECT pg_logical_emit_message(false, 'filler', repeat('x', 500000))").await;
+            }
+        };
+        write("8MB").await;
+        assert!(!listen(&cluster, MAINTAIN).contains("slot_at_risk"), "more than a tenth is left");
+        write("6400kB").await;
+        assert_eq!(row(&client, slot).await, format!("t|{status}"));
+        let heard = listen(&cluster, MAINTAIN);
+        let told = heard.contains("\"kind\": \"slot_at_risk\"") && heard.contains("\"reasons\": [\"safe_wal_size\"]");
+        assert!(told, "{status}: {heard}");
+        assert!(!listen(&cluster, MAINTAIN).contains("slot_at_risk"), "once");
+    }
+}
+
 /// What waits in the slot would be lost for good.
 #[tokio::test]
 async fn a_slot_is_never_dropped_for_its_budget_if_the_table_cannot_give_what_waits_in_it() {
