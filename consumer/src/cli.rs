@@ -24,7 +24,7 @@ use crate::install;
 use crate::maintain;
 use crate::run::{Sink, terms};
 use crate::signal;
-use crate::transport::{ConnInfo, connect_own, connect_sql};
+use crate::transport::{ConnInfo, connect_own, connect_sql, take_leave};
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
 #[derive(Debug, Parser)]
@@ -210,6 +210,12 @@ impl Cli {
     /// # Errors
     /// Any failure; [`Error::exit_code`] is the process's.
     pub async fn execute(self) -> Result<()> {
+        let outcome = self.execute_command().await;
+        take_leave().await;
+        outcome
+    }
+
+    async fn execute_command(self) -> Result<()> {
         let info = ConnInfo::resolve(self.database.as_deref())?;
         match self.command {
             Command::Run(arguments) => stream(*arguments, self.database, &info).await,

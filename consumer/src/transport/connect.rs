@@ -5,10 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::slice;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use nix::unistd::{Uid, User};
 use rand::seq::SliceRandom;
 use tokio::net::{UnixStream, lookup_host};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, NoTls, Notification};
 
@@ -62,7 +65,9 @@ pub(crate) async fn connect_listening(
     let mut config = tokio_postgres::Config::new();
     config.user(info.user()).ssl_mode(tokio_postgres::config::SslMode::Disable);
     let (client, mut connection) = config.connect_raw(Replay::new(socket, &greeting.messages), NoTls).await?;
+    let open = Open::new();
     tokio::spawn(async move {
+        let _open = open;
         loop {
             match poll_fn(|cx| connection.poll_message(cx)).await {
                 Some(Ok(AsyncMessage::Notice(notice))) => Report::from_sql(&notice).log(),
@@ -76,6 +81,44 @@ pub(crate) async fn connect_listening(
     });
     Ok(client)
 }
+
+/// Connections for SQL that are not at their end.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+static ENDED: Notify = Notify::const_new();
+
+struct Open;
+
+impl Open {
+    fn new() -> Self {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+        ENDED.notify_waiters();
+    }
+}
+
+/// Lets connections that nobody holds any more take their leave, before the process ends: a server that is left without a word reports an
+/// error of its own.
+pub(crate) async fn take_leave() {
+    let ended = async {
+        loop {
+            let one_more = ENDED.notified();
+            if OPEN.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            one_more.await;
+        }
+    };
+    let _ = timeout(LEAVE, ended).await;
+}
+
+/// Somebody may hold a connection for ever.
+const LEAVE: Duration = Duration::from_millis(500);
 
 /// Connects to the first host that will do, and logs in with `parameters` added to the startup message.
 pub(super) async fn open(

@@ -26,7 +26,7 @@ mod tls;
 
 // The public interface is:
 pub use connect::connect_sql;
-pub(crate) use connect::{connect_listening, connect_own};
+pub(crate) use connect::{connect_listening, connect_own, take_leave};
 pub use conninfo::ConnInfo;
 pub use copy::{CopyBoth, Received, Status};
 pub(crate) use refusal::quote;

@@ -1,12 +1,14 @@
 //! Who may log in, and by what proof.
 
-use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::{fs, iter};
 
 use postbox::ErrorKind;
-use postbox_tests::{Cluster, Stop, major, skip};
+use postbox_tests::{Cluster, Stop, major, postbox_binary, skip, wait_until};
 
 use super::{ask, libpq, refused, replication};
+use crate::shop::PATIENCE;
 
 #[tokio::test]
 async fn trust_over_a_unix_socket_and_over_tcp() {
@@ -212,4 +214,24 @@ async fn a_server_that_is_down_or_full_is_worth_another_try() {
     let error = refused("host=postbox.invalid user=u dbname=d").await;
     assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Connect, true), "{error:?}");
     assert!(error.to_string().contains("postbox.invalid"), "{error}");
+}
+
+/// Else its log would have an error of each.
+#[test]
+fn commands_take_leave_of_their_server() {
+    let cluster = Cluster::builder().setting("log_disconnections", "on").start();
+    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+    let before = cluster.log().matches("disconnection: ").count();
+    let commands = ["group seek g --to latest", "group list", "maintain --once", "group describe g"];
+    for command in iter::once("group create g --outbox orders").chain(commands.into_iter().cycle()).take(13) {
+        let mut postbox = Command::new(postbox_binary());
+        let output = postbox.args(command.split(' ')).args(["-d", &cluster.conninfo("postgres")]).output();
+        assert!(output.expect("postbox runs").status.success(), "{command}");
+    }
+    wait_until("all are gone", PATIENCE, || {
+        (cluster.log().matches("disconnection: ").count() >= before + 13).then_some(())
+    });
+    for lost in ["could not send data to client", "connection to client lost"] {
+        assert!(!cluster.log().contains(lost), "{}", cluster.log());
+    }
 }
