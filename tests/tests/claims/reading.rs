@@ -10,7 +10,7 @@ use postbox_tests::{Cluster, postbox_binary, wait_until_async};
 use serde_json::json;
 
 use super::{claim, data, numbers, publish, with_claims};
-use crate::docs::blocks;
+use crate::docs::commands;
 use crate::shop::PATIENCE;
 use crate::sql::{refused, row, run};
 
@@ -279,8 +279,7 @@ async fn a_fetch_that_is_killed_goes_on_by_the_lines_of_the_operations_guide() {
     std::fs::write(dir.path().join("rows"), &written).expect("a file");
     assert!(bytes() > 65536 && bytes() <= written.len() && written.len() < whole.len(), "{}", at());
 
-    let guide =
-        blocks("docs/operations.md").into_iter().find(|(_, block)| block.contains("claim fetch")).expect("lines").1;
+    let guide = commands("Large events").join("\n");
     let program = format!("'{}' -d '{}'", postbox_binary().display(), cluster.conninfo("postgres"));
     let go_on = || {
         let script = guide.replace("\npostbox ", &format!("\n{program} "));
