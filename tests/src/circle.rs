@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::NoTls;
 
 use crate::{Cluster, Stop, postbox_binary, tree};
 
@@ -31,7 +30,7 @@ const SHOP: &str = "
         SELECT postbox.publish('order_events', 'order.placed', jsonb_build_object('order', id), key => id::text) FROM placed
     $$;
     CREATE FUNCTION handle(message jsonb) RETURNS void LANGUAGE sql AS $$
-        UPDATE orders SET payments = payments + 1 WHERE id = (message ->> 'order')::int
+        UPDATE orders SET payments = payments + 1 WHERE id = (message -> 'payload' ->> 'order')::int
     $$;
     SELECT postbox.create_consumer_group('to_office', '{order_events}')";
 
@@ -41,8 +40,8 @@ const OFFICE: &str = "
     SELECT postbox.create_outbox('charge_events');
     SELECT postbox.create_inbox('orders', max_retries => 1000);
     CREATE FUNCTION handle(message jsonb) RETURNS void LANGUAGE sql AS $$
-        INSERT INTO charges VALUES ((message ->> 'order')::int);
-        SELECT postbox.publish('charge_events', 'order.charged', message, key => message ->> 'order')
+        INSERT INTO charges VALUES ((message -> 'payload' ->> 'order')::int);
+        SELECT postbox.publish('charge_events', 'order.charged', message -> 'payload', key => message -> 'payload' ->> 'order')
     $$;
     SELECT postbox.create_consumer_group('to_shop', '{charge_events}')";
 
@@ -51,10 +50,21 @@ const OFFICE: &str = "
 pub struct Plan {
     /// So many orders are placed.
     pub orders: usize,
-    /// So many times something is killed while they are on their way.
+    /// So many times something is killed while they are on their way: first a worker, a consumer and a server, then whatever it is.
     pub kills: usize,
     /// Decides what is killed when.
     pub seed: u64,
+}
+
+/// What can be killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `postbox run`.
+    Consumer,
+    /// `postbox inbox work`.
+    Worker,
+    /// PostgreSQL.
+    Server,
 }
 
 /// What became of it.
@@ -64,8 +74,8 @@ pub struct Report {
     pub placed: usize,
     /// Orders that were charged once and paid once.
     pub once: usize,
-    /// What was killed, and how often.
-    pub kills: Vec<(&'static str, usize)>,
+    /// What was killed, of which kind it is, and how often.
+    pub kills: Vec<(&'static str, Kind, usize)>,
     /// Messages that a worker had when it died, and that were handed out again.
     pub handed_out_again: i64,
     /// Messages that came to an inbox that had them.
@@ -81,11 +91,16 @@ impl Report {
     pub fn is_as_promised(&self, plan: &Plan) -> bool {
         (self.placed, self.once, self.left) == (plan.orders, plan.orders, 0)
     }
+
+    /// How many of this kind were killed.
+    pub fn killed(&self, kind: Kind) -> usize {
+        self.kills.iter().filter(|(_, of, _)| *of == kind).map(|(.., kills)| kills).sum()
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, kills) in &self.kills {
+        for (name, _, kills) in &self.kills {
             writeln!(f, "  SIGKILL  {kills:>3} x {name}")?;
         }
         writeln!(f, "  {:>6} orders placed", self.placed)?;
@@ -99,14 +114,15 @@ impl fmt::Display for Report {
 /// A process that is started again whenever it has ended.
 struct Service {
     name: &'static str,
+    kind: Kind,
     command: Command,
     process: Option<Child>,
 }
 
 impl Service {
-    fn new(name: &'static str, mut command: Command, log: &File) -> Self {
+    fn new(name: &'static str, kind: Kind, mut command: Command, log: &File) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.try_clone().expect("a second handle of the log"));
-        Self { name, command, process: None }
+        Self { name, kind, command, process: None }
     }
 
     fn tend(&mut self) {
@@ -129,11 +145,11 @@ impl Drop for Service {
     }
 }
 
-/// Plays the plan. `worker` is a program that calls [`work`] with its arguments after `worker`; `say` hears what happens.
+/// Plays the plan; `say` hears what happens.
 ///
 /// # Panics
 /// When nothing moves any more, with the end of what the processes logged.
-pub async fn play(plan: &Plan, worker: &Path, say: impl Fn(&str)) -> Report {
+pub async fn play(plan: &Plan, say: impl Fn(&str)) -> Report {
     let servers = [("the shop's server", Cluster::start(), SHOP), ("the office's server", Cluster::start(), OFFICE)];
     for (_, cluster, sql) in &servers {
         cluster.psql("postgres", &format!("CREATE EXTENSION postbox; {sql}"));
@@ -148,18 +164,31 @@ pub async fn play(plan: &Plan, worker: &Path, say: impl Fn(&str)) -> Report {
         command.args(["--sink", "inbox", "--inbox-url", &to.conninfo("postgres"), "--inbox", inbox]);
         command
     };
-    let handler = |of: &Cluster, inbox: &str| {
-        let mut command = tree::clean(worker);
-        command.args(["worker", &of.conninfo("postgres"), inbox]);
-        command
+    let worker = |name: &'static str, of: &Cluster, inbox: &str| {
+        let mut command = tree::clean(postbox_binary());
+        command.args([
+            "inbox",
+            "work",
+            inbox,
+            "--call",
+            "handle",
+            "--database",
+            &of.conninfo("postgres"),
+            "--worker",
+            name,
+        ]);
+        command.args(["--batch-size", "20", "--visibility", "3s", "--poll-interval", "50ms"]);
+        Service::new(name, Kind::Worker, command, &log)
     };
+    let to_office = consumer(shop, "to_office", office, "orders");
+    let to_shop = consumer(office, "to_shop", shop, "charges");
     let mut services = [
-        Service::new("the consumer from shop to office", consumer(shop, "to_office", office, "orders"), &log),
-        Service::new("the consumer from office to shop", consumer(office, "to_shop", shop, "charges"), &log),
-        Service::new("a worker of the office", handler(office, "orders"), &log),
-        Service::new("another worker of the office", handler(office, "orders"), &log),
-        Service::new("a worker of the shop", handler(shop, "charges"), &log),
-        Service::new("another worker of the shop", handler(shop, "charges"), &log),
+        Service::new("the consumer from shop to office", Kind::Consumer, to_office, &log),
+        Service::new("the consumer from office to shop", Kind::Consumer, to_shop, &log),
+        worker("a worker of the office", office, "orders"),
+        worker("another worker of the office", office, "orders"),
+        worker("a worker of the shop", shop, "charges"),
+        worker("another worker of the shop", shop, "charges"),
     ];
     services.iter_mut().for_each(Service::tend);
 
@@ -173,12 +202,33 @@ pub async fn play(plan: &Plan, worker: &Path, say: impl Fn(&str)) -> Report {
     let customers = tokio::spawn(place(shop.conninfo("postgres"), plan.orders, Arc::clone(&may_come)));
     let (mut paid, mut moved) = (0, Instant::now());
     let mut kill_at = rng.random_range(0..wave(1));
+    if plan.kills > 0 {
+        // Nobody is done with an order until the lock is gone, so whoever has some dies with them.
+        let lock = office.client("postgres").await;
+        lock.batch_execute("BEGIN; LOCK TABLE charges IN SHARE MODE").await.expect("a lock");
+        let holder = crate::wait_until("a worker has orders", PATIENCE, || {
+            let holders = "SELECT worker FROM postbox.inbox_batch WHERE token IS NOT NULL LIMIT 1";
+            let name = office.psql("postgres", holders);
+            services.iter_mut().for_each(Service::tend);
+            services.iter().position(|service| service.name == name)
+        });
+        say(&format!("     0 paid; SIGKILL to {}, which has orders", services[holder].name));
+        services[holder].kill();
+        kills[holder] += 1;
+        lock.batch_execute("COMMIT").await.expect("no lock");
+        may_come.add_permits(wave(2) - wave(1));
+        kill_at = rng.random_range(wave(1)..wave(2));
+    }
     while paid < plan.orders {
         tokio::time::sleep(Duration::from_millis(2)).await;
         services.iter_mut().for_each(Service::tend);
         let done: usize = kills.iter().sum();
         if done < plan.kills && paid >= kill_at {
-            let victim = rng.random_range(0..kills.len());
+            let wanted = [Kind::Worker, Kind::Consumer, Kind::Server].get(done);
+            let kind = |victim: usize| services.get(victim).map_or(Kind::Server, |service| service.kind);
+            let victims = (0..kills.len()).filter(|victim| wanted.is_none_or(|wanted| kind(*victim) == *wanted));
+            let victims = victims.collect::<Vec<_>>();
+            let victim = victims[rng.random_range(0..victims.len())];
             kills[victim] += 1;
             match victim.checked_sub(services.len()) {
                 None => {
@@ -220,11 +270,12 @@ pub async fn play(plan: &Plan, worker: &Path, say: impl Fn(&str)) -> Report {
     let payments = shop.psql("postgres", "SELECT id FROM orders WHERE payments = 1 ORDER BY 1");
     let both = |sql: &str| number(shop, sql) + number(office, sql);
     let once = if charged == payments { payments.lines().count() } else { 0 };
-    let named = services.iter().map(|service| service.name).chain(servers.iter().map(|(name, ..)| *name));
+    let named = services.iter().map(|service| (service.name, service.kind));
+    let named = named.chain(servers.iter().map(|(name, ..)| (*name, Kind::Server)));
     Report {
         placed: number(shop, "SELECT count(*) FROM orders").try_into().unwrap_or(0),
         once,
-        kills: named.zip(kills).collect(),
+        kills: named.zip(kills).map(|((name, kind), kills)| (name, kind, kills)).collect(),
         handed_out_again: both("SELECT coalesce(sum(messages), 0) FROM postbox.inbox_log WHERE what = 'failed'"),
         came_again: both(
             "SELECT coalesce(sum(messages), 0) FROM postbox.inbox_log WHERE what IN ('duplicate', 'conflict')",
@@ -260,45 +311,6 @@ async fn place(conninfo: String, orders: usize, may_come: Arc<Semaphore>) {
             }
         }
     }
-}
-
-/// A worker: claims messages, and handles each in a transaction that completes it. Runs until it is killed or the server is.
-///
-/// # Errors
-/// The server is gone, or refuses something that it should not.
-pub async fn work(conninfo: &str, inbox: &str) -> Result<(), tokio_postgres::Error> {
-    let (mut client, connection) = tokio_postgres::connect(conninfo, NoTls).await?;
-    tokio::spawn(connection);
-    let name = format!("worker {}", std::process::id());
-    loop {
-        // Committed before anything is done.
-        let claim = "SELECT event_id, token, payload::text FROM postbox.inbox_claim($1, $2, 20, 3)";
-        let claimed = client.query(claim, &[&inbox, &name]).await?;
-        if claimed.is_empty() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        for message in claimed {
-            let (id, token, payload): (String, i64, String) = (message.get(0), message.get(1), message.get(2));
-            match handle(&mut client, inbox, &id, token, &payload).await {
-                // Somebody else has it by now.
-                Err(error) if error.code().is_some_and(|code| code.code() == "PB002") => {}
-                outcome => outcome?,
-            }
-        }
-    }
-}
-
-async fn handle(
-    client: &mut Client,
-    inbox: &str,
-    id: &str,
-    token: i64,
-    payload: &str,
-) -> Result<(), tokio_postgres::Error> {
-    let transaction = client.transaction().await?;
-    transaction.execute("SELECT handle($1::text::jsonb)", &[&payload]).await?;
-    transaction.execute("SELECT postbox.inbox_complete($1, $2, $3)", &[&inbox, &vec![id], &vec![token]]).await?;
-    transaction.commit().await
 }
 
 /// The server and all its processes at once, as when the machine dies. Each of them leads a session of its own.

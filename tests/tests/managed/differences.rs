@@ -1,7 +1,8 @@
 //! What is not the same with pgoutput, as docs/managed.md lists it.
 
 use postbox::{Compression, Consumer, OutputPlugin};
-use postbox_tests::{Cluster, major};
+use postbox_tests::{Cluster, major, skip};
+use serde_json::{Value, json};
 
 use super::{deliver_both, make_groups, postbox, start, types};
 
@@ -148,4 +149,71 @@ async fn limits_are_the_consumers_and_nothing_is_compressed() {
     let error = slot.plugin(OutputPlugin::Postbox).connect().await.unwrap_err();
     assert!(error.to_string().contains("is of source pgoutput, not of postbox"), "{error}");
     assert!(error.hint().unwrap_or_default().contains("set-source"), "{error:?}");
+}
+
+#[test]
+fn times_within_other_types_are_as_the_role_has_them_or_iso() {
+    let cluster = start();
+    cluster.psql(
+        "postgres",
+        "ALTER ROLE postgres SET datestyle = 'German'; ALTER ROLE postgres SET timezone = 'Asia/Tokyo';
+         CREATE TABLE box (id int, type text, payload text, during tstzrange, times timestamptz[], at timestamptz);
+         SELECT postbox.adopt_outbox('box', event_id => 'id', header_columns => '{during,times,at}')",
+    );
+    make_groups(&cluster, "postgres", "box");
+    cluster.psql(
+        "postgres",
+        "INSERT INTO box VALUES (1, 't', 'p', '[2026-01-31 12:00:00+00,2026-02-01 12:00:00+00)', '{2026-01-31 12:00:00+00}', '2026-01-31 12:00:00+00')",
+    );
+    let [plugin, pgoutput] = deliver_both(&cluster, "postgres").map(|mut events| events.remove(0)["headers"].take());
+    let headers =
+        |during: &str, times: &str| json!({ "during": during, "times": times, "at": "2026-01-31T12:00:00.000000Z" });
+    assert_eq!(
+        plugin,
+        headers("[\"31.01.2026 21:00:00 JST\",\"01.02.2026 21:00:00 JST\")", "{\"31.01.2026 21:00:00 JST\"}")
+    );
+    assert_eq!(
+        pgoutput,
+        headers("[\"2026-01-31 12:00:00+00\",\"2026-02-01 12:00:00+00\")", "{\"2026-01-31 12:00:00+00\"}")
+    );
+}
+
+#[test]
+fn jsonb_that_is_no_text_is_given_as_stored_or_as_its_text() {
+    let cluster = Cluster::start();
+    cluster
+        .psql("postgres", "CREATE DATABASE bytes ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+    cluster.psql(
+        "bytes",
+        "CREATE EXTENSION postbox; SELECT postbox.enable_pgoutput(); SELECT postbox.create_outbox('orders')",
+    );
+    make_groups(&cluster, "bytes", "orders");
+    let text = r"E'{\x22a\x22: \x22\xe4\x22}'";
+    cluster.psql("bytes", &format!("INSERT INTO orders (type, payload) VALUES ('t', {text})"));
+    let [plugin, pgoutput] = deliver_both(&cluster, "bytes").map(|mut events| events.remove(0)["error"].take());
+    let raw = |error: &Value| error["raw"]["payload"].as_str().unwrap_or_else(|| panic!("{error}")).to_owned();
+    assert_eq!((&plugin["code"], &pgoutput["code"]), (&json!("encoding"), &json!("encoding")));
+    let is = |raw: &str, bytes: &str| cluster.psql("bytes", &format!("SELECT decode('{raw}', 'base64') = {bytes}"));
+    assert_eq!(is(&raw(&pgoutput), &format!("convert_to({text}, 'SQL_ASCII')")), "t", "{pgoutput}");
+    // An object of one member: the count of its pairs, the lengths of key and value, and both.
+    assert_eq!(is(&raw(&plugin), "'\\x010000200100008001000000' || '\\x61e4'::bytea"), "t", "{plugin}");
+}
+
+#[test]
+fn a_group_whose_slot_is_kept_on_standbys_keeps_its_source() {
+    let cluster = start();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
+    if major() < 17 {
+        return skip("standbys have no slots before PostgreSQL 17");
+    }
+    cluster.psql(
+        "postgres",
+        "SELECT postbox.create_consumer_group('g', '{orders}', failover => true), postbox.pause_consumer_group('g')",
+    );
+    let output = postbox(&cluster.conninfo("postgres"), &["group", "set-source", "g", "pgoutput"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("its slot is kept on standbys"), "{said}");
+    assert!(said.contains("Make another group with this source"), "{said}");
+    let group = "SELECT g.source, s.plugin, s.failover FROM postbox.consumer_group g JOIN pg_replication_slots s USING (slot_name)";
+    assert_eq!(cluster.psql("postgres", group), "postbox|postbox|t");
 }

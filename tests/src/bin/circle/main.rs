@@ -1,22 +1,15 @@
 //! `make circle`: orders go round between two services, while everything is killed at random; see [`postbox_tests::circle`].
-//! `circle worker CONNINFO INBOX` is one of the workers. The exit code is 1 if an order did not go round once.
+//! The exit code is 1 if an order did not go round once.
 
 use std::env;
 use std::process::ExitCode;
 
-use postbox_tests::circle::{Plan, play, work};
+use postbox_tests::circle::{Plan, play};
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = env::args().skip(1).collect::<Vec<_>>();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["worker", conninfo, inbox] => match work(conninfo, inbox).await {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("worker of {inbox}: {error}: {:?}", error.as_db_error());
-                ExitCode::FAILURE
-            }
-        },
         [] => show(rand::random()).await,
         [seed] if seed.parse::<u64>().is_ok() => show(seed.parse().unwrap_or_default()).await,
         _ => {
@@ -33,8 +26,7 @@ async fn show(seed: u64) -> ExitCode {
          {} times one of two servers, two consumers or four workers is killed (seed {seed}).\n",
         plan.orders, plan.kills
     );
-    let worker = env::current_exe().expect("the path of this program");
-    let report = play(&plan, &worker, |what| println!("{what}")).await;
+    let report = play(&plan, |what| println!("{what}")).await;
     println!("\n{report}");
     if report.is_as_promised(&plan) {
         println!("Every order went round exactly once.");
