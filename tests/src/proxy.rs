@@ -27,6 +27,8 @@ struct State {
     black_hole: bool,
     /// Nothing passes for now.
     stalled: bool,
+    /// Behind a piece that ends so, this comes in the same one.
+    behind: Option<(&'static [u8], Vec<u8>)>,
     closed: bool,
     /// Both ends of every link there has been, which keeps those of a dead link open.
     links: Vec<(TcpStream, TcpStream)>,
@@ -70,6 +72,11 @@ impl Proxy {
     pub fn resume(&self) {
         self.shared.state().stalled = false;
         self.shared.changed.notify_all();
+    }
+
+    /// Has `more` come together with whatever ends with `end`.
+    pub fn add_behind(&self, end: &'static [u8], more: Vec<u8>) {
+        self.shared.state().behind = Some((end, more));
     }
 
     /// Kills every link without telling either end, and every new one too, until [`reopen`](Self::reopen).
@@ -144,7 +151,13 @@ impl Shared {
             if !self.may_pass(link) {
                 return;
             }
-            if read == 0 || to.write_all(&buffer[..read]).is_err() {
+            let mut piece = buffer[..read].to_vec();
+            if let Some((end, more)) = &self.state().behind
+                && piece.ends_with(end)
+            {
+                piece.extend_from_slice(more);
+            }
+            if read == 0 || to.write_all(&piece).is_err() {
                 let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
                 return;
             }

@@ -170,7 +170,7 @@ fn a_fast_shutdown_of_the_server_does_not_wait_for_an_idle_consumer() {
         println!("the shutdown took {took:?}");
         assert!(took < Duration::from_secs(5), "the shutdown took {took:?}");
         shop.cluster.start_again();
-        shop.walsender();
+        run.wait_for_log("connected again", round + 1, PATIENCE);
     }
     assert_eq!(run.terminate(PATIENCE).code, Some(0));
 }

@@ -329,6 +329,10 @@ fn events_that_fail_are_handled_as_the_operations_guide_says() {
         assert!(shown.contains(says), "{line}: {shown}");
         if line.contains("redrive billing 17 18") {
             curl.wait_until_sent(&["order.paid", "order.sent"]);
+            wait_until("they are no dead letters any more", PATIENCE, || {
+                (cluster.psql("postgres", "SELECT count(*) FROM postbox.dead_letters WHERE due_at IS NOT NULL") == "0")
+                    .then_some(())
+            });
         }
     }
 }

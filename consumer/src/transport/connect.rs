@@ -58,13 +58,12 @@ pub(crate) async fn connect_listening(
     mut notified: impl FnMut(Notification) + Send + 'static,
 ) -> Result<Client> {
     let (link, greeting) = open(info, "postbox", &[]).await?;
+    // What the server says of its own accord may have come with the end of the login: that it shuts down, or a changed setting.
     let (socket, rest) = link.into_parts();
-    if !rest.is_empty() {
-        return Err(Error::new(ErrorKind::Protocol, "the server sent something unasked after the login"));
-    }
     let mut config = tokio_postgres::Config::new();
     config.user(info.user()).ssl_mode(tokio_postgres::config::SslMode::Disable);
-    let (client, mut connection) = config.connect_raw(Replay::new(socket, &greeting.messages), NoTls).await?;
+    let (client, mut connection) =
+        config.connect_raw(Replay::new(socket, &[&greeting.messages[..], &rest].concat()), NoTls).await?;
     let open = Open::new();
     tokio::spawn(async move {
         let _open = open;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::{fs, iter};
 
 use postbox::ErrorKind;
-use postbox_tests::{Cluster, Stop, major, postbox_binary, skip, wait_until};
+use postbox_tests::{Cluster, Proxy, Stop, major, postbox_binary, skip, wait_until};
 
 use super::{ask, libpq, refused, replication};
 use crate::shop::PATIENCE;
@@ -234,4 +234,16 @@ fn commands_take_leave_of_their_server() {
     for lost in ["could not send data to client", "connection to client lost"] {
         assert!(!cluster.log().contains(lost), "{}", cluster.log());
     }
+}
+
+/// As when it shuts down, or a setting changes, at just that moment.
+#[tokio::test]
+async fn what_the_server_says_of_its_own_accord_may_come_with_the_end_of_the_login() {
+    let cluster = Cluster::start();
+    let proxy = Proxy::to(cluster.port());
+    let fields = b"SNOTICE\0VNOTICE\0C00000\0Mby the way\0\0";
+    let notice = [&b"N"[..], &u32::try_from(fields.len() + 4).expect("a length").to_be_bytes(), fields].concat();
+    proxy.add_behind(b"Z\0\0\0\x05I", notice);
+    let string = cluster.tcp_conninfo("postgres").replace(&cluster.port().to_string(), &proxy.port().to_string());
+    assert_eq!(ask(&string, "SELECT 'answered'").await.expect("connected"), "answered");
 }
