@@ -118,7 +118,8 @@ impl Curl {
     }
 }
 
-struct Running(Child);
+/// Killed when a test fails, as it would wait for its server for ever.
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

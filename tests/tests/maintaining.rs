@@ -1,12 +1,14 @@
 //! `postbox maintain`, and who else maintains.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use postbox_tests::{Cluster, Run, postbox_binary, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::oneshot;
 use tokio_postgres::Transaction;
+
+use crate::docs::Running;
 
 fn postbox(cluster: &Cluster, arguments: &[&str]) -> Command {
     let mut command = Command::new(postbox_binary());
@@ -75,16 +77,6 @@ async fn so_does_a_consumer_of_the_library() {
     let events = postbox::Consumer::builder(cluster.conninfo("postgres")).group("g").connect().await.expect("a member");
     tokio::task::block_in_place(|| maintained_by(&cluster, "postbox"));
     events.close().await.expect("in order");
-}
-
-/// Killed when a test fails, as it would wait for its server for ever.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
