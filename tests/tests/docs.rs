@@ -370,7 +370,9 @@ fn make_installs_what_is_there() {
         .collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let server = format!("{}/target/pg/{}", root.display(), major());
+    // Where others may not look into this folder it is a link.
+    let server =
+        root.join("target/pg").join(major().to_string()).canonicalize().expect("the server").display().to_string();
     for line in &lines {
         let mut make = Command::new("sh");
         make.args(["-c", &line.replace("/path/to", &format!("{server}/bin"))]).current_dir(root).env_clear();
