@@ -237,7 +237,8 @@ $function$;
 comment on function postbox._arm_claimed(postbox.inbox, text) is 'Private: makes the function that reads what was claimed';
 
 -- What comes next in lanes: the messages of these aggregates with these numbers, where they are there, in the same order. Likewise a function.
--- Where two have one number, it is the one that was sorted: the other one is noted still. Note and sorting change in one commit.
+-- Where two have one number, it is the one that was sorted: the other one is noted still, or displaced (each lane's as the text of an array). Note and
+-- sorting change in one commit.
 create or replace function postbox._arm_heads(box postbox.inbox, function text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -255,11 +256,11 @@ begin
         begin
             select array_agg(h.id order by k.n), array_agg(h.type order by k.n), array_agg(h.tier order by k.n), array_agg(h.due order by k.n)
                 into ids, types, tiers, dues
-                from unnest(keys, nexts, are_there) with ordinality as k(key, next, is_there, n)
+                from unnest(keys, nexts, are_there, displaced) with ordinality as k(key, next, is_there, displaced, n)
                 left join lateral (
                     select r.%2$I::text as id, %3$s as type, %4$s as tier, %5$s as due
                     from %6$s r
-                    where k.is_there and r.%7$I = k.key::%8$s and r.%9$I = k.next and r.%2$I::text <> all (displaced)
+                    where k.is_there and r.%7$I = k.key::%8$s and r.%9$I = k.next and not coalesce(r.%2$I::text = any (k.displaced::text[]), false)
                       and not (exists (select from %6$s o where o.%7$I = r.%7$I and o.%9$I = r.%9$I and o.%2$I <> r.%2$I)
                           and exists (select from postbox.inbox_batch b where b.inbox = %10$s and b.tier < 0 and b.token is null and b.crashes < 2
                               and r.%2$I::text = any (b.event_ids)))

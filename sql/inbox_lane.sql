@@ -189,13 +189,15 @@ declare
     nexts bigint[];
     arrived int8multirange[];
     skipped int8multirange[];
+    have_displaced boolean;
     made record;
     held record;
     wrong record;
     heads record;
 begin
-    select array_agg(f.ctid), array_agg(f.key), array_agg(f.next), array_agg(f.arrived), array_agg(f.skipped) into places, free, nexts, arrived, skipped
-        from (select l.ctid, l.key, l.next, l.arrived, l.skipped from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted) for update skip locked) f;
+    select array_agg(f.ctid), array_agg(f.key), array_agg(f.next), array_agg(f.arrived), array_agg(f.skipped), bool_or(f.displaced is not null)
+        into places, free, nexts, arrived, skipped, have_displaced
+        from (select l.ctid, l.key, l.next, l.arrived, l.skipped, l.displaced from postbox.inbox_lane l where l.inbox = box.id and l.key = any (wanted) for update skip locked) f;
     if free is null or cardinality(free) < cardinality(wanted) then
         made := postbox._make_lanes(box, wanted);
         if made.keys is not null then
@@ -238,6 +240,11 @@ begin
     select array_agg(t.id order by t.n) as ids, array_agg(t.key order by t.n) as keys, array_agg(t.type order by t.n) as types,
             array_agg(t.tier order by t.n) as tiers, array_agg(t.due order by t.n) as dues
         into heads from told t where t.id is not null;
+    -- A message that was displaced once, removed by retention and sent again has a place of its own.
+    if have_displaced then
+        update postbox.inbox_lane l set displaced = (select array_agg(d) from unnest(l.displaced) as d where d <> all (ids))
+            where l.inbox = box.id and l.key = any (free) and l.displaced && ids;
+    end if;
     -- A place in the order that is passed, given up, or taken by another message.
     for wrong in
         select w.* from (
@@ -279,10 +286,9 @@ as $function$
 declare
     lanes record;
     heads record;
-    displaced text[] := '{}';
 begin
     select array_agg(n.place) as places, array_agg(n.key) as keys, array_agg(n.next) as nexts, array_agg(n.arrived @> n.next) as are_there,
-            array_agg(n.arrived * int8multirange(int8range(n.next, null))) as arrived, bool_or(n.displaced is not null) as have_displaced
+            array_agg(n.arrived * int8multirange(int8range(n.next, null))) as arrived, array_agg(n.displaced::text) as displaced
         into lanes
         from (
             select l.ctid as place, l.key, l.arrived, l.displaced,
@@ -299,10 +305,7 @@ begin
             return;
         end if;
     end if;
-    if lanes.have_displaced then
-        displaced := array(select d from postbox.inbox_lane l cross join lateral unnest(l.displaced) as d where l.inbox = box.id and l.key = any (lane_keys));
-    end if;
-    execute box.heads_sql into heads using lanes.keys, lanes.nexts, lanes.are_there, displaced;
+    execute box.heads_sql into heads using lanes.keys, lanes.nexts, lanes.are_there, lanes.displaced;
     -- A message that its owner has deleted leaves a gap.
     update postbox.inbox_lane l
         set next = n.next, arrived = n.arrived, skipped = case when l.skipped = '{}' then l.skipped else l.skipped * int8multirange(int8range(n.next, null)) end,

@@ -321,6 +321,37 @@ async fn numbers_that_are_passed_or_taken_become_dead_letters_and_never_take_a_p
 }
 
 #[tokio::test]
+async fn a_message_that_was_in_the_way_once_and_is_sent_again_later_has_a_place_of_its_own() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "SELECT postbox.create_inbox('payments', retention => '1 hour', dedup_window => '1 hour', dead_retention => '1 hour');
+         SELECT postbox.enable_inbox_ordering('payments')",
+    )
+    .await;
+    receive(&client, "a", &[1, 3]).await;
+    receive(&client, "b", &[1]).await;
+    let in_the_way = "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('x', 'a', 3), ('y', 'a', 3)";
+    run(&client, in_the_way).await;
+    let heads = claim(&client, CLAIM).await;
+    assert_eq!(dead(&client).await.len(), 2);
+    // Their dead letters go, then they.
+    for _ in 0..2 {
+        run(&client, "UPDATE postbox.inbox_dead SET died_at = died_at - interval '2 hours'; UPDATE postbox.inbox_log SET at = at - interval '2 hours'").await;
+        run(&client, "SELECT postbox.maintain(true)").await;
+    }
+    assert_eq!(row(&client, "SELECT count(*) FROM payments WHERE event_id IN ('x', 'y')").await, "0");
+    run(
+        &client,
+        "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('x', 'a', 2), ('y', 'b', 2)",
+    )
+    .await;
+    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
+    complete(&client, &heads).await;
+    assert_eq!(drain(&client).await, ["x", "y", "a-3"]);
+}
+
+#[tokio::test]
 async fn order_takes_what_waits_and_what_was_done_into_account() {
     let (_cluster, client) = start().await;
     run(&client, "SELECT postbox.create_inbox('payments')").await;
