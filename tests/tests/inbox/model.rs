@@ -9,8 +9,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_postgres::Client;
 
-use super::oracle::{Arrival, Claimed, Expiry, Model, Op, Seen, Settings, Stage, random_ops};
-use crate::sql::{row, run, start};
+use super::oracle::{Arrival, Claimed, Counts, Expiry, Model, Op, Seen, Settings, Stage, random_ops};
+use crate::sql::{run, start};
+
+const TIERS: [&str; 2] = ["urgent", "other"];
 
 /// The inbox itself, by what anybody may call. Only who holds what, and what is dead, is looked up: where the inbox has a choice, the model follows.
 struct Inbox<'a> {
@@ -24,14 +26,19 @@ impl Inbox<'_> {
             .place
             .map_or(("NULL".to_owned(), "NULL".to_owned()), |(key, number)| (format!("'a{key}'"), number.to_string()));
         let visible = if arrival.delayed { "now() + interval '1 day'" } else { "NULL" };
-        format!("'m{}', '{}', {aggregate}, {number}, {visible}", arrival.id, arrival.payload)
+        let priority = arrival.priority.map_or("NULL".to_owned(), |priority| priority.to_string());
+        format!("'m{}', '{}', {aggregate}, {number}, {visible}, {priority}", arrival.id, arrival.payload)
     }
 
-    /// PB002 is `Err`; nothing else may happen.
+    /// What is refused for its state is `Err`; nothing else may happen.
     async fn verb(&self, call: &str) -> Result<String, ()> {
         match self.client.query_one(&format!("SELECT ({call})::text"), &[]).await {
             Ok(row) => Ok(row.get::<_, Option<String>>(0).unwrap_or_default()),
-            Err(error) if error.code().is_some_and(|code| code.code() == "PB002") => Err(()),
+            Err(error)
+                if error.code().is_some_and(|code| ["PB002", "P0002", "55000", "55006"].contains(&code.code())) =>
+            {
+                Err(())
+            }
             Err(error) => panic!("{call}: {error:?}"),
         }
     }
@@ -43,8 +50,9 @@ impl Inbox<'_> {
             .await
     }
 
-    async fn claim(&self, most: usize) -> Vec<Claimed> {
-        let sql = format!("SELECT * FROM postbox.inbox_claim('{}', 'worker', {most}) c", self.name);
+    async fn claim(&self, most: usize, tier: Option<usize>) -> Vec<Claimed> {
+        let tier = tier.map_or("NULL".to_owned(), |tier| format!("'{}'", TIERS[tier]));
+        let sql = format!("SELECT * FROM postbox.inbox_claim('{}', 'worker', {most}, tier => {tier}) c", self.name);
         let sql = format!("SELECT event_id, token, attempts, payload::text, aggregate_id, sequence_num FROM ({sql}) c");
         let rows = self.client.query(&sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         rows.iter()
@@ -78,14 +86,15 @@ impl Inbox<'_> {
 
     async fn seen(&self) -> Seen {
         let sql = format!(
-            "SELECT (SELECT last_value FROM postbox.inbox_token), (
-                SELECT cardinality(b.event_ids) FROM postbox.inbox_batch b JOIN postbox.inbox i ON i.id = b.inbox
-                WHERE i.name = '{}' AND b.tier >= 0 AND b.token IS NULL AND b.crashes < 2 AND b.ready_at < now() ORDER BY b.ready_at LIMIT 1)",
+            "SELECT DISTINCT ON (b.tier) b.tier, cardinality(b.event_ids) FROM postbox.inbox_batch b JOIN postbox.inbox i ON i.id = b.inbox
+                WHERE i.name = '{}' AND b.tier >= 0 AND b.token IS NULL AND b.crashes < 2 AND b.ready_at < now() ORDER BY b.tier, b.ready_at",
             self.name
         );
-        let row = self.client.query_one(&sql, &[]).await.unwrap();
-        let waits = row.get::<_, Option<i32>>(1).map(|size| usize::try_from(size).unwrap());
-        Seen { token: row.get(0), held: self.held().await, dead: self.dead().await, waits }
+        let rows = self.client.query(&sql, &[]).await.unwrap();
+        let size = |size: i32| usize::try_from(size).unwrap();
+        let waits = rows.iter().map(|row| (size(row.get::<_, i16>(0).into()), size(row.get(1)))).collect();
+        let token = self.client.query_one("SELECT last_value FROM postbox.inbox_token", &[]).await.unwrap().get(0);
+        Seen { token, held: self.held().await, dead: self.dead().await, waits }
     }
 
     async fn change(&self, sql: &str) {
@@ -102,6 +111,39 @@ impl Inbox<'_> {
         self.change(&format!("{sql} {token}")).await;
     }
 
+    /// All that is done with was so before its retention began. Ids that outlive their messages are written, seen by everybody, and only then the
+    /// messages removed: each in a run of its own.
+    async fn let_retention_pass(&self) {
+        self.change("UPDATE postbox.inbox_log SET at = at - interval '2 hours' WHERE inbox = $inbox").await;
+        self.change("UPDATE postbox.inbox_dead SET died_at = died_at - interval '2 hours' WHERE inbox = $inbox").await;
+        for _ in 0..4 {
+            run(self.client, "SELECT count(*) FROM postbox.maintain(true)").await;
+        }
+    }
+
+    /// Each message by its own view, and what has been counted.
+    async fn states(&self) -> BTreeMap<String, String> {
+        let sql = format!("SELECT event_id, state FROM messages_{}", self.name);
+        let rows = self.client.query(&sql, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    async fn counts(&self) -> (Counts, i64, i64) {
+        let sql = format!(
+            "SELECT processed, failed_attempts, duplicates, conflicts, discarded, pending, dead FROM postbox.inbox_status('{}')",
+            self.name
+        );
+        let row = self.client.query_one(&sql, &[]).await.unwrap();
+        let counts = Counts {
+            processed: row.get(0),
+            failed_attempts: row.get(1),
+            duplicates: row.get(2),
+            conflicts: row.get(3),
+            discarded: row.get(4),
+        };
+        (counts, row.get(5), row.get(6))
+    }
+
     async fn let_time_pass(&self) {
         let sql = "UPDATE postbox.inbox_batch SET ready_at = now() WHERE inbox = $inbox AND token IS NULL";
         self.change(&format!("{sql} AND ready_at > now()")).await;
@@ -114,7 +156,7 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
         Op::Insert(arrivals) => {
             let values: Vec<String> = arrivals.iter().map(|arrival| format!("({})", Inbox::values(arrival))).collect();
             let expected = arrivals.iter().filter(|arrival| model.receive(arrival) == "received").count();
-            let columns = "event_id, payload, aggregate_id, sequence_num, visible_at";
+            let columns = "event_id, payload, aggregate_id, sequence_num, visible_at, priority";
             let sql =
                 format!("INSERT INTO {} ({columns}) VALUES {} ON CONFLICT DO NOTHING", inbox.name, values.join(", "));
             let inserted = inbox.client.execute(&sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
@@ -122,18 +164,20 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
         }
         Op::Receive(arrival) => {
             let values = Inbox::values(arrival);
-            let [id, payload, aggregate, number, visible] = values.splitn(5, ", ").collect::<Vec<_>>()[..] else {
+            let [id, payload, aggregate, number, visible, priority] = values.splitn(6, ", ").collect::<Vec<_>>()[..]
+            else {
                 panic!()
             };
             let call = format!(
-                "postbox.inbox_receive('{}', {id}, {payload}, aggregate_id => {aggregate}, sequence_num => {number}, visible_at => {visible})",
+                "postbox.inbox_receive('{}', {id}, {payload}, aggregate_id => {aggregate}, sequence_num => {number}, visible_at => {visible}, priority => {priority})",
                 inbox.name
             );
             assert_eq!(inbox.verb(&call).await.as_deref(), Ok(model.receive(arrival)), "{call}");
         }
-        Op::Claim { most } => {
-            let claimed = inbox.claim(*most).await;
-            model.claim(*most, &claimed, &inbox.seen().await);
+        Op::Claim { most, tier } => {
+            let tier = tier.filter(|_| model.settings.tiered);
+            let claimed = inbox.claim(*most, tier).await;
+            model.claim(*most, tier, &claimed, &inbox.seen().await);
         }
         Op::Complete { picks } | Op::Extend { picks } | Op::Release { picks } => {
             let picked = model.resolve(picks);
@@ -169,7 +213,7 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
             let outcome = inbox.client.batch_execute(&call).await;
             assert_eq!(outcome.is_ok(), model.is_missing(*key, *number), "{call}: {outcome:?}");
             if outcome.is_ok() {
-                model.sort(&inbox.dead().await);
+                model.sort(&inbox.dead().await, usize::MAX);
                 let lane = model.lanes.get_mut(key).unwrap();
                 lane.skipped.insert(*number);
                 if lane.next == *number {
@@ -192,35 +236,143 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
         }
         Op::TimePasses => {
             inbox.let_time_pass().await;
-            model.messages.values_mut().for_each(|message| message.later = false);
+            for message in model.messages.values_mut() {
+                message.later = false;
+                message.delayed = false;
+            }
         }
+        Op::Replay { picks } => {
+            let ids = model.pick_finished(picks);
+            let can_be = ids.iter().all(|id| model.messages.get(id).is_some_and(super::oracle::Message::is_finished));
+            let call = format!("postbox.replay_inbox_messages('{}', '{{{}}}')", inbox.name, join(&ids));
+            assert_eq!(inbox.verb(&call).await.ok(), can_be.then(|| ids.len().to_string()), "{call}");
+            if can_be {
+                ids.iter().for_each(|id| model.replay(id));
+            }
+        }
+        Op::ReplayDead { dry_run } => {
+            let call =
+                format!("postbox.replay_inbox_dead_letters('{}', every => true, dry_run => {dry_run})", inbox.name);
+            let ids = model.dead();
+            assert_eq!(inbox.verb(&call).await, Ok(ids.len().to_string()), "{call}");
+            if !dry_run {
+                ids.iter().for_each(|id| model.replay(id));
+            }
+        }
+        Op::Discard { picks } => {
+            let (ids, dead) = (model.pick_finished(picks), model.dead());
+            let call = format!("postbox.discard_inbox_dead_letters('{}', '{{{}}}')", inbox.name, join(&ids));
+            let can_be = ids.is_subset(&dead);
+            assert_eq!(inbox.verb(&call).await.ok(), can_be.then(|| ids.len().to_string()), "{call}");
+            if can_be {
+                ids.iter().for_each(|id| model.discard(id));
+            }
+        }
+        Op::Forget => {
+            inbox.let_retention_pass().await;
+            model.forget(&inbox.held().await);
+        }
+        Op::Pause { tier } | Op::Resume { tier } => {
+            let (verb, pauses) = if matches!(op, Op::Pause { .. }) { ("pause", true) } else { ("resume", false) };
+            let tier = tier.filter(|_| model.settings.tiered);
+            let name = tier.map_or("NULL".to_owned(), |tier| format!("'{}'", TIERS[tier]));
+            let was = tier.map_or(model.is_paused, |tier| model.paused_tiers.contains(&tier));
+            let call = format!("postbox.{verb}_inbox('{}', {name})", inbox.name);
+            assert_eq!(inbox.verb(&call).await, Ok((was != pauses).to_string()), "{call}");
+            match tier {
+                None => model.is_paused = pauses,
+                Some(tier) if pauses => _ = model.paused_tiers.insert(tier),
+                Some(tier) => _ = model.paused_tiers.remove(&tier),
+            }
+        }
+        Op::Order(true) if !model.settings.ordered => {
+            let outcome = inbox.verb(&format!("postbox.enable_inbox_ordering('{}')", inbox.name)).await;
+            // Those whose time is over are taken away first.
+            let held = model.messages.values().any(|message| match message.stage {
+                Stage::Leased { expiry: Expiry::Perhaps, .. } => outcome.is_err(),
+                Stage::Leased { expiry, .. } => expiry == Expiry::No,
+                _ => false,
+            });
+            assert_eq!(outcome.is_err(), held, "enable_inbox_ordering");
+            if outcome.is_ok() {
+                model.reap_lost(&BTreeMap::new(), true);
+                model.enable_order();
+            }
+        }
+        Op::Order(false) if model.settings.ordered => {
+            inbox.change(&format!("SELECT postbox.disable_inbox_ordering('{}')", inbox.name)).await;
+            model.disable_order();
+        }
+        Op::Order(_) => {}
+        Op::Tiers(wanted) if *wanted != model.settings.tiered => {
+            let call = if *wanted {
+                let tiers =
+                    format!(r#"[{{"name": "{}", "lowest": 5}}, {{"name": "{}", "highest": 4}}]"#, TIERS[0], TIERS[1]);
+                format!("SELECT postbox.enable_inbox_priority('{}', tiers => '{tiers}')", inbox.name)
+            } else {
+                format!("SELECT postbox.disable_inbox_priority('{}')", inbox.name)
+            };
+            inbox.change(&call).await;
+            model.settings.tiered = *wanted;
+            model.paused_tiers.clear();
+        }
+        Op::Tiers(_) => {}
     }
     let held: BTreeMap<String, i64> = model.leases().map(|(id, token)| (id.clone(), token)).collect();
     assert_eq!(inbox.held().await, held, "who holds what");
-    let mut dead: BTreeSet<String> = inbox.dead().await;
-    dead.retain(|id| model.messages[id].stage != Stage::Dead);
-    assert!(dead.is_empty(), "dead in the inbox alone: {dead:?}");
-    let known = model.messages.values().filter(|message| message.stage == Stage::Dead).count();
-    assert_eq!(inbox.dead().await.len(), known, "dead letters");
+    let dead: BTreeSet<String> = inbox.dead().await;
+    assert_eq!(dead, model.dead(), "dead letters");
+    let states = inbox.states().await;
+    assert!(states.keys().eq(model.messages.keys()), "in the table: {:?}", states.keys());
+    for (id, state) in &states {
+        let message = &model.messages[id];
+        let lane = model.place(message).and_then(|(key, number)| model.lanes.get(&key).map(|lane| (lane, number)));
+        let expected = match message.stage {
+            Stage::Done => "processed",
+            Stage::Dead => "dead",
+            Stage::Discarded => "discarded",
+            Stage::Leased { .. } => "leased",
+            Stage::Waiting if lane.is_some_and(|(lane, number)| number > lane.next) => {
+                if model.settings.policy == "park" && lane.is_some_and(|(lane, _)| lane.blocked.is_some()) {
+                    "follower"
+                } else {
+                    "behind"
+                }
+            }
+            Stage::Waiting if message.later => "delayed",
+            Stage::Waiting => "waiting",
+            // Where it stands is known when it is sorted.
+            Stage::Arrived if ["waiting", "delayed", "behind", "follower"].contains(&state.as_str()) => continue,
+            Stage::Arrived => "any of those that wait",
+        };
+        assert_eq!(state, expected, "{id} is {message:?}");
+    }
+}
+
+fn join(ids: &BTreeSet<String>) -> String {
+    ids.iter().cloned().collect::<Vec<_>>().join(",")
 }
 
 /// Runs the operations, then processes everything that is left. Panics where inbox and model differ.
 async fn play(client: &Client, name: String, settings: &Settings, ops: &[Op]) {
-    let Settings { ordered, policy, max_retries } = settings.clone();
+    let Settings { ordered, tiered, policy, max_retries, remembers, expires_dead } = settings.clone();
     let made = format!(
-        "SELECT postbox.create_inbox('{name}', max_retries => {max_retries}, failure_policy => '{policy}', backoff_initial => '1 day', backoff_max => '1 day')"
+        "SELECT postbox.create_inbox('{name}', max_retries => {max_retries}, failure_policy => '{policy}', backoff_initial => '1 day', backoff_max => '1 day',
+            retention => '1 hour', dedup_window => '{}', dead_retention => {})",
+        if remembers { "1 year" } else { "1 hour" },
+        if expires_dead { "'1 hour'" } else { "NULL" }
     );
     run(client, &made).await;
-    if ordered {
-        run(client, &format!("SELECT postbox.enable_inbox_ordering('{name}')")).await;
-    }
     let inbox = Inbox { client, name };
-    let mut model = Model { settings: settings.clone(), messages: BTreeMap::new(), lanes: BTreeMap::new() };
-    for op in ops {
+    let mut model = Model::new(&Settings { ordered: false, tiered: false, ..settings.clone() });
+    for op in [Op::Order(ordered), Op::Tiers(tiered)].iter().chain(ops) {
         step(&mut model, &inbox, op).await;
     }
+    for op in [Op::Resume { tier: None }, Op::Resume { tier: Some(0) }, Op::Resume { tier: Some(1) }] {
+        step(&mut model, &inbox, &op).await;
+    }
     loop {
-        for op in [Op::TimePasses, Op::Claim { most: 1000 }] {
+        for op in [Op::TimePasses, Op::Claim { most: 1000, tier: None }] {
             step(&mut model, &inbox, &op).await;
         }
         let held: Vec<(String, i64)> = model.leases().map(|(id, token)| (id.clone(), token)).collect();
@@ -233,17 +385,16 @@ async fn play(client: &Client, name: String, settings: &Settings, ops: &[Op]) {
     for (id, message) in &model.messages {
         let behind = model.place(message).is_some_and(|(key, number)| {
             let lane = &model.lanes[&key];
-            lane.blocked && number >= lane.next || number > lane.next
+            lane.blocked.is_some() && number >= lane.next || number > lane.next
         });
-        assert!(matches!(message.stage, Stage::Done | Stage::Dead) || behind, "{id} was never handed out: {message:?}");
+        assert!(message.is_finished() || behind, "{id} was never handed out: {message:?}");
     }
-    let processed = format!(
-        "SELECT count(DISTINCT e) = count(*), count(*) FROM postbox.inbox_log l JOIN postbox.inbox i ON i.id = l.inbox, unnest(l.event_ids) e
-            WHERE i.name = '{}' AND what = 'processed'",
-        inbox.name
-    );
-    let done = model.messages.values().filter(|message| message.stage == Stage::Done).count();
-    assert_eq!(row(client, &processed).await, format!("t|{done}"), "each processed once");
+    let pending = model.messages.values().filter(|message| !message.is_finished()).count();
+    let (counts, pending_seen, dead_seen) = inbox.counts().await;
+    assert_eq!(counts, model.counts);
+    let followers = inbox.states().await.values().filter(|state| *state == "follower").count();
+    let expected = (pending - followers, model.dead().len() + followers);
+    assert_eq!((usize::try_from(pending_seen), usize::try_from(dead_seen)), (Ok(expected.0), Ok(expected.1)));
     run(client, &format!("SELECT postbox.drop_inbox('{}', cascade => true)", inbox.name)).await;
 }
 
@@ -275,8 +426,11 @@ async fn compare(ordered: bool) {
         let mut rng = StdRng::seed_from_u64(seed);
         let settings = Settings {
             ordered,
+            tiered: rng.random_bool(0.5),
             policy: ["skip", "pause", "park"][rng.random_range(0..3)],
             max_retries: rng.random_range(0..3),
+            remembers: rng.random_bool(0.5),
+            expires_dead: rng.random_bool(0.5),
         };
         let ops = random_ops(&mut rng);
         let attempts = std::sync::atomic::AtomicU64::new(0);

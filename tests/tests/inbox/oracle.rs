@@ -14,6 +14,8 @@ pub(super) enum Op {
     Receive(Arrival),
     Claim {
         most: usize,
+        /// Of this tier only, where there are tiers.
+        tier: Option<usize>,
     },
     Complete {
         picks: Vec<Pick>,
@@ -39,12 +41,34 @@ pub(super) enum Op {
     },
     /// Whatever has to be waited for is over: delays and backoffs, not leases.
     TimePasses,
+    /// Messages are to be handed out again, which is for those that are dead or done.
+    Replay {
+        picks: Vec<Finished>,
+    },
+    ReplayDead {
+        dry_run: bool,
+    },
+    Discard {
+        picks: Vec<Finished>,
+    },
+    /// Retention is over for all that is done with by now.
+    Forget,
+    Pause {
+        tier: Option<usize>,
+    },
+    Resume {
+        tier: Option<usize>,
+    },
+    /// Order is asked for, or given up.
+    Order(bool),
+    Tiers(bool),
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) id: usize,
     pub(super) payload: u8,
+    pub(super) priority: Option<i32>,
     /// Aggregate and sequence number.
     pub(super) place: Option<(usize, i64)>,
     pub(super) delayed: bool,
@@ -54,6 +78,13 @@ pub(super) struct Arrival {
 pub(super) struct Pick {
     pub(super) message: usize,
     pub(super) token: Token,
+}
+
+/// One of those that are dead or done, or any message that there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Finished {
+    Nth(usize),
+    Any(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +100,7 @@ pub(super) fn random_ops(rng: &mut StdRng) -> Vec<Op> {
     let arrival = |rng: &mut StdRng| Arrival {
         id: rng.random_range(0..40),
         payload: rng.random_range(0..20) / 19,
+        priority: [None, Some(0), Some(5), Some(9)][rng.random_range(0..4)],
         place: rng.random_bool(0.85).then(|| (rng.random_range(0..4), rng.random_range(1..9))),
         delayed: rng.random_bool(0.1),
     };
@@ -81,18 +113,34 @@ pub(super) fn random_ops(rng: &mut StdRng) -> Vec<Op> {
         },
     };
     let picks = |rng: &mut StdRng| (0..rng.random_range(1..4)).map(|_| pick(rng)).collect();
-    (0..rng.random_range(20..90))
-        .map(|_| match rng.random_range(0..20) {
+    let finished = |rng: &mut StdRng| {
+        let one = |rng: &mut StdRng| match rng.random_range(0..12) {
+            0 => Finished::Any(rng.random_range(0..41)),
+            _ => Finished::Nth(rng.random_range(0..1000)),
+        };
+        (0..rng.random_range(1..4)).map(|_| one(rng)).collect()
+    };
+    let tier = |rng: &mut StdRng| rng.random_bool(0.4).then(|| rng.random_range(0..2));
+    (0..rng.random_range(20..110))
+        .map(|_| match rng.random_range(0..26) {
             0..3 => Op::Insert((0..rng.random_range(1..8)).map(|_| arrival(rng)).collect()),
             3..6 => Op::Receive(arrival(rng)),
-            6..10 => Op::Claim { most: rng.random_range(1..9) },
-            10..13 => Op::Complete { picks: picks(rng) },
-            13..15 => Op::Fail { pick: pick(rng), at_once: rng.random_bool(0.5) },
-            15 => Op::Extend { picks: picks(rng) },
-            16 => Op::Release { picks: picks(rng) },
-            17..19 => Op::Expire { lease: rng.random_range(0..1000) },
-            _ if rng.random_bool(0.5) => Op::Skip { key: rng.random_range(0..4), number: rng.random_range(1..6) },
-            _ => Op::TimePasses,
+            6..11 => Op::Claim { most: rng.random_range(1..9), tier: tier(rng) },
+            11..14 => Op::Complete { picks: picks(rng) },
+            14..16 => Op::Fail { pick: pick(rng), at_once: rng.random_bool(0.5) },
+            16 => Op::Extend { picks: picks(rng) },
+            17 => Op::Release { picks: picks(rng) },
+            18..20 => Op::Expire { lease: rng.random_range(0..1000) },
+            20 => Op::Skip { key: rng.random_range(0..4), number: rng.random_range(1..6) },
+            21 => Op::TimePasses,
+            22 => Op::Replay { picks: finished(rng) },
+            23 if rng.random_bool(0.5) => Op::ReplayDead { dry_run: rng.random_bool(0.2) },
+            23 => Op::Discard { picks: finished(rng) },
+            24 if rng.random_bool(0.6) => Op::Forget,
+            24 if rng.random_bool(0.4) => Op::Pause { tier: tier(rng) },
+            24 => Op::Resume { tier: tier(rng) },
+            _ if rng.random_bool(0.5) => Op::Order(rng.random_bool(0.6)),
+            _ => Op::Tiers(rng.random_bool(0.6)),
         })
         .collect()
 }
@@ -100,8 +148,13 @@ pub(super) fn random_ops(rng: &mut StdRng) -> Vec<Op> {
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) ordered: bool,
+    pub(super) tiered: bool,
     pub(super) policy: &'static str,
     pub(super) max_retries: i32,
+    /// Ids are known for longer than their messages are kept.
+    pub(super) remembers: bool,
+    /// Dead letters are kept no longer than messages.
+    pub(super) expires_dead: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,13 +177,18 @@ pub(super) enum Stage {
     },
     Done,
     Dead,
+    Discarded,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     pub(super) payload: u8,
     pub(super) place: Option<(usize, i64)>,
-    /// Not to be handed out before time passes.
+    pub(super) priority: Option<i32>,
+    /// It is handed out again beside its aggregate, which has gone on without it.
+    pub(super) beside: bool,
+    /// Not to be handed out before time passes, by its own word or for whatever reason.
+    pub(super) delayed: bool,
     pub(super) later: bool,
     pub(super) stage: Stage,
     pub(super) attempts: i32,
@@ -139,15 +197,29 @@ pub(super) struct Message {
     pub(super) tokens: Vec<i64>,
 }
 
+impl Message {
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self.stage, Stage::Done | Stage::Dead | Stage::Discarded)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Lane {
     pub(super) next: i64,
     pub(super) skipped: BTreeSet<i64>,
-    pub(super) blocked: bool,
+    /// The dead letter that it waits for.
+    pub(super) blocked: Option<String>,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Lane { next: 1, skipped: BTreeSet::new(), blocked: None }
+    }
 }
 
 impl Lane {
     pub(super) fn advance(&mut self) {
+        self.blocked = None;
         self.next += 1;
         while self.skipped.contains(&self.next) {
             self.next += 1;
@@ -159,22 +231,78 @@ pub(super) struct Model {
     pub(super) settings: Settings,
     pub(super) messages: BTreeMap<String, Message>,
     pub(super) lanes: BTreeMap<usize, Lane>,
+    /// Ids whose messages are gone, and which are duplicates all the same.
+    pub(super) remembered: BTreeSet<String>,
+    pub(super) is_paused: bool,
+    pub(super) paused_tiers: BTreeSet<usize>,
+    pub(super) counts: Counts,
+}
+
+/// Since the inbox was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) processed: i64,
+    /// After which a message was to be tried again.
+    pub(super) failed_attempts: i64,
+    pub(super) duplicates: i64,
+    pub(super) conflicts: i64,
+    pub(super) discarded: i64,
 }
 
 impl Model {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            settings: settings.clone(),
+            messages: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            remembered: BTreeSet::new(),
+            is_paused: false,
+            paused_tiers: BTreeSet::new(),
+            counts: Counts::default(),
+        }
+    }
+
     pub(super) fn place(&self, message: &Message) -> Option<(usize, i64)> {
-        message.place.filter(|_| self.settings.ordered)
+        message.place.filter(|_| self.settings.ordered && !message.beside)
+    }
+
+    /// 0: from priority 5 on, 1: below.
+    pub(super) fn tier(&self, message: &Message) -> usize {
+        usize::from(self.settings.tiered && message.priority.unwrap_or(0) < 5)
+    }
+
+    /// The tiers that a claim serves, the first one first.
+    fn served(&self, tier: Option<usize>) -> Vec<usize> {
+        match tier.filter(|_| self.settings.tiered) {
+            _ if self.is_paused => vec![],
+            Some(tier) => vec![tier],
+            None if self.settings.tiered => vec![0, 1],
+            None => vec![0],
+        }
+        .into_iter()
+        .filter(|tier| !self.paused_tiers.contains(tier))
+        .collect()
     }
 
     pub(super) fn receive(&mut self, arrival: &Arrival) -> &'static str {
         let id = format!("m{}", arrival.id);
+        if self.remembered.contains(&id) {
+            self.counts.duplicates += 1;
+            return "duplicate";
+        }
         if let Some(known) = self.messages.get(&id) {
-            return if known.payload == arrival.payload { "duplicate" } else { "conflict" };
+            let is_same = known.payload == arrival.payload;
+            self.counts.duplicates += 1;
+            self.counts.conflicts += i64::from(!is_same);
+            return if is_same { "duplicate" } else { "conflict" };
         }
         let ordered = self.settings.ordered && arrival.place.is_some();
         let message = Message {
             payload: arrival.payload,
             place: arrival.place,
+            priority: arrival.priority,
+            beside: false,
+            delayed: arrival.delayed,
             later: arrival.delayed,
             stage: if ordered { Stage::Arrived } else { Stage::Waiting },
             attempts: 0,
@@ -186,21 +314,27 @@ impl Model {
     }
 
     /// Puts what has arrived into its place. Of two for the same place one is a dead letter, which of them is the database's choice.
-    pub(super) fn sort(&mut self, dead: &BTreeSet<String>) {
+    /// Nobody does it for tiers behind `through`.
+    pub(super) fn sort(&mut self, dead: &BTreeSet<String>, through: usize) {
         let mut groups: BTreeMap<(usize, i64), Vec<String>> = BTreeMap::new();
-        for (id, message) in &self.messages {
-            if message.stage == Stage::Arrived {
-                groups.entry(message.place.unwrap()).or_default().push(id.clone());
+        let arrived = self.messages.iter().filter(|(_, message)| message.stage == Stage::Arrived);
+        let sorted: Vec<String> =
+            arrived.filter(|(_, message)| self.tier(message) <= through).map(|(id, _)| id.clone()).collect();
+        for id in sorted {
+            let message = self.messages.get_mut(&id).unwrap();
+            match message.place {
+                Some(place) => groups.entry(place).or_default().push(id),
+                None => message.stage = Stage::Waiting,
             }
         }
         for ((key, number), ids) in groups {
-            let lane =
-                self.lanes.entry(key).or_insert(Lane { next: 1, skipped: BTreeSet::new(), blocked: false }).clone();
+            let lane = self.lanes.entry(key).or_default().clone();
             let taken = self.messages.values().any(|message| {
-                message.place == Some((key, number)) && matches!(message.stage, Stage::Waiting | Stage::Leased { .. })
+                self.place(message) == Some((key, number))
+                    && matches!(message.stage, Stage::Waiting | Stage::Leased { .. })
             });
             let passed = number < lane.next || lane.skipped.contains(&number);
-            let taken = taken || (lane.blocked && number == lane.next);
+            let taken = taken || (lane.blocked.is_some() && number == lane.next);
             let survivors: Vec<&String> = ids.iter().filter(|id| !dead.contains(*id)).collect();
             assert_eq!(
                 survivors.len(),
@@ -214,28 +348,27 @@ impl Model {
         }
     }
 
-    pub(super) fn claimable(&self) -> BTreeSet<String> {
+    pub(super) fn claimable(&self, tiers: &[usize]) -> BTreeSet<String> {
         let can_be = |message: &Message| {
             message.stage == Stage::Waiting
                 && !message.later
+                && tiers.contains(&self.tier(message))
                 && self.place(message).is_none_or(|(key, number)| {
                     let lane = &self.lanes[&key];
-                    number == lane.next && !lane.blocked
+                    number == lane.next && lane.blocked.is_none()
                 })
         };
         self.messages.iter().filter(|(_, message)| can_be(message)).map(|(id, _)| id.clone()).collect()
     }
 
     pub(super) fn bury(&mut self, id: &str) {
-        let message = self.messages.get_mut(id).unwrap();
-        message.stage = Stage::Dead;
-        let place = message.place;
-        if let Some((key, _)) = place.filter(|_| self.settings.ordered) {
+        self.messages.get_mut(id).unwrap().stage = Stage::Dead;
+        if let Some((key, _)) = self.place(&self.messages[id]) {
             let lane = self.lanes.get_mut(&key).unwrap();
             if self.settings.policy == "skip" {
                 lane.advance();
             } else {
-                lane.blocked = true;
+                lane.blocked = Some(id.to_owned());
             }
         }
     }
@@ -249,37 +382,48 @@ impl Model {
         if alone && message.attempts > max_retries {
             self.bury(id);
         } else {
+            self.counts.failed_attempts += 1;
             message.stage = Stage::Waiting;
             message.crashes = if message.attempts > max_retries { 2 } else { message.crashes + 1 };
         }
     }
 
-    /// What a claim returned, against what it could.
-    pub(super) fn claim(&mut self, most: usize, claimed: &[Claimed], seen: &Seen) {
-        self.sort(&seen.dead);
-        let is_suspect = |model: &Self, id: &String| model.messages[id].crashes >= 2;
-        // Who finds nothing that is handed out in company looks for what never came back, and one claim in eight does so first.
-        let tidying = seen.token % 8 == 0 || self.claimable().iter().all(|id| is_suspect(self, id));
+    /// Leases that somebody has taken away.
+    pub(super) fn reap_lost(&mut self, held: &BTreeMap<String, i64>, all: bool) {
         let lost: Vec<String> =
-            self.leases().filter(|(id, token)| seen.held.get(*id) != Some(token)).map(|(id, _)| id.clone()).collect();
+            self.leases().filter(|(id, token)| held.get(*id) != Some(token)).map(|(id, _)| id.clone()).collect();
         for (id, message) in &self.messages {
             let over = matches!(message.stage, Stage::Leased { expiry: Expiry::Yes, .. });
-            assert!(!(over && tidying) || lost.contains(id), "the lease of {id} is over");
+            assert!(!(over && all) || lost.contains(id), "the lease of {id} is over");
         }
         for id in &lost {
             self.reap(id);
         }
+    }
+
+    /// What a claim returned, against what it could.
+    pub(super) fn claim(&mut self, most: usize, tier: Option<usize>, claimed: &[Claimed], seen: &Seen) {
+        let tiers = self.served(tier);
+        let Some(&last) = tiers.last() else {
+            assert!(claimed.is_empty(), "handed out while paused: {claimed:?}");
+            return;
+        };
+        self.sort(&seen.dead, last);
+        let is_suspect = |model: &Self, id: &String| model.messages[id].crashes >= 2;
+        // Who finds nothing that is handed out in company looks for what never came back, and one claim in eight does so first.
+        let tidying = seen.token % 8 == 0 || self.claimable(&tiers).iter().all(|id| is_suspect(self, id));
+        self.reap_lost(&seen.held, tidying);
         // What was taken back may be handed out by the same claim.
-        let ready = self.claimable();
+        let ready = self.claimable(&tiers);
         assert_eq!(claimed.is_empty(), ready.is_empty(), "{claimed:?}, ready: {ready:?}");
         let suspect = claimed.iter().any(|got| is_suspect(self, &got.id));
         let first = tidying && ready.iter().any(|id| is_suspect(self, id));
         assert_eq!(suspect, first, "{claimed:?}, ready: {ready:?}");
-        // As many as there are: it ends before a batch that would be too many.
-        assert!(
-            suspect || seen.waits.is_none_or(|waits| claimed.len() + waits > most),
-            "{claimed:?} of {most}: {seen:?}"
-        );
+        // As many as there are, of the first tiers first: it leaves a batch only if that would be too many.
+        for (waiting, size) in seen.waits.iter().filter(|(waiting, _)| tiers.contains(waiting)) {
+            let before = claimed.iter().filter(|got| self.tier(&self.messages[&got.id]) <= *waiting).count();
+            assert!(suspect || before + size > most, "{claimed:?} of {most}: {seen:?}");
+        }
         let ids: BTreeSet<&String> = claimed.iter().map(|claimed| &claimed.id).collect();
         assert_eq!(ids.len(), claimed.len(), "handed out twice: {claimed:?}");
         assert!(ids.len() <= most, "more than asked for: {claimed:?}");
@@ -300,11 +444,11 @@ impl Model {
 
     /// Whether the number is one of a gap: something behind it has come. What has come and is not in its lane yet counts.
     pub(super) fn is_missing(&self, key: usize, number: i64) -> bool {
-        let lane = self.lanes.get(&key).cloned().unwrap_or(Lane { next: 1, skipped: BTreeSet::new(), blocked: false });
+        let lane = self.lanes.get(&key).cloned().unwrap_or_default();
         let has_come = |n: i64| {
-            n == lane.next && lane.blocked
+            n == lane.next && lane.blocked.is_some()
                 || self.messages.values().any(|message| {
-                    message.place == Some((key, n))
+                    self.place(message) == Some((key, n))
                         && matches!(message.stage, Stage::Arrived | Stage::Waiting | Stage::Leased { .. })
                 })
         };
@@ -346,10 +490,9 @@ impl Model {
     }
 
     pub(super) fn complete(&mut self, id: &str) {
-        let message = self.messages.get_mut(id).unwrap();
-        message.stage = Stage::Done;
-        let place = message.place;
-        if let Some((key, _)) = place.filter(|_| self.settings.ordered) {
+        self.messages.get_mut(id).unwrap().stage = Stage::Done;
+        self.counts.processed += 1;
+        if let Some((key, _)) = self.place(&self.messages[id]) {
             self.lanes.get_mut(&key).unwrap().advance();
         }
     }
@@ -361,6 +504,7 @@ impl Model {
             self.bury(id);
             return "dead";
         }
+        self.counts.failed_attempts += 1;
         message.stage = Stage::Waiting;
         message.crashes = 0;
         message.later = !at_once;
@@ -384,6 +528,105 @@ impl Model {
             }
         }
     }
+
+    pub(super) fn pick_finished(&self, picks: &[Finished]) -> BTreeSet<String> {
+        let finished: Vec<&String> =
+            self.messages.iter().filter(|(_, message)| message.is_finished()).map(|(id, _)| id).collect();
+        picks
+            .iter()
+            .filter_map(|pick| match pick {
+                Finished::Nth(n) => finished.get(n % finished.len().max(1)).map(|id| (*id).clone()),
+                Finished::Any(id) => Some(format!("m{id}")),
+            })
+            .collect()
+    }
+
+    pub(super) fn dead(&self) -> BTreeSet<String> {
+        let dead = self.messages.iter().filter(|(_, message)| message.stage == Stage::Dead);
+        dead.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The lane that waits for this dead letter.
+    fn waits_for(&mut self, id: &str) -> Option<&mut Lane> {
+        self.lanes.values_mut().find(|lane| lane.blocked.as_deref() == Some(id))
+    }
+
+    pub(super) fn replay(&mut self, id: &str) {
+        let lane = self.waits_for(id);
+        let beside = lane.is_none();
+        if let Some(lane) = lane {
+            lane.blocked = None;
+        }
+        let message = self.messages.get_mut(id).unwrap();
+        message.beside = beside;
+        message.stage = Stage::Waiting;
+        message.later = false;
+        message.attempts = 0;
+        message.crashes = 0;
+    }
+
+    pub(super) fn discard(&mut self, id: &str) {
+        if let Some(lane) = self.waits_for(id) {
+            lane.advance();
+        }
+        self.messages.get_mut(id).unwrap().stage = Stage::Discarded;
+        self.counts.discarded += 1;
+    }
+
+    pub(super) fn forget(&mut self, held: &BTreeMap<String, i64>) {
+        let gone = |message: &Message| matches!(message.stage, Stage::Done | Stage::Discarded);
+        if self.settings.remembers {
+            let ids = self.messages.iter().filter(|(_, message)| gone(message)).map(|(id, _)| id.clone());
+            self.remembered.extend(ids);
+        }
+        self.messages.retain(|_, message| !gone(message));
+        if self.settings.expires_dead {
+            for id in self.dead() {
+                if self.waits_for(&id).is_none() {
+                    self.discard(&id);
+                }
+            }
+        }
+        self.reap_lost(held, true);
+    }
+
+    /// What waits is sorted as if it had arrived now; what is done with is not waited for.
+    pub(super) fn enable_order(&mut self) {
+        for message in self.messages.values_mut() {
+            message.beside = false;
+            if message.stage == Stage::Waiting {
+                message.later = message.delayed;
+                message.attempts = 0;
+                message.crashes = 0;
+                message.stage = Stage::Arrived;
+            }
+        }
+        self.settings.ordered = true;
+        for key in 0..4 {
+            let of_key = || {
+                self.messages.values().filter_map(move |message| {
+                    message.place.filter(|place| place.0 == key).map(|place| (place.1, message.is_finished()))
+                })
+            };
+            let done: BTreeSet<i64> = of_key().filter(|(_, done)| *done).map(|(number, _)| number).collect();
+            let Some(lowest) = of_key().map(|(number, _)| number).min().filter(|_| !done.is_empty()) else { continue };
+            let mut lane = Lane { next: lowest - 1, skipped: done, blocked: None };
+            lane.advance();
+            self.lanes.insert(key, lane);
+        }
+    }
+
+    /// Everybody keeps what he has been handed.
+    pub(super) fn disable_order(&mut self) {
+        for message in self.messages.values_mut() {
+            message.beside = false;
+            if message.stage == Stage::Arrived {
+                message.stage = Stage::Waiting;
+            }
+        }
+        self.lanes.clear();
+        self.settings.ordered = false;
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -402,6 +645,6 @@ pub(super) struct Seen {
     pub(super) token: i64,
     pub(super) held: BTreeMap<String, i64>,
     pub(super) dead: BTreeSet<String>,
-    /// How many messages the first batch has that is still there.
-    pub(super) waits: Option<usize>,
+    /// How many messages the first batch of each tier has that is still there.
+    pub(super) waits: Vec<(usize, usize)>,
 }

@@ -341,11 +341,8 @@ async fn a_message_that_was_in_the_way_once_and_is_sent_again_later_has_a_place_
         run(&client, "SELECT postbox.maintain(true)").await;
     }
     assert_eq!(row(&client, "SELECT count(*) FROM payments WHERE event_id IN ('x', 'y')").await, "0");
-    run(
-        &client,
-        "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('x', 'a', 2), ('y', 'b', 2)",
-    )
-    .await;
+    run(&client, "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('x', 'a', 2), ('y', 'b', 2)")
+        .await;
     assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
     complete(&client, &heads).await;
     assert_eq!(drain(&client).await, ["x", "y", "a-3"]);
