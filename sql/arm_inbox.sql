@@ -81,30 +81,29 @@ declare
     aggregate_id constant text := postbox._inbox_column(box.columns, 'aggregate_id', 'new', 'text');
     sequence_num constant text := postbox._inbox_column(box.columns, 'sequence_num', 'new', 'bigint');
 begin
-    execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
+    execute format('create or replace function %s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as %L', function, format($body$
         begin
-            if %2$s is null or octet_length(%2$s) not between 1 and 512 then
-                raise exception using errcode = case when %2$s is null then 'not_null_violation' else 'check_violation' end,
-                    message = format('event_id of a message for inbox %%s has %%s bytes, must have 1 to 512', %3$L, coalesce(octet_length(%2$s)::text, 'NULL')),
+            if %1$s is null or octet_length(%1$s) not between 1 and 512 then
+                raise exception using errcode = case when %1$s is null then 'not_null_violation' else 'check_violation' end,
+                    message = format('event_id of a message for inbox %%s has %%s bytes, must have 1 to 512', %2$L, coalesce(octet_length(%1$s)::text, 'NULL')),
                     hint = 'The id says which messages are the same: give the one that the sender gave, or a hash of a longer one.';
             end if;
-            if (%4$s is null) <> (%5$s is null) then
+            if (%3$s is null) <> (%4$s is null) then
                 raise exception using errcode = 'not_null_violation',
-                    message = format('message "%%s" for the ordered inbox %%s has %%s', %2$s, %3$L,
-                        case when %4$s is null then 'a sequence number and no aggregate' else 'an aggregate and no sequence number' end),
+                    message = format('message "%%s" for the ordered inbox %%s has %%s', %1$s, %2$L,
+                        case when %3$s is null then 'a sequence number and no aggregate' else 'an aggregate and no sequence number' end),
                     hint = 'Give both, or neither: then the message is handed out in no particular order.';
             end if;
-            if octet_length(%4$s) > 1024 then
+            if octet_length(%3$s) > 1024 then
                 raise exception using errcode = 'check_violation',
-                    message = format('the aggregate of message "%%s" for the ordered inbox %%s has %%s bytes, must have 1024 at most', %2$s, %3$L, octet_length(%4$s)),
+                    message = format('the aggregate of message "%%s" for the ordered inbox %%s has %%s bytes, must have 1024 at most', %1$s, %2$L, octet_length(%3$s)),
                     hint = 'Give a hash of it.';
             end if;
             raise exception using errcode = 'numeric_value_out_of_range',
-                message = format('sequence number %%s of message "%%s" for the ordered inbox %%s is too high', %5$s, %2$s, %3$L),
+                message = format('sequence number %%s of message "%%s" for the ordered inbox %%s is too high', %4$s, %1$s, %2$L),
                 hint = 'It must be below 9223372036854775000.';
-        end $body$ $sql$,
-        function, id, box.name, aggregate_id, sequence_num);
+        end $body$,
+        id, box.name, aggregate_id, sequence_num));
     execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
     execute format('create or replace trigger postbox_inbox_refused before insert on %s for each row when (%s) execute function %s()', box.relation,
         format('%1$s is null or octet_length(%1$s) not between 1 and 512', id)
@@ -124,22 +123,21 @@ declare
     id constant text := postbox._inbox_column(box.columns, 'event_id', 'new', 'pg_catalog.text');
     event_type constant text := postbox._inbox_column(box.columns, 'event_type', 'new', 'pg_catalog.text');
 begin
-    execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set enable_seqscan = off as $body$
+    execute format('create or replace function %s() returns trigger language plpgsql set enable_seqscan = off as %L', function, format($body$
         declare
             differs pg_catalog.bool;
         begin
-            %8$s
+            %7$s
             -- Mostly it is not there: no more is asked than that.
-            perform from %3$s r where r.%4$I operator(pg_catalog.=) new.%4$I;
+            perform from %2$s r where r.%3$I operator(pg_catalog.=) new.%3$I;
             if found then
-                select %2$s into differs from %3$s r where r.%4$I operator(pg_catalog.=) new.%4$I;
+                select %1$s into differs from %2$s r where r.%3$I operator(pg_catalog.=) new.%3$I;
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
-                    values (%5$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %6$s, 1, case when differs then array[%7$s] end);
+                    values (%4$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %5$s, 1, case when differs then array[%6$s] end);
             end if;
             return new;
-        end $body$ $sql$,
-        function, postbox._inbox_differs(box, 'r', 'new'), box.relation, box.columns ->> 'event_id', box.id, event_type, id,
+        end $body$,
+        postbox._inbox_differs(box, 'r', 'new'), box.relation, box.columns ->> 'event_id', box.id, event_type, id,
         -- Before the table: a row that was found there may be removed before the unique key is looked at.
         case when box.dedup_window > box.retention then format($sql$
             perform from postbox.inbox_seen s
@@ -148,7 +146,7 @@ begin
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (%1$s, pg_catalog.clock_timestamp(), 'duplicate', %3$s, 1);
                 return null;
             end if;$sql$, box.id, id, event_type)
-        else '' end);
+        else '' end));
     execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
     -- What inbox_receive_batch inserts together it looks up together.
     execute format('create or replace trigger postbox_inbox_arriving before insert on %s for each row when (pg_catalog.current_setting(''postbox.receiving'', true) is distinct from %L) execute function %s()',
@@ -170,8 +168,7 @@ declare
     due constant text := case when ordered then format('case when not %s then %s end', postbox._inbox_is_ordered(box, 'a'), postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz'))
         else postbox._inbox_column(box.columns, 'visible_at', 'a', 'timestamptz') end;
 begin
-    execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
+    execute format('create or replace function %s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as %L', function, format($body$
         declare
             ids text[];
             types text[];
@@ -180,31 +177,31 @@ begin
             now constant timestamptz := clock_timestamp();
         begin
             select array_agg(a.event_id), array_agg(a.event_type), array_agg(a.tier), max(a.due) into ids, types, tiers, last_due
-                from (select %3$s as event_id, %4$s as event_type, %5$s as tier, %6$s as due from arrivals a) a;
+                from (select %2$s as event_id, %3$s as event_type, %4$s as tier, %5$s as due from arrivals a) a;
             if ids is null then
                 return null;
             end if;
             if cardinality(ids) <= 50 and types = array_fill(types[1], array[cardinality(ids)]) and tiers = array_fill(tiers[1], array[cardinality(ids)])
                 and (last_due is null or last_due <= now)
             then
-                insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids) values (%2$s, tiers[1], now, types[1], ids);
+                insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids) values (%1$s, tiers[1], now, types[1], ids);
                 return null;
             end if;
             insert into postbox.inbox_batch (inbox, tier, ready_at, event_type, event_ids)
-                select %2$s, m.tier, m.ready_at, m.event_type, array_agg(m.event_id order by m.n)
+                select %1$s, m.tier, m.ready_at, m.event_type, array_agg(m.event_id order by m.n)
                 from (
                     select a.*, (row_number() over (partition by a.tier, a.ready_at, a.event_type order by a.n) - 1) / 50 as batch
                     from (
-                        select %3$s as event_id, %4$s as event_type, %5$s as tier,
-                            case when %6$s > now then %6$s else now end as ready_at, row_number() over () as n
+                        select %2$s as event_id, %3$s as event_type, %4$s as tier,
+                            case when %5$s > now then %5$s else now end as ready_at, row_number() over () as n
                         from arrivals a
                     ) a
                 ) m
                 group by m.tier, m.ready_at, m.event_type, m.batch
                 order by min(m.n);
             return null;
-        end $body$ $sql$,
-        function, box.id, postbox._inbox_column(box.columns, 'event_id', 'a', 'text'), postbox._inbox_column(box.columns, 'event_type', 'a', 'text'), tier, due);
+        end $body$,
+        box.id, postbox._inbox_column(box.columns, 'event_id', 'a', 'text'), postbox._inbox_column(box.columns, 'event_type', 'a', 'text'), tier, due));
     execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
     execute format('create or replace trigger postbox_inbox_arrived after insert on %s referencing new table as arrivals for each statement execute function %s()', box.relation, function);
 end
@@ -217,20 +214,19 @@ create or replace function postbox._arm_claimed(box postbox.inbox, function text
     set search_path = pg_catalog, pg_temp
 as $function$
 begin
-    execute format($sql$
-        create or replace function %1$s(ids text[], tries int[], lease bigint)
+    execute format('create or replace function %s(ids text[], tries int[], lease bigint)
             returns table (event_id text, token bigint, event_type text, aggregate_id text, sequence_num bigint, payload jsonb, headers jsonb, attempts int)
-            language plpgsql stable as $body$
+            language plpgsql stable as %L', function, format($body$
         begin
             return query
-                select l.id, lease, %2$s, %3$s, %4$s, %5$s, %6$s, l.tries
+                select l.id, lease, %1$s, %2$s, %3$s, %4$s, %5$s, l.tries
                 from unnest(ids, tries) with ordinality as l(id, tries, n)
-                join %7$s r on r.%8$I operator(pg_catalog.=) l.id::%9$s
+                join %6$s r on r.%7$I operator(pg_catalog.=) l.id::%8$s
                 order by l.n;
-        end $body$ $sql$,
-        function, postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'r', 'text'),
+        end $body$,
+        postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'r', 'text'),
         postbox._inbox_column(box.columns, 'sequence_num', 'r', 'bigint'), postbox._inbox_json(box, 'payload'), postbox._inbox_json(box, 'headers'),
-        box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'));
+        box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')));
     execute format('comment on function %s(text[], int[], bigint) is %L', function, format('What inbox_claim returns of inbox %s, made by Postbox', box.name));
 end
 $function$;
@@ -250,26 +246,25 @@ begin
         end if;
         return;
     end if;
-    execute format($sql$
-        create or replace function %1$s(keys text[], nexts bigint[], are_there boolean[], displaced text[], out ids text[], out types text[], out tiers smallint[], out dues timestamptz[])
-            language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $body$
+    execute format('create or replace function %s(keys text[], nexts bigint[], are_there boolean[], displaced text[], out ids text[], out types text[], out tiers smallint[],
+            out dues timestamptz[]) language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as %L', function, format($body$
         begin
             select array_agg(h.id order by k.n), array_agg(h.type order by k.n), array_agg(h.tier order by k.n), array_agg(h.due order by k.n)
                 into ids, types, tiers, dues
                 from unnest(keys, nexts, are_there, displaced) with ordinality as k(key, next, is_there, displaced, n)
                 left join lateral (
-                    select r.%2$I::text as id, %3$s as type, %4$s as tier, %5$s as due
-                    from %6$s r
-                    where k.is_there and r.%7$I = k.key::%8$s and r.%9$I = k.next and not coalesce(r.%2$I::text = any (k.displaced::text[]), false)
-                      and not (exists (select from %6$s o where o.%7$I = r.%7$I and o.%9$I = r.%9$I and o.%2$I <> r.%2$I)
-                          and exists (select from postbox.inbox_batch b where b.inbox = %10$s and b.tier < 0 and b.token is null and b.crashes < 2
-                              and r.%2$I::text = any (b.event_ids)))
+                    select r.%1$I::text as id, %2$s as type, %3$s as tier, %4$s as due
+                    from %5$s r
+                    where k.is_there and r.%6$I = k.key::%7$s and r.%8$I = k.next and not coalesce(r.%1$I::text = any (k.displaced::text[]), false)
+                      and not (exists (select from %5$s o where o.%6$I = r.%6$I and o.%8$I = r.%8$I and o.%1$I <> r.%1$I)
+                          and exists (select from postbox.inbox_batch b where b.inbox = %9$s and b.tier < 0 and b.token is null and b.crashes < 2
+                              and r.%1$I::text = any (b.event_ids)))
                     limit 1
                 ) h on true;
-        end $body$ $sql$,
-        function, box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
+        end $body$,
+        box.columns ->> 'event_id', postbox._inbox_column(box.columns, 'event_type', 'r', 'text'), postbox._inbox_tier_of(box, 'r'),
         postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), box.relation, box.columns ->> 'aggregate_id',
-        postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num', box.id);
+        postbox._inbox_type(box, 'aggregate_id'), box.columns ->> 'sequence_num', box.id));
     execute format('comment on function %s(text[], bigint[], boolean[], text[]) is %L', function, format('What comes next in the lanes of inbox %s, made by Postbox', box.name));
 end
 $function$;

@@ -112,26 +112,25 @@ begin
             cross join lateral (select postbox._inbox_type(box, g.role) as type) t
             where box.columns ? g.role
         ) r;
-    execute format($sql$
-        create or replace function %1$s(event_ids text[], payloads jsonb[], event_types text[], sources text[], aggregate_ids text[], sequence_nums bigint[],
-            priorities int[], headers jsonb[], visible_at timestamptz[], trace_ids text[]) returns text[]
-            language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $body$
+    execute format('create or replace function %s(event_ids text[], payloads jsonb[], event_types text[], sources text[], aggregate_ids text[],
+            sequence_nums bigint[], priorities int[], headers jsonb[], visible_at timestamptz[], trace_ids text[]) returns text[]
+            language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as %L', function, format($body$
         declare
             before constant text := coalesce(current_setting('postbox.receiving', true), '');
-            fresh %3$s[];
+            fresh %2$s[];
             answers text[];
         begin
-            perform set_config('postbox.receiving', %2$L, true);
+            perform set_config('postbox.receiving', %1$L, true);
             with came as (
-                insert into %4$s as r (%5$s)
-                    select %6$s
+                insert into %3$s as r (%4$s)
+                    select %5$s
                     from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) with ordinality
                         as g(event_id, payload, event_type, source, aggregate_id, sequence_num, priority, headers, visible_at, trace_id, n)
-                    %7$s
+                    %6$s
                     -- Whoever inserts the same ids does so in the same order, and nobody waits in a circle.
-                    order by (%11$s)::text collate "C", g.n
-                    on conflict (%8$I) do nothing
-                    returning r.%8$I as id
+                    order by (%10$s)::text collate "C", g.n
+                    on conflict (%7$I) do nothing
+                    returning r.%7$I as id
             )
             select array_agg(c.id) into fresh from came c;
             perform set_config('postbox.receiving', before, true);
@@ -142,27 +141,27 @@ begin
             with told as (
                 select g.n, g.event_type, g.event_id, case
                     when g.nth = 1 and f.id is not null then 'received'
-                    when r.%8$I is not null then case when %9$s then 'conflict' else 'duplicate' end
-                    when exists (select from postbox.inbox_seen s where s.inbox = %10$s and s.event_id = (%11$s)::text and s.until > clock_timestamp()) then 'duplicate'
+                    when r.%7$I is not null then case when %8$s then 'conflict' else 'duplicate' end
+                    when exists (select from postbox.inbox_seen s where s.inbox = %9$s and s.event_id = (%10$s)::text and s.until > clock_timestamp()) then 'duplicate'
                     end as answer
                 from (
-                    select g.*, row_number() over (partition by %11$s order by g.n) as nth
+                    select g.*, row_number() over (partition by %10$s order by g.n) as nth
                     from unnest($1, $2, $3) with ordinality as g(event_id, payload, event_type, n)
                 ) g
-                left join unnest(fresh) as f(id) on f.id = %11$s
-                left join %4$s r on r.%8$I = %11$s
+                left join unnest(fresh) as f(id) on f.id = %10$s
+                left join %3$s r on r.%7$I = %10$s
             ), logged as (
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
-                    select %10$s, clock_timestamp(), t.answer, t.event_type, count(*), case t.answer when 'conflict' then array_agg(t.event_id) end
+                    select %9$s, clock_timestamp(), t.answer, t.event_type, count(*), case t.answer when 'conflict' then array_agg(t.event_id) end
                     from told t where t.answer in ('duplicate', 'conflict') group by t.answer, t.event_type
             )
             select array_agg(t.answer order by t.n) into answers from told t;
             return answers;
-        end $body$ $sql$,
-        function, box.id, postbox._inbox_type(box, 'event_id'), box.relation, given.columns, given."values",
+        end $body$,
+        box.id, postbox._inbox_type(box, 'event_id'), box.relation, given.columns, given."values",
         case when box.dedup_window > box.retention then format('where not exists (select from postbox.inbox_seen s
                         where s.inbox = %s and s.event_id = (%s)::text and s.until > clock_timestamp() offset 0)', box.id, id) end,
-        box.columns ->> 'event_id', given.differs, box.id, id);
+        box.columns ->> 'event_id', given.differs, box.id, id));
     execute format('comment on function %s(text[], jsonb[], text[], text[], text[], bigint[], int[], jsonb[], timestamptz[], text[]) is %L', function,
         format('What inbox_receive_batch does in inbox %s, made by Postbox', box.name));
 end

@@ -67,26 +67,25 @@ begin
         execute format('comment on index %I.%I is %L', namespace, box.name || '_pending', format('Of inbox %s, made by Postbox', box.name));
     end if;
     updated := format('%I.%I', namespace, box.name || '_updated');
-    execute format($sql$
-        create or replace function %1$s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $body$
+    execute format('create or replace function %s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as %L', updated, format($body$
         begin
             insert into postbox.inbox_log (inbox, at, what, event_type, messages, seconds, event_ids)
-                select %2$s, clock_timestamp(), o.what, o.event_type, count(*),
+                select %1$s, clock_timestamp(), o.what, o.event_type, count(*),
                     case o.what when 'processed' then count(*) * extract(epoch from clock_timestamp() - now()) else 0 end,
                     case when o.what <> 'failed' then array_agg(o.event_id) end
                 from (
-                    select n.%3$s::text as event_id, %4$s as event_type,
-                        case when o.%5$I is null and n.%5$I is not null then 'processed'
-                            when n.%5$I is null and %6$s > %8$s and %7$s <= %8$s then 'dead'
-                            when n.%5$I is null and %6$s > %7$s then 'failed' end as what
-                    from olds o join news n on n.%3$s = o.%3$s
+                    select n.%2$s::text as event_id, %3$s as event_type,
+                        case when o.%4$I is null and n.%4$I is not null then 'processed'
+                            when n.%4$I is null and %5$s > %7$s and %6$s <= %7$s then 'dead'
+                            when n.%4$I is null and %5$s > %6$s then 'failed' end as what
+                    from olds o join news n on n.%2$s = o.%2$s
                 ) o
                 where o.what is not null
                 group by o.what, o.event_type;
-            %9$s
+            %8$s
             return null;
-        end $body$ $sql$,
-        updated, box.id, key, postbox._inbox_column(box.columns, 'event_type', 'n', 'text'), box.columns ->> 'processed_at',
+        end $body$,
+        box.id, key, postbox._inbox_column(box.columns, 'event_type', 'n', 'text'), box.columns ->> 'processed_at',
         format('coalesce(%s, 0)', postbox._inbox_column(box.columns, 'retry_count', 'n', 'int')),
         format('coalesce(%s, 0)', postbox._inbox_column(box.columns, 'retry_count', 'o', 'int')),
         box.max_retries,
@@ -100,7 +99,7 @@ begin
             box.id, key, postbox._inbox_column(box.columns, 'event_type', 'n', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'n', 'text'),
             postbox._inbox_column(box.columns, 'sequence_num', 'n', 'bigint'), postbox._inbox_column(box.columns, 'error', 'n', 'text'),
             box.columns ->> 'retry_count', box.columns ->> 'processed_at', box.max_retries)
-        else '' end);
+        else '' end));
     execute format('comment on function %s() is %L', updated, format('Trigger of inbox %s, made by Postbox', box.name));
     execute format('create or replace trigger postbox_inbox_updated after update on %s referencing old table as olds new table as news for each statement execute function %s()',
         box.relation, updated);

@@ -293,6 +293,37 @@ async fn names_of_all_kinds_work() {
 }
 
 #[tokio::test]
+async fn a_name_that_looks_like_the_end_of_a_function_is_a_name() {
+    let (_cluster, client) = start().await;
+    for style in ["claim", "update"] {
+        // Whoever owns a table may call it and its columns what he likes; who repairs the inbox may be somebody else.
+        run(
+            &client,
+            "CREATE TABLE box (event_id text PRIMARY KEY, event_type text, payload jsonb, aggregate_id text, sequence_num int, priority int, done timestamptz)",
+        )
+        .await;
+        run(&client, &format!("SELECT postbox.enable_inbox_tracking('box', style => '{style}', processed_at => 'done')"))
+            .await;
+        if style == "claim" {
+            run(&client, "SELECT postbox.enable_inbox_ordering('box')").await;
+        }
+        let end = r#"$body$ set check_function_bodies = 0; /*"#;
+        for column in ["event_id", "event_type", "payload", "aggregate_id", "sequence_num", "priority", "done"] {
+            run(&client, &format!(r#"ALTER TABLE box RENAME COLUMN {column} TO "*/ {column} {end}""#)).await;
+        }
+        run(&client, &format!(r#"ALTER TABLE box RENAME TO "{end}""#)).await;
+        run(&client, "SELECT postbox.repair_inbox('box')").await;
+        let received = "SELECT postbox.inbox_receive('box', 'a', '{}', event_type => 't', aggregate_id => 'k', sequence_num => 1),
+            postbox.inbox_receive('box', 'a', '{}'), postbox.inbox_receive_batch('box', '{a,b}', '{\"{}\",\"{}\"}'::jsonb[])";
+        assert_eq!(row(&client, received).await, "received|duplicate|{duplicate,received}", "{style}");
+        if style == "claim" {
+            assert_eq!(handed_out(&client, "box").await, ["a|t|{}", "b||{}"]);
+        }
+        run(&client, &format!(r#"SELECT postbox.drop_inbox('box', cascade => true); DROP TABLE "{end}""#)).await;
+    }
+}
+
+#[tokio::test]
 async fn dropping_keeps_what_is_not_ours_and_what_is_not_done() {
     let (_cluster, client) = start().await;
     let drop = "SELECT postbox.drop_inbox('payments')";
