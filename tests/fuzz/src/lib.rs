@@ -40,6 +40,7 @@ fn read(decoder: &mut Decoder, bytes: &[u8]) {
         assert!(!line.contains(&b'\n') && std::str::from_utf8(&line).is_ok());
         // What is JSON in the frame is passed on as it is, and may be none.
         let foreign = event.headers.is_some()
+            || event.claim.is_some()
             || matches!(event.outbox.payload_type, PayloadType::Json | PayloadType::Jsonb) && event.payload.is_some();
         assert!(foreign || serde_json::from_slice::<serde_json::Value>(&line).is_ok());
     }
