@@ -49,7 +49,8 @@ impl Feed {
             if self.ended && !full {
                 self.batches = None;
             }
-            if let (false, Some(error)) = (full, failed.take()) {
+            // Not before what stands in front of it is handed over.
+            if !full && let Some(error) = failed.take() {
                 return Err(error);
             }
             // With the queue full not even one more frame is read, which may be as large as the largest event.
