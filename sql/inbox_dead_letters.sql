@@ -26,6 +26,21 @@ end
 $function$;
 comment on function postbox._inbox_to_keep(text) is 'Private: an inbox of which nobody else replays, discards or removes messages until the commit';
 
+-- What the column prints, which is what everything but the table knows a message by: 7 for '007' of a bigint, a uuid in lower case.
+create or replace function postbox._printed_ids(box postbox.inbox, ids text[]) returns text[]
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    printed text[];
+begin
+    execute format('select array_agg(u.id::%s::text order by u.n) from unnest($1) with ordinality as u(id, n)', postbox._inbox_type(box, 'event_id'))
+        into printed using ids;
+    return coalesce(printed, ids);
+end
+$function$;
+comment on function postbox._printed_ids(postbox.inbox, text[]) is 'Private: ids as the inbox knows them, however they are written';
+
 create or replace function postbox._check_rate(rate float8) returns void
     language plpgsql immutable
     set search_path = pg_catalog, pg_temp
@@ -152,7 +167,8 @@ create or replace function postbox.replay_inbox_messages(inbox text, event_ids t
 as $function$
 declare
     box constant postbox.inbox := postbox._inbox_to_keep(inbox);
-    ids constant text[] := array(select u.id from unnest(event_ids) with ordinality as u(id, n) group by u.id order by min(u.n));
+    ids constant text[] := array(
+        select u.id from unnest(postbox._printed_ids(box, event_ids)) with ordinality as u(id, n) group by u.id order by min(u.n));
     dead text[];
     done text[];
     wrong text;
@@ -257,6 +273,7 @@ declare
     missing text;
     chosen text[];
 begin
+    event_ids := postbox._printed_ids(box, event_ids);
     if event_ids is null and type is null and error is null and older_than is null and every is not true then
         raise exception using errcode = 'invalid_parameter_value',
             message = 'neither event_ids nor a filter say which dead letters are meant',

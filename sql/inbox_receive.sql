@@ -80,7 +80,10 @@ begin
         if rows > 0 then
             return case when differs then 'conflict' else 'duplicate' end;
         end if;
-        if exists (select from postbox.inbox_seen s where s.inbox = box.id and s.event_id = inbox_receive.event_id and s.until > clock_timestamp()) then
+        if exists (
+            select from postbox.inbox_seen s
+            where s.inbox = box.id and s.event_id = any (postbox._printed_ids(box, array[inbox_receive.event_id])) and s.until > clock_timestamp())
+        then
             return 'duplicate';
         end if;
     end loop;

@@ -275,10 +275,13 @@ begin
     if expired.last_id is null then
         return;
     end if;
+    -- In style update what waits is what the table says, and workers may make it wait again.
     execute format(
         'delete from %s r using unnest($1, $2) as u(id, entry)
-         where r.%I = u.id::%s and not exists (select from postbox.inbox_replay p where p.inbox = $3 and p.event_id = u.id and p.log_id > u.entry)',
-        box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'))
+         where r.%I = u.id::%s and not exists (select from postbox.inbox_replay p where p.inbox = $3 and p.event_id = u.id and p.log_id > u.entry)%s',
+        box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'),
+        case when box.style = 'update' then format(' and (r.%I is not null or coalesce(%s, 0) > %s)', box.columns ->> 'processed_at',
+            postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'), box.max_retries) end)
         using expired.ids, expired.entries, box.id;
     get diagnostics removed = row_count;
     delete from postbox.inbox_replay p where p.inbox = box.id and p.log_id <= expired.last_id;

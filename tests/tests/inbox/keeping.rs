@@ -6,8 +6,9 @@ use std::time::Duration;
 use postbox_tests::{Cluster, wait_until_async};
 use tokio_postgres::Client;
 
+use super::{claim, drain};
 use crate::shop::PATIENCE;
-use crate::sql::{row, rows, run, start};
+use crate::sql::{refused, row, rows, run, start};
 
 const MAINTAIN: &str = "SELECT step, subject, outcome, detail FROM postbox.maintain(true) WHERE step ~ 'inbox'";
 const COMPLETE: &str = "SELECT postbox.inbox_complete('payments', array_agg(event_id), array_agg(token)) FROM postbox.inbox_claim('payments', 'w', 10000) HAVING count(*) > 0";
@@ -239,6 +240,61 @@ async fn what_was_replayed_stays_until_it_is_processed_again() {
 }
 
 /// Noted as seen and not removed yet, then replayed: nothing is removed under it.
+#[tokio::test]
+async fn an_id_is_the_same_however_it_is_written() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE payments (event_id uuid PRIMARY KEY, payload jsonb)").await;
+    run(
+        &client,
+        "SELECT postbox.enable_inbox_tracking('payments', retention => '1 hour', dedup_window => '1 day', max_retries => 0)",
+    )
+    .await;
+    let printed = "aaaaaaaa-0000-0000-0000-00000000000a";
+    let written = format!("{{{}}}", printed.to_uppercase());
+    let received = format!("SELECT postbox.inbox_receive('payments', '{written}', '{{}}')");
+    assert_eq!(row(&client, &received).await, "received");
+    let replay = format!("SELECT postbox.replay_inbox_messages('payments', ARRAY['{written}'])");
+    refused(&client, &replay, "55000", "not processed yet", "pending_payments").await;
+    // Given up, and handed out again; done, and handed out again: once each time.
+    let got = claim(&client, "'payments', 'w'").await;
+    run(&client, &format!("SELECT postbox.inbox_fail('payments', '{printed}', {}, 'e')", got[0].1)).await;
+    assert_eq!(row(&client, &replay).await, "1");
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_dead").await, "0");
+    assert_eq!(drain(&client).await, [printed]);
+    assert_eq!(row(&client, &replay).await, "1");
+    age(&client, "2 hours").await;
+    for _ in 0..4 {
+        maintain(&client).await;
+    }
+    assert_eq!(drain(&client).await, [printed], "retention does not take what is replayed");
+    let got = "SELECT postbox.replay_inbox_dead_letters('payments', ARRAY['{AAAAAAAA-0000-0000-0000-00000000000B}'])";
+    refused(&client, got, "P0002", "has no dead letter \"aaaaaaaa-0000-0000-0000-00000000000b\"", "").await;
+    age(&client, "2 hours").await;
+    for _ in 0..4 {
+        maintain(&client).await;
+    }
+    assert_eq!(row(&client, COUNT).await, "0");
+    assert_eq!(row(&client, &received).await, "duplicate", "known by its id alone");
+}
+
+#[tokio::test]
+async fn what_waits_again_in_the_table_is_not_removed() {
+    let (_cluster, client) = start().await;
+    inbox(&client, ", style => 'update', retention => '0', dedup_window => '0'").await;
+    receive(&client, 1, 2).await;
+    run(&client, "UPDATE payments SET processed_at = now()").await;
+    run(&client, "UPDATE payments SET processed_at = NULL WHERE event_id = 'm1'").await;
+    for _ in 0..2 {
+        maintain(&client).await;
+    }
+    assert_eq!(rows(&client, "SELECT event_id, state FROM messages_payments").await, ["m1|waiting"]);
+    run(&client, "UPDATE payments SET processed_at = now()").await;
+    for _ in 0..2 {
+        maintain(&client).await;
+    }
+    assert_eq!(row(&client, COUNT).await, "0");
+}
+
 #[tokio::test]
 async fn what_is_replayed_between_note_and_removal_stays() {
     let (cluster, client) = start().await;

@@ -302,8 +302,11 @@ async fn a_name_that_looks_like_the_end_of_a_function_is_a_name() {
             "CREATE TABLE box (event_id text PRIMARY KEY, event_type text, payload jsonb, aggregate_id text, sequence_num int, priority int, done timestamptz)",
         )
         .await;
-        run(&client, &format!("SELECT postbox.enable_inbox_tracking('box', style => '{style}', processed_at => 'done')"))
-            .await;
+        run(
+            &client,
+            &format!("SELECT postbox.enable_inbox_tracking('box', style => '{style}', processed_at => 'done')"),
+        )
+        .await;
         if style == "claim" {
             run(&client, "SELECT postbox.enable_inbox_ordering('box')").await;
         }
