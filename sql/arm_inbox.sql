@@ -143,9 +143,12 @@ begin
             perform from postbox.inbox_seen s
                 where s.inbox operator(pg_catalog.=) %1$s and s.event_id operator(pg_catalog.=) %2$s and s.until operator(pg_catalog.>) pg_catalog.clock_timestamp();
             if found then
-                insert into postbox.inbox_log (inbox, at, what, event_type, messages) values (%1$s, pg_catalog.clock_timestamp(), 'duplicate', %3$s, 1);
+                -- Mostly it is gone; it is not if it was handed out again.
+                select %4$s into differs from %5$s r where r.%6$I operator(pg_catalog.=) new.%6$I;
+                insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+                    values (%1$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %3$s, 1, case when differs then array[%2$s] end);
                 return null;
-            end if;$sql$, box.id, id, event_type)
+            end if;$sql$, box.id, id, event_type, postbox._inbox_differs(box, 'r', 'new'), box.relation, box.columns ->> 'event_id')
         else '' end));
     execute format('comment on function %s() is %L', function, format('Trigger of inbox %s, made by Postbox', box.name));
     -- What inbox_receive_batch inserts together it looks up together.

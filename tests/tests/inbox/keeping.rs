@@ -315,6 +315,11 @@ async fn what_is_replayed_between_note_and_removal_stays() {
     run(&other, "ROLLBACK").await;
     maintain(&client).await;
     assert_eq!(rows(&client, "SELECT event_id, state FROM messages_payments").await, ["m1|waiting"]);
+    // It is noted and there: what comes under its id is compared with it.
+    let others = "INSERT INTO payments (event_id, payload) VALUES ('m1', '1'), ('m2', '1') ON CONFLICT DO NOTHING";
+    run(&client, others).await;
+    let counted = "SELECT duplicates, conflicts FROM postbox.inbox_status('payments')";
+    assert_eq!(row(&client, counted).await, "2|1");
     run(&client, COMPLETE).await;
     for _ in 0..3 {
         maintain(&client).await;
