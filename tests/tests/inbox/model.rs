@@ -121,6 +121,15 @@ impl Inbox<'_> {
         }
     }
 
+    async fn missing(&self) -> BTreeSet<(usize, i64)> {
+        let sql = format!(
+            "SELECT right(aggregate_id, -1)::int, n FROM gaps_{}, generate_series(lower(missing), upper(missing) - 1) n",
+            self.name
+        );
+        let rows = self.client.query(&sql, &[]).await.unwrap();
+        rows.iter().map(|row| (usize::try_from(row.get::<_, i32>(0)).unwrap(), row.get(1))).collect()
+    }
+
     /// Each message by its own view, and what has been counted.
     async fn states(&self) -> BTreeMap<String, String> {
         let sql = format!("SELECT event_id, state FROM messages_{}", self.name);
@@ -173,6 +182,24 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
                 inbox.name
             );
             assert_eq!(inbox.verb(&call).await.as_deref(), Ok(model.receive(arrival)), "{call}");
+        }
+        Op::ReceiveBatch(arrivals) => {
+            let columns: Vec<[String; 6]> = arrivals
+                .iter()
+                .map(|arrival| {
+                    let values = Inbox::values(arrival);
+                    let mut values = values.splitn(6, ", ").map(str::to_owned);
+                    std::array::from_fn(|_| values.next().unwrap())
+                })
+                .collect();
+            let array = |n: usize| columns.iter().map(|values| &*values[n]).collect::<Vec<_>>().join(", ");
+            let call = format!(
+                "postbox.inbox_receive_batch('{}', ARRAY[{}], ARRAY[{}]::jsonb[], aggregate_ids => ARRAY[{}]::text[],
+                    sequence_nums => ARRAY[{}]::bigint[], visible_at => ARRAY[{}]::timestamptz[], priorities => ARRAY[{}]::int[])",
+                inbox.name, array(0), array(1), array(2), array(3), array(4), array(5)
+            );
+            let expected: Vec<&str> = arrivals.iter().map(|arrival| model.receive(arrival)).collect();
+            assert_eq!(inbox.verb(&call).await, Ok(format!("{{{}}}", expected.join(","))), "{call}");
         }
         Op::Claim { most, tier } => {
             let tier = tier.filter(|_| model.settings.tiered);
@@ -322,6 +349,9 @@ async fn step(model: &mut Model, inbox: &Inbox<'_>, op: &Op) {
     assert_eq!(inbox.held().await, held, "who holds what");
     let dead: BTreeSet<String> = inbox.dead().await;
     assert_eq!(dead, model.dead(), "dead letters");
+    if model.settings.ordered {
+        assert_eq!(inbox.missing().await, model.missing(), "gaps");
+    }
     let states = inbox.states().await;
     assert!(states.keys().eq(model.messages.keys()), "in the table: {:?}", states.keys());
     for (id, state) in &states {
@@ -418,7 +448,7 @@ async fn shortest(settings: &Settings, mut ops: Vec<Op>, fails: impl AsyncFn(&Se
 }
 
 async fn compare(ordered: bool) {
-    let runs: u64 = env::var("POSTBOX_INBOX_RUNS").map_or(12, |runs| runs.parse().unwrap());
+    let runs: u64 = env::var("POSTBOX_INBOX_RUNS").map_or(10, |runs| runs.parse().unwrap());
     let chosen = env::var("POSTBOX_SEED").ok().filter(|seed| !seed.is_empty()).map(|seed| seed.parse::<u64>().unwrap());
     let (cluster, client) = start().await;
     for _ in 0..if chosen.is_some() { 1 } else { runs } {

@@ -12,6 +12,8 @@ pub(super) enum Op {
     Insert(Vec<Arrival>),
     /// One by `inbox_receive`.
     Receive(Arrival),
+    /// Some by `inbox_receive_batch`.
+    ReceiveBatch(Vec<Arrival>),
     Claim {
         most: usize,
         /// Of this tier only, where there are tiers.
@@ -123,8 +125,9 @@ pub(super) fn random_ops(rng: &mut StdRng) -> Vec<Op> {
     let tier = |rng: &mut StdRng| rng.random_bool(0.4).then(|| rng.random_range(0..2));
     (0..rng.random_range(20..110))
         .map(|_| match rng.random_range(0..26) {
-            0..3 => Op::Insert((0..rng.random_range(1..8)).map(|_| arrival(rng)).collect()),
-            3..6 => Op::Receive(arrival(rng)),
+            0..2 => Op::Insert((0..rng.random_range(1..8)).map(|_| arrival(rng)).collect()),
+            2..4 => Op::ReceiveBatch((0..rng.random_range(1..8)).map(|_| arrival(rng)).collect()),
+            4..6 => Op::Receive(arrival(rng)),
             6..11 => Op::Claim { most: rng.random_range(1..9), tier: tier(rng) },
             11..14 => Op::Complete { picks: picks(rng) },
             14..16 => Op::Fail { pick: pick(rng), at_once: rng.random_bool(0.5) },
@@ -440,6 +443,12 @@ impl Model {
             let expected = (message.attempts, message.payload.to_string(), place);
             assert_eq!((got.attempts, got.payload.clone(), got.place.clone()), expected, "{}", got.id);
         }
+    }
+
+    /// All numbers that are waited for.
+    pub(super) fn missing(&self) -> BTreeSet<(usize, i64)> {
+        let all = (0..4).flat_map(|key| (1..10).map(move |number| (key, number)));
+        all.filter(|(key, number)| self.is_missing(*key, *number)).collect()
     }
 
     /// Whether the number is one of a gap: something behind it has come. What has come and is not in its lane yet counts.
