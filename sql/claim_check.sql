@@ -214,7 +214,7 @@ create or replace function postbox.enable_claim_check(outbox text, inline_thresh
         select postbox._enable_claim_check(to_regclass(outbox), outbox, inline_threshold_rows, inline_threshold_bytes);
     end;
 comment on function postbox.enable_claim_check(text, int, int) is
-    'From so many rows or bytes on, what publish_batch and publish_large publish to the outbox lies in a table beside it, packed, and the event says how to get it. Called again it sets the thresholds. Returns that table';
+    'From so many rows or bytes on, what publish_batch and publish_large publish to the outbox, and what captured statements and refreshed views change, lies in a table beside it, packed, and the event says how to get it. Called again it sets the thresholds. Returns that table';
 
 create or replace function postbox._disable_claim_check(outbox regclass, outbox_name text) returns boolean
     language plpgsql volatile

@@ -13,6 +13,13 @@ declare
     was_populated boolean;
     events regclass;
     of_row text;
+    headers jsonb;
+    is_new boolean;
+    most_rows bigint;
+    most_bytes bigint;
+    is_claim boolean := false;
+    lines constant text := 'select jsonb_build_object(case when d.inserted then ''inserted'' else ''deleted'' end, d.row)::text from pg_temp.postbox_delta d order by d.inserted';
+    line refcursor;
     changed bigint;
 begin
     select n.nspname, c.relname, c.relkind into schema, name, kind from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = target;
@@ -46,26 +53,46 @@ begin
     execute format('refresh materialized view %s%s', case when readable then 'concurrently ' else '' end, target);
     of_row := case when key is null then null when cardinality(key) = 1 then format('(r.row ->> %L)', key[1])
         else (select format('jsonb_build_array(%s)::text', string_agg(format('r.row -> %L', k.col), ', ' order by k.n)) from unnest(key) with ordinality as k(col, n)) end;
-    if key is not null and not was_populated then
-        -- That all is new is said once.
-        execute format('insert into %s (type, key, headers, payload) values ($1, $2, jsonb_build_object(''op'', ''refresh'', ''table'', $2, ''statement'', pg_current_xact_id()::text), $3)', events)
-            using name || '.refreshed', schema || '.' || name, '{"full_refresh": true, "inserted": [], "deleted": []}'::jsonb;
-    end if;
     execute format($sql$
-        with inserted as (select to_jsonb(x.*) as row from %1$s x except all select b.row from pg_temp.postbox_before b),
-            deleted as (select b.row from pg_temp.postbox_before b except all select to_jsonb(x.*) from %1$s x),
-            written as (
-                insert into %2$s (type, key, headers, payload)
-                    select %3$L, %4$s, jsonb_build_object('op', 'refresh', 'table', %5$L, 'statement', pg_current_xact_id()::text), %6$L::jsonb || jsonb_build_object(
-                        'inserted', coalesce(jsonb_agg(r.row) filter (where r.inserted), '[]'), 'deleted', coalesce(jsonb_agg(r.row) filter (where not r.inserted), '[]'))
-                    from (select i.row, true as inserted from inserted i union all select d.row, false from deleted d) r
-                    %7$s
-                    having count(*) > 0 or not %8$L::boolean)
-        select (select count(*) from inserted) + (select count(*) from deleted)$sql$,
-        target, events, name || '.refreshed', coalesce(of_row, quote_literal(schema || '.' || name)), schema || '.' || name,
-        case when was_populated or key is not null then '{}' else '{"full_refresh": true}' end, case when key is not null then 'group by ' || of_row else '' end,
-        was_populated or key is not null)
-        into changed;
+        create temporary table postbox_delta on commit drop as
+            select i.row, true as inserted from (select to_jsonb(x.*) as row from %1$s x except all select b.row from pg_temp.postbox_before b) i
+            union all
+            select d.row, false from (select b.row from pg_temp.postbox_before b except all select to_jsonb(x.*) from %1$s x) d$sql$, target);
+    get diagnostics changed = row_count;
+    headers := jsonb_build_object('op', 'refresh', 'table', schema || '.' || name, 'statement', pg_current_xact_id()::text);
+    is_new := not was_populated;
+    if key is null then
+        -- As capture has it: the bytes are those of the lines.
+        select k.inline_threshold_rows, k.inline_threshold_bytes into most_rows, most_bytes from postbox._claim_check k where k.outbox = events;
+        if found then
+            is_claim := changed > most_rows;
+            if not is_claim then
+                execute format('select coalesce(sum(octet_length(l.line) + 1), 0) > $1 from (%s) l(line)', lines) into is_claim using most_bytes;
+            end if;
+        end if;
+    end if;
+    if is_new and (key is not null or is_claim) then
+        -- That all is new is said once.
+        execute format('insert into %s (type, key, headers, payload) values ($1, $2, $3, $4)', events)
+            using name || '.refreshed', schema || '.' || name, headers, '{"full_refresh": true, "inserted": [], "deleted": []}'::jsonb;
+        is_new := false;
+    end if;
+    if is_claim then
+        open line no scroll for execute lines;
+        perform postbox._publish_rows(events, name || '.refreshed', line, schema || '.' || name, headers, null, 'pg_catalog, pg_temp');
+        close line;
+    else
+        execute format($sql$
+            insert into %1$s (type, key, headers, payload)
+                select $1, %2$s, $2, $3 || jsonb_build_object(
+                    'inserted', coalesce(jsonb_agg(r.row) filter (where r.inserted), '[]'), 'deleted', coalesce(jsonb_agg(r.row) filter (where not r.inserted), '[]'))
+                from pg_temp.postbox_delta r
+                %3$s
+                having count(*) > 0 or $4$sql$,
+            events, coalesce(of_row, quote_literal(schema || '.' || name)), case when key is not null then 'group by ' || of_row else '' end)
+            using name || '.refreshed', headers, case when is_new then '{"full_refresh": true}' else '{}' end::jsonb, is_new;
+    end if;
+    drop table pg_temp.postbox_delta;
     drop table pg_temp.postbox_before;
     return changed;
 end

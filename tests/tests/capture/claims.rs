@@ -7,7 +7,7 @@ use super::{ORDERS, order};
 use crate::sql::{refused, row, rows, run, start};
 
 /// The lines of a claim.
-async fn lines(client: &Client, outbox: &str, seq: i64) -> Vec<Value> {
+pub(super) async fn lines(client: &Client, outbox: &str, seq: i64) -> Vec<Value> {
     let sql = format!(
         "SELECT line FROM regexp_split_to_table((SELECT string_agg(convert_from(data, 'UTF8'), '' ORDER BY chunk)
             FROM {outbox}_claims WHERE seq = {seq}), E'\\n') line WHERE line <> ''"

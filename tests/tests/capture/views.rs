@@ -1,9 +1,11 @@
 //! Materialized views: what a refresh changes.
 
 use serde_json::{Value, json};
+use tokio_postgres::Client;
 
+use super::claims::lines;
 use super::{events, statements, told};
-use crate::sql::{refused, row, run, start};
+use crate::sql::{refused, row, rows, run, start};
 
 const VIEW: &str = "CREATE TABLE sales (customer text, cents int);
     CREATE MATERIALIZED VIEW totals AS SELECT customer, sum(cents)::int AS x FROM sales GROUP BY customer WITH NO DATA;
@@ -102,4 +104,111 @@ async fn what_cannot_be_refreshed_is_refused() {
     let sql = format!("SELECT postbox.refresh_materialized_view('{long}'");
     refused(&client, &format!("{sql})"), "42602", "which has 70 bytes", "outbox => '...'").await;
     run(&client, &format!("{sql}, 'box')")).await;
+}
+
+#[tokio::test]
+async fn what_is_above_the_threshold_is_a_claim_of_lines() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE numbers (n int, body text); CREATE MATERIALIZED VIEW mirror AS SELECT * FROM numbers")
+        .await;
+    run(&client, "SELECT postbox.create_outbox('mirror_outbox'); SELECT postbox.enable_claim_check('mirror_outbox', inline_threshold_rows => 100)").await;
+    let event = "SELECT type, key, headers ->> 'op', headers ->> 'table', claim ->> 'format', claim ->> 'rows', payload IS NULL, jsonb_array_length(payload -> 'inserted')
+        FROM mirror_outbox ORDER BY seq DESC LIMIT 1";
+    let refresh = "SELECT postbox.refresh_materialized_view('mirror')";
+    // Rows that go count as those that come do.
+    for (gone, come) in [(0, 99), (0, 100), (0, 101), (49, 50), (50, 50), (51, 50), (101, 0)] {
+        run(&client, &format!("REFRESH MATERIALIZED VIEW mirror; DELETE FROM numbers WHERE n IN (SELECT n FROM numbers ORDER BY n LIMIT {gone});
+            INSERT INTO numbers SELECT (SELECT coalesce(max(n), 0) FROM numbers) + n FROM generate_series(1, {come}) n")).await;
+        assert_eq!(row(&client, refresh).await, (gone + come).to_string());
+        let (rows, inline) =
+            if gone + come > 100 { (format!("rows|{}|t|", gone + come), false) } else { (format!("||f|{come}"), true) };
+        assert_eq!(row(&client, event).await, format!("mirror.refreshed|public.mirror|refresh|public.mirror|{rows}"));
+        if inline {
+            continue;
+        }
+        // What went, then what came, and nothing else.
+        let seq = row(&client, "SELECT max(seq) FROM mirror_outbox").await.parse().unwrap();
+        let lines = lines(&client, "mirror_outbox", seq).await;
+        assert_eq!(lines.len(), gone + come);
+        let numbers = |side: &str, lines: &[Value]| -> Vec<i64> {
+            let mut numbers: Vec<_> = lines.iter().map(|line| line[side]["n"].as_i64().expect(side)).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        let there = rows_of(&client, "SELECT n FROM mirror ORDER BY n").await;
+        assert_eq!(numbers("inserted", &lines[gone..]), there[there.len() - come..]);
+        let (first, last) = (there.first().copied().unwrap_or(0), gone as i64);
+        assert_eq!(numbers("deleted", &lines[..gone]), (first - last..first).collect::<Vec<_>>());
+    }
+    // In the transaction of the refresh.
+    let stored = "SELECT (SELECT count(*) FROM mirror_outbox), (SELECT count(DISTINCT seq) FROM mirror_outbox_claims)";
+    let before = row(&client, stored).await;
+    run(&client, "INSERT INTO numbers SELECT n FROM generate_series(1, 200) n").await;
+    run(&client, &format!("BEGIN; {refresh}")).await;
+    assert_ne!(row(&client, stored).await, before);
+    run(&client, "ROLLBACK").await;
+    assert_eq!(row(&client, stored).await, before);
+    assert_eq!(row(&client, refresh).await, "200");
+    assert_ne!(row(&client, stored).await, before);
+}
+
+#[tokio::test]
+async fn bytes_make_a_claim_of_a_refresh_too_and_a_key_none() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE docs (id int, body text); CREATE MATERIALIZED VIEW mirror AS SELECT * FROM docs").await;
+    run(&client, "SELECT postbox.create_outbox('box'); SELECT postbox.enable_claim_check('box', inline_threshold_bytes => 100000)").await;
+    // A line is {"inserted": {"id": n, "body": "..."}} and a line break: 36 bytes more than the text.
+    for (length, claimed) in [(99_963, ""), (99_964, ""), (99_965, "1")] {
+        run(
+            &client,
+            &format!(
+                "DELETE FROM docs; REFRESH MATERIALIZED VIEW mirror; INSERT INTO docs VALUES (1, repeat('x', {length}))"
+            ),
+        )
+        .await;
+        assert_eq!(row(&client, "SELECT postbox.refresh_materialized_view('mirror', 'box')").await, "1");
+        assert_eq!(
+            row(&client, "SELECT claim ->> 'rows' FROM box ORDER BY seq DESC LIMIT 1").await,
+            claimed,
+            "{length}"
+        );
+    }
+    run(&client, "INSERT INTO docs VALUES (2, repeat('y', 200000))").await;
+    assert_eq!(row(&client, "SELECT postbox.refresh_materialized_view('mirror', 'box', key => '{id}')").await, "1");
+    let event = "SELECT key, claim, payload #>> '{inserted,0,id}' FROM box ORDER BY seq DESC LIMIT 1";
+    assert_eq!(row(&client, event).await, "2||2");
+}
+
+#[tokio::test]
+async fn a_claim_of_a_view_that_held_nothing_comes_behind_an_event_that_says_so() {
+    let (_cluster, client) = start().await;
+    run(&client, VIEW).await;
+    run(&client, "CREATE ROLE clerk; GRANT CREATE ON SCHEMA public TO clerk; ALTER TABLE sales OWNER TO clerk; ALTER MATERIALIZED VIEW totals OWNER TO clerk").await;
+    run(&client, "SELECT postbox.create_outbox('box'); SELECT postbox.enable_claim_check('box', inline_threshold_rows => 2); INSERT INTO box (type, payload) VALUES ('first', '{}')").await;
+    run(&client, "INSERT INTO sales VALUES ('ada', 1), ('bob', 2), ('eve', 3); SELECT postbox.grant_role('operator', 'clerk'); GRANT INSERT ON box TO clerk; GRANT USAGE ON SEQUENCE box_seq_seq TO clerk").await;
+    let refresh = "SELECT postbox.refresh_materialized_view('totals', 'box')";
+    // The right to publish to the outbox is that to its claims as well.
+    let denied = format!("SET ROLE clerk; {refresh}");
+    refused(&client, &denied, "42501", "permission denied for table box_claims", "").await;
+    run(&client, "RESET ROLE; SELECT postbox.grant_role('publisher', 'clerk', '{box}'); SET ROLE clerk").await;
+    assert_eq!(row(&client, refresh).await, "3");
+    run(&client, "RESET ROLE").await;
+    assert_eq!(
+        rows(&client, "SELECT type, payload, claim ->> 'rows' FROM box ORDER BY seq").await,
+        [
+            "first|{}|",
+            r#"totals.refreshed|{"deleted": [], "inserted": [], "full_refresh": true}|"#,
+            "totals.refreshed||3"
+        ]
+    );
+    assert_eq!(row(&client, "SELECT count(DISTINCT headers -> 'statement') FROM box WHERE type <> 'first'").await, "1");
+    let mut lines = lines(&client, "box", row(&client, "SELECT max(seq) FROM box").await.parse().unwrap()).await;
+    lines.sort_by_key(ToString::to_string);
+    let came = [total("ada", 1), total("bob", 2), total("eve", 3)].map(|row| json!({"inserted": row}));
+    assert_eq!(lines, came);
+}
+
+/// What a query says, as numbers.
+async fn rows_of(client: &Client, sql: &str) -> Vec<i64> {
+    rows(client, sql).await.iter().map(|n| n.parse().expect("a number")).collect()
 }
