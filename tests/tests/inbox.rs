@@ -1,5 +1,6 @@
 //! Inboxes: what comes in once, in which order it is handed out, and that nothing is lost.
 
+mod adopted;
 mod circle;
 mod claim;
 mod dead;
