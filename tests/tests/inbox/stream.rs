@@ -154,26 +154,83 @@ fn columns_of_an_inbox_may_have_other_names_and_types_or_be_missing() {
     pair.shop(
         "SELECT postbox.publish('orders', 't', '{\"a\": 1}'::jsonb), postbox.publish('bytes', 'b', 'xyz'::bytea)",
     );
-    for (inbox, body, expected) in
-        [("mail", "text", "b|eHl6\nt|{\"a\": 1}"), ("heap", "bytea", "b|\\x78797a\nt|\\x7b2261223a20317d")]
-    {
+    for (inbox, body, expected, handed_out) in [
+        ("mail", "text", "b|eHl6\nt|{\"a\": 1}", "b|\"eHl6\"\nt|\"{\\\"a\\\": 1}\""),
+        ("heap", "bytea", "b|\\x78797a\nt|\\x7b2261223a20317d", "b|\"eHl6\"\nt|\"eyJhIjogMX0=\""),
+    ] {
         pair.office(&format!(
-            "CREATE TABLE {inbox} (id uuid PRIMARY KEY, \"Kind\" varchar(20), body {body});
-             INSERT INTO postbox.inbox (name, relation, managed, style, columns, max_retries, backoff_initial, backoff_max, retention, dedup_window, failure_policy)
-             SELECT '{inbox}', '{inbox}', false, style, '{{\"event_id\": \"id\", \"event_type\": \"Kind\", \"payload\": \"body\"}}', max_retries, backoff_initial, backoff_max,
-                 retention, dedup_window, failure_policy FROM postbox.inbox WHERE name = 'orders'"
+            "CREATE TABLE \"The {inbox}\" (id uuid PRIMARY KEY, \"Kind\" varchar(20), body {body});
+             SELECT postbox.enable_inbox_tracking('\"The {inbox}\"', '{inbox}', event_id => 'id', event_type => 'Kind', payload => 'body')"
         ));
-        pair.shop("SELECT postbox.seek_consumer_group('h', 'earliest')");
-        let arguments = pair.arguments(&["--exit-when-idle", "300ms"]);
-        let arguments = arguments.iter().map(|word| match word.as_str() {
-            "g" => "h",
-            "orders" => inbox,
-            word => word,
-        });
-        let ended = Run::start(&pair.shop.conninfo("postgres"), &arguments.collect::<Vec<_>>()).end(PATIENCE);
-        assert_eq!(ended.code, Some(0), "{}", ended.log);
-        assert_eq!(pair.office(&format!("SELECT \"Kind\", body FROM {inbox} ORDER BY 1")), expected);
+        let into = |more: &[&str]| {
+            let arguments = pair.arguments(&[&["--exit-when-idle", "300ms"], more].concat());
+            let arguments = arguments.iter().map(|word| match word.as_str() {
+                "g" => "h",
+                "orders" => inbox,
+                word => word,
+            });
+            let ended = Run::start(&pair.shop.conninfo("postgres"), &arguments.collect::<Vec<_>>()).end(PATIENCE);
+            assert_eq!(ended.code, Some(0), "{}", ended.log);
+        };
+        for duplicates in ["0", "2"] {
+            pair.shop("SELECT postbox.seek_consumer_group('h', 'earliest')");
+            into(&[]);
+            assert_eq!(pair.office(&format!("SELECT \"Kind\", body FROM \"The {inbox}\" ORDER BY 1")), expected);
+            let status = format!("SELECT duplicates, conflicts, pending FROM postbox.inbox_status('{inbox}')");
+            assert_eq!(pair.office(&status), format!("{duplicates}|0|2"), "what comes again is known");
+        }
+        let claim = format!("SELECT event_type, payload FROM postbox.inbox_claim('{inbox}', 'w') ORDER BY event_type");
+        assert_eq!(pair.office(&claim), handed_out);
     }
+}
+
+#[test]
+fn an_inbox_whose_workers_write_into_it_is_written_to_as_well() {
+    let pair = Pair::open();
+    pair.office("SELECT postbox.drop_inbox('orders', cascade => true); SELECT postbox.create_inbox('orders', style => 'update', max_retries => 0)");
+    pair.publish(0, 9);
+    pair.drain(&[]);
+    assert_eq!(pair.received(), pair.published());
+    let states = "SELECT count(*), count(processed_at), sum(retry_count), (SELECT count(*) FROM postbox.inbox_batch) FROM orders";
+    assert_eq!(pair.office(states), "10|0|0|0", "in the table, and in no queue");
+    // What workers have written stays when it comes again.
+    pair.office("UPDATE orders SET processed_at = now() WHERE event_type::int < 5; UPDATE orders SET retry_count = 1, error = 'no' WHERE event_type = '7'");
+    pair.shop("SELECT postbox.seek_consumer_group('g', 'earliest')");
+    pair.publish(10, 19);
+    pair.drain(&[]);
+    assert_eq!(pair.received(), pair.published());
+    assert_eq!(pair.office(states), "20|5|1|0");
+    let status = "SELECT pending, dead, processed, duplicates, conflicts FROM postbox.inbox_status('orders')";
+    assert_eq!(pair.office(status), "14|1|5|10|0");
+}
+
+#[test]
+fn events_from_pgoutput_become_messages_once() {
+    let pair = Pair::open();
+    pair.shop("SELECT postbox.drop_consumer_group('g'); SELECT postbox.enable_pgoutput(); SELECT postbox.create_consumer_group('g', '{orders}', source => 'pgoutput')");
+    let source = ["--source", "pgoutput"];
+    for n in 0..30 {
+        pair.publish(n * 100, n * 100 + 99);
+    }
+    // It goes away in the middle of a transaction, and comes again to all of it.
+    pair.drain(&[&source[..], &["--max-events", "250"]].concat());
+    assert_eq!(pair.received().len(), 250);
+    pair.drain(&source);
+    assert_eq!(pair.check(), 0);
+    let parted = "SELECT count(*) FROM (SELECT FROM orders WHERE event_type::int NOT BETWEEN 200 AND 299 GROUP BY event_type::int / 100 HAVING count(DISTINCT xmin::text) > 1) parted";
+    assert_eq!(pair.office(parted), "0");
+    let shape = "SELECT count(*) FROM orders WHERE aggregate_id = 'k' || event_type::int % 7 AND payload = jsonb_build_object('n', event_type::int) AND source = '/postbox/postgres/public/orders'";
+    assert_eq!(pair.office(shape), "3000");
+    // Killed before it has confirmed what is committed: the position says what is there.
+    let arguments = pair.arguments(&source);
+    let arguments = arguments.iter().map(String::as_str).collect::<Vec<_>>();
+    let mut killed = Run::start_with_failpoint(&pair.shop.conninfo("postgres"), &arguments, "deliver.after-sink=kill");
+    pair.publish(3000, 3099);
+    killed.wait_until_gone(PATIENCE);
+    killed.end(PATIENCE);
+    assert_eq!(pair.received().len(), 3100);
+    pair.drain(&source);
+    assert_eq!(pair.check(), 0);
 }
 
 #[test]
