@@ -317,12 +317,21 @@ fn a_command_whose_message_is_lost_is_killed() {
 #[test]
 fn each_tier_is_looked_at_at_its_own_pace() {
     let desk = Desk::open("");
-    desk.psql(
-        "INSERT INTO postbox.inbox_tier (inbox, tier, name, lowest, highest, pace, concurrency)
-         SELECT id, 0, 'critical', 10, NULL, interval '20 milliseconds', 1 FROM postbox.inbox
-         UNION ALL SELECT id, 1, 'background', NULL, 9, interval '1 hour', 2 FROM postbox.inbox;
-         SELECT postbox._arm_inbox('box')",
-    );
+    let set_pace = |background: &str| {
+        let sql = format!(
+            r#"SELECT postbox.enable_inbox_priority('box', tiers => '[{{"name": "critical", "lowest": 10, "pace": "20 milliseconds"}},
+                {{"name": "background", "highest": 9, "pace": "{background}", "concurrency": 2}}]')"#
+        );
+        // Workers that claim at the moment are waited for half a second only.
+        wait_until("the tiers are set", PATIENCE, || match desk.cluster.psql_result("postgres", &sql) {
+            Ok(_) => Some(()),
+            Err(error) => {
+                assert!(error.contains("is in use"), "{error}");
+                None
+            }
+        });
+    };
+    set_pace("1 hour");
     let insert = |id: &str, priority: i32| {
         desk.psql(&format!("INSERT INTO box (event_id, event_type, priority) VALUES ('{id}', 'x', {priority})"));
     };
@@ -348,7 +357,7 @@ fn each_tier_is_looked_at_at_its_own_pace() {
     }
     assert!(!desk.lines().iter().any(|line| line.contains("late")));
     // A pace that changes is heard of.
-    desk.psql("UPDATE postbox.inbox_tier SET pace = interval '20 milliseconds' WHERE name = 'background'");
+    set_pace("20 milliseconds");
     desk.wait_until_empty();
     assert_eq!(worker.terminate(), Some(0));
 
