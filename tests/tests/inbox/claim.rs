@@ -260,6 +260,38 @@ async fn part_of_a_claim_may_be_completed_failed_released_and_extended() {
     assert_eq!(rows(&client, "SELECT event_id, why, attempts FROM postbox.inbox_dead").await, ["d|failed|5"]);
 }
 
+/// Waits are random up to a bound that doubles with each attempt and is capped, spread evenly: no two messages that failed together come again
+/// together. Of so many samples none of these bounds fails by chance.
+#[tokio::test]
+async fn waits_after_failures_are_spread_evenly_up_to_a_bound_that_doubles() {
+    const MESSAGES: usize = 400;
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments', backoff_initial => '8 seconds', backoff_max => '40 seconds', max_retries => 9)").await;
+    receive(&client, "generate_series(1, 400) n, lateral (SELECT 'm' || n AS id) i").await;
+    for (attempt, bound) in (1..).zip([8.0, 16.0, 32.0, 40.0, 40.0]) {
+        run(&client, "UPDATE postbox.inbox_batch SET ready_at = clock_timestamp()").await;
+        let failed = "SELECT count(*) FROM (SELECT postbox.inbox_fail('payments', event_id, token, 'no') AS outcome FROM postbox.inbox_claim('payments', 'w', 1000)) f WHERE outcome = 'retry'";
+        assert_eq!(row(&client, failed).await, MESSAGES.to_string());
+        let waits = format!(
+            "SELECT extract(epoch FROM ready_at - last_failed_at) FROM postbox.inbox_batch WHERE attempts = {attempt} ORDER BY 1"
+        );
+        let waits: Vec<f64> = rows(&client, &waits).await.iter().map(|wait| wait.parse().expect("seconds")).collect();
+        assert_eq!(waits.len(), MESSAGES);
+        let (least, most) = (waits[0], waits[MESSAGES - 1]);
+        // A clock's ticks lie between the two times that are stored.
+        assert!(least > -0.001 && most <= bound, "attempt {attempt}: {least} to {most}");
+        assert!(least < 0.1 * bound && most > 0.9 * bound, "attempt {attempt}: {least} to {most} of {bound}");
+        for quarter in 0..4 {
+            let part = f64::from(quarter) * bound / 4.0..f64::from(quarter + 1) * bound / 4.0;
+            let share = waits.iter().filter(|wait| part.contains(wait)).count();
+            assert!((50..=150).contains(&share), "attempt {attempt}: {share} of {MESSAGES} in {part:?}");
+        }
+        let mut distinct = waits.clone();
+        distinct.dedup();
+        assert!(distinct.len() > MESSAGES * 9 / 10, "attempt {attempt}: {} different waits", distinct.len());
+    }
+}
+
 #[tokio::test]
 async fn what_is_released_is_found_again_although_the_floor_rose() {
     let (_cluster, client) = start().await;
