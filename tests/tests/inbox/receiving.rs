@@ -211,6 +211,105 @@ async fn a_copy_of_any_size_is_received_and_handed_out() {
     assert_eq!(row(&client, claimed).await, "1000");
 }
 
+/// One COPY of messages in a bad order, more than a batch holds.
+#[tokio::test]
+async fn a_copy_is_sorted_into_aggregates_and_tiers() {
+    for (ordered, tiered) in [(true, false), (false, true), (true, true)] {
+        let (cluster, client) = start().await;
+        run(&client, "SELECT postbox.create_inbox('payments')").await;
+        if ordered {
+            run(&client, "SELECT postbox.enable_inbox_ordering('payments')").await;
+        }
+        if tiered {
+            run(&client, r#"SELECT postbox.enable_inbox_priority('payments', tiers => '[{"name": "high", "lowest": 1}, {"name": "low", "highest": 0}]')"#).await;
+        }
+        let mut lines = String::new();
+        for number in (1..=3).rev() {
+            for aggregate in 0..60 {
+                let priority = i32::from(aggregate % 2 == 1);
+                lines += &format!("{aggregate}-{number}\ta{aggregate}\t{number}\t{priority}\n");
+            }
+        }
+        // And two without an order, the second one not due.
+        lines += "loose\t\\N\t\\N\t\\N\n";
+        cluster.psql(
+            "postgres",
+            &format!("COPY payments (event_id, aggregate_id, sequence_num, priority) FROM STDIN;\n{lines}\\.\n"),
+        );
+        cluster.psql("postgres", "COPY payments (event_id, visible_at) FROM STDIN;\nlater\tinfinity\n\\.\n");
+        let order = super::drain(&client).await;
+        assert_eq!(order.len(), 181, "ordered {ordered}, tiered {tiered}");
+        let mut distinct = order.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), 181);
+        let place = |id: &str| order.iter().position(|other| other == id).unwrap_or_else(|| panic!("{id}"));
+        for aggregate in 0..60 {
+            let places = [1, 2, 3].map(|number| place(&format!("{aggregate}-{number}")));
+            assert_eq!(places.is_sorted(), ordered, "ordered {ordered}, tiered {tiered}: {places:?}");
+        }
+        if tiered {
+            let high = |id: &String| {
+                id.split_once('-').is_some_and(|(aggregate, _)| aggregate.parse::<u32>().unwrap() % 2 == 1)
+            };
+            assert!(order[..90].iter().all(high), "ordered {ordered}: {order:?}");
+        }
+    }
+}
+
+/// Retention has removed the rows, and the dedup window is not over.
+#[tokio::test]
+async fn ids_that_outlive_their_rows_are_left_out_of_a_copy_and_of_inserts_of_many_rows() {
+    for ordered in [false, true] {
+        let (cluster, client) = start().await;
+        run(&client, "SELECT postbox.create_inbox('payments', retention => '0', dedup_window => '1 day')").await;
+        if ordered {
+            run(&client, "SELECT postbox.enable_inbox_ordering('payments')").await;
+        }
+        let columns = "payments (event_id, aggregate_id, sequence_num, payload)";
+        let line = |number: i32| format!("m{number}\ta\t{number}\t{{}}\n");
+        let copy = |numbers: std::ops::RangeInclusive<i32>| {
+            let lines: String = numbers.map(line).collect();
+            cluster.psql("postgres", &format!("COPY {columns} FROM STDIN;\n{lines}\\.\n"));
+        };
+        copy(1..=80);
+        assert_eq!(super::drain(&client).await.len(), 80);
+        let kept = "SELECT count(*) FROM payments";
+        wait_until_async("all are removed", PATIENCE, async || {
+            run(&client, "SELECT postbox.maintain(true)").await;
+            (row(&client, kept).await == "0").then_some(())
+        })
+        .await;
+        let counts = "SELECT duplicates, conflicts, pending FROM postbox.inbox_status('payments')";
+        // With others and alone, and with another payload, which nobody remembers.
+        copy(61..=140);
+        assert_eq!(row(&client, counts).await, "20|0|60", "ordered {ordered}");
+        copy(1..=2);
+        assert_eq!(row(&client, counts).await, "22|0|60", "ordered {ordered}");
+        let many = |numbers: &str, more: &str| {
+            format!("INSERT INTO {columns} SELECT 'm' || n, 'a', n, '[]' FROM {numbers} n{more}")
+        };
+        run(&client, &many("generate_series(78, 80)", "")).await;
+        assert_eq!(row(&client, counts).await, "25|0|60", "ordered {ordered}");
+        run(&client, &many("generate_series(79, 82)", " ON CONFLICT DO NOTHING")).await;
+        assert_eq!(row(&client, counts).await, "29|2|60", "ordered {ordered}: two of them are there");
+        run(&client, &many("unnest('{80,141,1,142}'::int[])", " ON CONFLICT DO NOTHING")).await;
+        assert_eq!(row(&client, counts).await, "31|2|62", "ordered {ordered}");
+        assert_eq!(row(&client, kept).await, "62");
+        let order = super::drain(&client).await;
+        assert_eq!(order.len(), 62);
+        if ordered {
+            assert_eq!(order, (81..=142).map(|number| format!("m{number}")).collect::<Vec<_>>());
+        }
+        // When the window is over the same ids are new ones.
+        run(&client, "UPDATE postbox.inbox_seen SET until = clock_timestamp()").await;
+        if !ordered {
+            copy(1..=2);
+            assert_eq!(super::drain(&client).await.len(), 2);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_batch_is_received_as_its_messages_are_one_by_one() {
     let (cluster, client) = start().await;
