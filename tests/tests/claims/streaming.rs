@@ -4,8 +4,9 @@ use std::process::{Command, Stdio};
 
 use postbox::{Claims, Consumer};
 use postbox_tests::tap::{deliver, peek};
-use postbox_tests::{memory_kib, postbox_binary};
+use postbox_tests::{Cluster, memory_kib, postbox_binary};
 use serde_json::{Value, json};
+use tokio_postgres::Client;
 
 use super::{claim, data, numbers, publish, with_claims};
 use crate::delivery::MEMORY_LIMIT_KIB;
@@ -170,15 +171,30 @@ async fn stored_events_wait_until_their_claims_may_be_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_of_any_size_comes_in_bounded_memory() {
     let (cluster, client) = with_claims().await;
+    large_claim(&cluster, &client, &["--slot", "s"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_of_any_size_comes_in_bounded_memory_from_pgoutput() {
+    let (cluster, client) = with_claims().await;
+    run(&client, "SELECT postbox.enable_pgoutput()").await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}', source => 'pgoutput')").await;
+    large_claim(&cluster, &client, &["--group", "g", "--source", "pgoutput", "--no-maintenance"]).await;
+}
+
+/// One claim, all of which comes out while the process that hands it out stays small.
+async fn large_claim(cluster: &Cluster, client: &Client, arguments: &[&str]) {
     // 150 MB that compress badly, so that more lies behind than any buffer holds.
     publish(
-        &client,
+        client,
         "SELECT n, md5(n::text) || md5((-n)::text) || md5((n * 7)::text) AS t FROM generate_series(1, 1200000) n",
     )
     .await;
-    let summary = claim(&client).await;
+    let summary = claim(client).await;
     let mut process = Command::new(postbox_binary())
-        .args(["run", "--slot", "s", "-d", &cluster.conninfo("postgres"), "--max-events", "1"])
+        .arg("run")
+        .args(arguments)
+        .args(["-d", &cluster.conninfo("postgres"), "--max-events", "1"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("postbox starts");
