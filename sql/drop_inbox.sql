@@ -78,7 +78,9 @@ begin
             or exists (select from postbox.inbox_lane l where l.inbox = box.id and l.arrived <> '{}')
             or exists (select from postbox.inbox_dead d where d.inbox = box.id);
         if not holds and box.style = 'update' then
-            execute format('select exists (select from %s where processed_at is null)', box.relation) into holds;
+            -- What pending_<inbox> shows.
+            execute format('select exists (select from %s r where r.%I is null and coalesce(%s, 0) <= %s)', box.relation, box.columns ->> 'processed_at',
+                postbox._inbox_column(box.columns, 'retry_count', 'r', 'int'), box.max_retries) into holds;
         end if;
         if holds then
             raise exception using errcode = 'dependent_objects_still_exist',

@@ -327,6 +327,26 @@ async fn a_name_that_looks_like_the_end_of_a_function_is_a_name() {
 }
 
 #[tokio::test]
+async fn an_inbox_in_which_nothing_waits_is_dropped_whatever_its_columns_are_called() {
+    let (_cluster, client) = start().await;
+    let drop = "SELECT postbox.drop_inbox('payments')";
+    run(
+        &client,
+        "SELECT postbox.create_inbox('payments', style => 'update', max_retries => 0);
+         ALTER TABLE payments RENAME processed_at TO done; ALTER TABLE payments RENAME retry_count TO tries; SELECT postbox.repair_inbox('payments');
+         INSERT INTO payments (event_id) VALUES ('a')",
+    )
+    .await;
+    refused(&client, drop, "2BP01", "holds messages that are not processed", "cascade => true").await;
+    run(&client, "UPDATE payments SET tries = 1").await;
+    refused(&client, drop, "2BP01", "dead letters", "cascade => true").await;
+    run(&client, "SELECT postbox.discard_inbox_dead_letters('payments', every => true)").await;
+    assert_eq!(row(&client, "SELECT pending, dead FROM postbox.inbox_status()").await, "0|0");
+    run(&client, drop).await;
+    assert_eq!(row(&client, "SELECT to_regclass('payments') IS NULL").await, "t");
+}
+
+#[tokio::test]
 async fn dropping_keeps_what_is_not_ours_and_what_is_not_done() {
     let (_cluster, client) = start().await;
     let drop = "SELECT postbox.drop_inbox('payments')";
