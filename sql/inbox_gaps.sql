@@ -51,7 +51,9 @@ create or replace function postbox._next_sql(box postbox.inbox) returns text
                  ) f(event_id, event_type, aggregate_id, sequence_num, tier, ready_at, attempts)
                  where f.ready_at <= clock_timestamp()
              ) h
-             left join postbox.inbox_tier t on t.inbox = %1$s and t.tier = h.tier',
+             join postbox.inbox i on i.id = %1$s and i.paused_at is null
+             left join postbox.inbox_tier t on t.inbox = %1$s and t.tier = h.tier
+             where t.paused_at is null',
             (box).id, postbox._noted_sql(box),
             -- A lane that begins with whatever arrives first.
             case when (box).sequence_start is null then '(l.key is null or n.seq = l.next)' else format('n.seq = coalesce(l.next, %s)', (box).sequence_start) end);

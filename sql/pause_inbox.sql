@@ -7,6 +7,11 @@ as $function$
 declare
     box constant postbox.inbox := postbox._inbox(inbox);
 begin
+    if box.style = 'update' then
+        raise exception using errcode = 'object_not_in_prerequisite_state',
+            message = format('inbox "%s" is of style "%s" and cannot be paused or resumed', box.name, box.style),
+            hint = 'Stop its workers, and start them again: they lock rows of the table and ask nobody. What comes in meanwhile waits.';
+    end if;
     if tier is null then
         update postbox.inbox i
             set paused_at = case when paused then clock_timestamp() end

@@ -268,6 +268,40 @@ async fn a_paused_inbox_or_tier_hands_out_nothing_until_it_is_resumed() {
     refused(&client, "SELECT postbox.pause_inbox('payments', 'nosuch')", "42704", "no tier \"nosuch\"", "whole inbox")
         .await;
     refused(&client, "SELECT postbox.resume_inbox('nosuch')", "42704", "does not exist", "inbox_status").await;
+    // Where workers lock rows, nobody asks whether they may.
+    run(&client, "SELECT postbox.create_inbox('invoices', style => 'update')").await;
+    for verb in ["pause", "resume"] {
+        let call = format!("SELECT postbox.{verb}_inbox('invoices')");
+        refused(&client, &call, "55000", "inbox \"invoices\" is of style \"update\"", "Stop its workers").await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_paused_does_not_come_next() {
+    let (_cluster, client) = start_with_tiers().await;
+    run(&client, "SELECT postbox.enable_inbox_ordering('payments')").await;
+    let insert = |id: &str, priority: i32| {
+        format!(
+            "INSERT INTO payments (event_id, aggregate_id, sequence_num, priority) VALUES ('{id}', '{id}', 1, {priority})"
+        )
+    };
+    // Sorted ones and such as are not.
+    run(&client, &format!("{}; {}", insert("sorted", 100), insert("slow", -1))).await;
+    let held = claim(&client, "'payments', 'w', 50").await;
+    let (ids, tokens): (Vec<&str>, Vec<i64>) = held.iter().map(|(id, token)| (id.as_str(), *token)).unzip();
+    client.execute("SELECT postbox.inbox_release('payments', $1, $2)", &[&ids, &tokens]).await.unwrap();
+    run(&client, &format!("{}; {}", insert("new", 100), insert("slower", -1))).await;
+    let next = "SELECT event_id FROM next_payments ORDER BY 1";
+    for (call, shown) in [
+        ("pause_inbox('payments', 'critical')", &["slow", "slower"][..]),
+        ("pause_inbox('payments')", &[]),
+        ("resume_inbox('payments', 'critical')", &[]),
+        ("resume_inbox('payments')", &["new", "slow", "slower", "sorted"]),
+    ] {
+        run(&client, &format!("SELECT postbox.{call}")).await;
+        assert_eq!(rows(&client, next).await, shown, "{call}");
+    }
+    assert_eq!(claimed(&client, "'payments', 'w', 50").await, ["new", "slow", "slower", "sorted"]);
 }
 
 #[tokio::test]
