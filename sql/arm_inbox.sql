@@ -134,6 +134,7 @@ begin
                 select %1$s into differs from %2$s r where r.%3$I operator(pg_catalog.=) new.%3$I;
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
                     values (%4$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %5$s, 1, case when differs then array[%6$s] end);
+                perform pg_catalog.set_config('postbox.noted', '%4$s', true);
             end if;
             return new;
         end $body$,
@@ -147,6 +148,7 @@ begin
                 select %4$s into differs from %5$s r where r.%6$I operator(pg_catalog.=) new.%6$I;
                 insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
                     values (%1$s, pg_catalog.clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, %3$s, 1, case when differs then array[%2$s] end);
+                perform pg_catalog.set_config('postbox.noted', '%1$s', true);
                 return null;
             end if;$sql$, box.id, id, event_type, postbox._inbox_differs(box, 'r', 'new'), box.relation, box.columns ->> 'event_id')
         else '' end));

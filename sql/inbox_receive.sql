@@ -64,6 +64,8 @@ create or replace function postbox.inbox_receive(
 as $function$
 declare
     box constant postbox.inbox := postbox._inbox(inbox);
+    -- The trigger sets it when it notes a duplicate, which it does not where the first one was not committed yet.
+    before constant text := set_config('postbox.noted', '', true);
     rows int;
     differs boolean;
 begin
@@ -77,14 +79,16 @@ begin
         -- A transaction that was inserting the same id has ended by now: this snapshot sees it.
         execute box.differs_sql into differs using event_id, payload;
         get diagnostics rows = row_count;
-        if rows > 0 then
-            return case when differs then 'conflict' else 'duplicate' end;
-        end if;
-        if exists (
+        if rows > 0 or exists (
             select from postbox.inbox_seen s
             where s.inbox = box.id and s.event_id = any (postbox._printed_ids(box, array[inbox_receive.event_id])) and s.until > clock_timestamp())
         then
-            return 'duplicate';
+            if current_setting('postbox.noted') <> box.id::text then
+                insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
+                    values (box.id, clock_timestamp(), case when differs then 'conflict' else 'duplicate' end, inbox_receive.event_type, 1,
+                        case when differs then array[inbox_receive.event_id] end);
+            end if;
+            return case when differs then 'conflict' else 'duplicate' end;
         end if;
     end loop;
     return null;

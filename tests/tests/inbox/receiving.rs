@@ -138,6 +138,36 @@ async fn two_transactions_with_the_same_id_are_one_message() {
     }
 }
 
+/// Who learns from the unique key alone that a message is there counts it all the same, and once.
+#[tokio::test]
+async fn who_waited_for_the_first_one_counts_as_who_came_later() {
+    let (cluster, first) = start().await;
+    run(&first, "SELECT postbox.create_inbox('payments')").await;
+    let watcher = cluster.client("postgres").await;
+    for (id, payload, answer, log) in
+        [("a", "1", "duplicate", "duplicate|1"), ("b", "2", "conflict", "conflict|1 duplicate|1")]
+    {
+        run(&first, &format!("BEGIN; SELECT postbox.inbox_receive('payments', '{id}', '1')")).await;
+        let second = cluster.client("postgres").await;
+        let receive = format!("SELECT postbox.inbox_receive('payments', '{id}', '{payload}', 'paid')");
+        let receiving = tokio::spawn(async move { row(&second, &receive).await });
+        one_waits(&watcher).await;
+        run(&first, "COMMIT").await;
+        assert_eq!(receiving.await.unwrap(), answer);
+        assert_eq!(state(&first).await.1, log);
+    }
+    let noted = "SELECT what, event_type, event_ids FROM postbox.inbox_log ORDER BY id";
+    assert_eq!(rows(&first, noted).await, ["duplicate|paid|", "conflict|paid|{b}"]);
+    // What the trigger has noted is not noted again, whatever came before in the transaction.
+    run(
+        &first,
+        "BEGIN; INSERT INTO payments (event_id, payload) VALUES ('a', '1') ON CONFLICT DO NOTHING; SELECT postbox.inbox_receive('payments', 'a', '1'); COMMIT",
+    )
+    .await;
+    assert_eq!(state(&first).await.1, "conflict|1 duplicate|3");
+    assert_eq!(row(&first, "SELECT duplicates, conflicts FROM postbox.inbox_status()").await, "4|1");
+}
+
 /// Returns when a session waits for a lock.
 async fn one_waits(client: &Client) {
     let asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
