@@ -128,16 +128,16 @@ create or replace function postbox._tier_sql(box postbox.inbox, tier smallint) r
     set search_path = pg_catalog, pg_temp
     begin atomic
         select format(
-            'select r.%1$I::text as event_id, %2$s as event_type, %3$s as aggregate_id, %4$s as sequence_num, %5$s as priority, %6$s as received_at, w.ready_at, w.attempts
+            'select r.%1$I::text as event_id, %2$s as event_type, %3$s as aggregate_id, %4$s as sequence_num, %5$s as priority, %6$s as received_at, greatest(w.ready_at, case when w.is_noted then %10$s end) as ready_at, w.attempts
              from (
-                 select e.id, b.ready_at, b.attempts from postbox.inbox_batch b cross join lateral unnest(b.event_ids) as e(id)
+                 select e.id, b.tier < 0 as is_noted, b.ready_at, b.attempts from postbox.inbox_batch b cross join lateral unnest(b.event_ids) as e(id)
                  where b.inbox = %7$s and b.tier in (%8$s, %9$s)', (box).columns ->> 'event_id',
             postbox._inbox_column((box).columns, 'event_type', 'r', 'text'), postbox._inbox_column((box).columns, 'aggregate_id', 'r', 'text'),
             postbox._inbox_column((box).columns, 'sequence_num', 'r', 'bigint'), postbox._inbox_column((box).columns, 'priority', 'r', 'bigint'),
-            postbox._inbox_column((box).columns, 'received_at', 'r', 'timestamptz'), (box).id, tier, -1 - tier)
+            postbox._inbox_column((box).columns, 'received_at', 'r', 'timestamptz'), (box).id, tier, -1 - tier, postbox._inbox_column((box).columns, 'visible_at', 'r', 'timestamptz'))
         || case when (box).ordered_at is null then '' else format(
             ' union all
-                 select m.%1$I::text, null, 0
+                 select m.%1$I::text, false, null, 0
                  from postbox.inbox_lane l
                  cross join lateral unnest(l.arrived) as a(numbers)
                  join %3$s m on m.%4$I = l.key::%5$s and m.%2$I >= lower(a.numbers) and m.%2$I < upper(a.numbers)

@@ -29,6 +29,29 @@ create or replace function postbox._noted_sql(box postbox.inbox) returns text
     end;
 comment on function postbox._noted_sql(postbox.inbox) is 'Private: a query for the first arrivals that are in no lane yet';
 
+-- When the first arrivals of these queues are due, as a query: event_type, ready_at, due. Sorting does not ask for it, so no queue says it; NULL where there
+-- is nothing to ask for.
+create or replace function postbox._noted_due_sql(box postbox.inbox, first int, last int, most int) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        select case when (box).ordered_at is not null and (box).columns ? 'visible_at' then format(
+            'select n.event_type, n.ready_at, r.due
+             from (
+                 select b.event_type, b.ready_at, u.id
+                 from (
+                     select b.event_type, b.ready_at, b.event_ids from postbox.inbox_batch b
+                     where b.inbox = %s and b.tier between %s and %s and b.token is null and b.crashes < 2
+                     order by b.tier, b.ready_at limit %s
+                 ) b
+                 cross join lateral unnest(b.event_ids) as u(id)
+                 limit %4$s
+             ) n
+             left join lateral (select r.%I as due from %s r where r.%I = n.id::%s offset 0) r on true',
+            (box).id, first, last, most, (box).columns ->> 'visible_at', (box).relation, (box).columns ->> 'event_id', postbox._inbox_type(box, 'event_id')) end;
+    end;
+comment on function postbox._noted_due_sql(postbox.inbox, int, int, int) is 'Private: a query for when arrivals are due that are in no lane yet';
+
 create or replace function postbox._next_sql(box postbox.inbox) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp

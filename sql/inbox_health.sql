@@ -11,6 +11,14 @@ create or replace function postbox._oldest_claimable(box postbox.inbox) returns 
 as $function$
 declare
     tiers smallint[];
+    queues smallint[];
+    queue smallint;
+    -- Arrivals that are not sorted yet are below 0. When they are due the table says, to those who may read it.
+    has_due constant boolean := coalesce(has_table_privilege(box.relation, 'select'), false) and postbox._noted_due_sql(box, 0, 0, 0) is not null;
+    arrival record;
+    -- Of each queue.
+    most int;
+    looked_at int;
     oldest timestamptz;
     now constant timestamptz := clock_timestamp();
 begin
@@ -26,9 +34,9 @@ begin
     if not exists (select from postbox.inbox_tier t where t.inbox = box.id) then
         tiers := '{0}';
     end if;
-    -- Arrivals that are not sorted yet are below 0.
+    queues := array(select (-1 - t)::smallint from unnest(tiers) as t);
     select min(f.ready_at) into oldest
-        from unnest(tiers || array(select (-1 - t)::smallint from unnest(tiers) as t)) as t(tier)
+        from unnest(tiers || case when not has_due then queues end) as t(tier)
         cross join lateral (
             (select b.ready_at from postbox.inbox_batch b
              where b.inbox = box.id and b.tier = t.tier and b.token is null and b.crashes < 2 and b.ready_at <= now order by b.ready_at limit 1)
@@ -36,6 +44,21 @@ begin
             (select b.ready_at from postbox.inbox_batch b
              where b.inbox = box.id and b.tier = t.tier and b.token is null and b.crashes >= 2 and b.ready_at <= now order by b.ready_at limit 1)
         ) f;
+    if not has_due then
+        return oldest;
+    end if;
+    most := greatest(500 / greatest(cardinality(queues), 1), 10);
+    foreach queue in array queues loop
+        looked_at := 0;
+        for arrival in execute postbox._noted_due_sql(box, queue, queue, most + 1) loop
+            exit when arrival.ready_at > now or arrival.ready_at >= oldest;
+            looked_at := looked_at + 1;
+            -- Behind that many that are all delayed, one that is not looked at is taken for due.
+            if looked_at > most or arrival.due is null or arrival.due <= now then
+                oldest := least(oldest, greatest(arrival.ready_at, case when looked_at <= most then arrival.due end));
+            end if;
+        end loop;
+    end loop;
     return oldest;
 end
 $function$;

@@ -177,6 +177,8 @@ begin
                  ($4 * count(*) filter (where l.is_parked) / (select count(*) from looked_up))::bigint
              from looked_up l group by l.event_type
              union all
+             select n.event_type, 0, 0, count(*), 0 from (%s) n where n.due > clock_timestamp() and n.ready_at <= clock_timestamp() group by n.event_type
+             union all
              select d.event_type, 0, 0, 0, count(*) from postbox.inbox_dead d where d.inbox = $1 group by d.event_type
          ) c
          group by c.event_type',
@@ -189,7 +191,8 @@ begin
             'select b.event_type, sum(cardinality(b.event_ids)) as pending, coalesce(sum(cardinality(b.event_ids)) filter (where b.token is not null), 0) as leased,
                  coalesce(sum(cardinality(b.event_ids)) filter (where b.token is null and b.ready_at > clock_timestamp()), 0) as delayed, 0::bigint as dead
              from postbox._pending_batch b where b.inbox = $1 and b.tier > -32768 group by b.event_type'
-        end)
+        end,
+        coalesce(postbox._noted_due_sql(box, -32767, -1, most_looked_up), 'select null::text as event_type, now() as ready_at, now() as due where false'))
         using box.id, most_looked_up, began, in_lanes;
     update postbox.inbox_sample s set took = clock_timestamp() - began where s.inbox = box.id;
     return true;

@@ -28,6 +28,8 @@ declare
     rows bigint;
     dead_rows bigint;
     in_lanes jsonb;
+    arrivals text;
+    noted jsonb;
     may_read constant boolean := has_table_privilege(box.relation, 'select')
         and (box.style = 'claim' or has_table_privilege(postbox._inbox_view(box, 'pending_' || box.name), 'select'));
 begin
@@ -70,6 +72,17 @@ begin
                  ) c', postbox._lane_types_sql(box))
                 into rows, in_lanes using box.id, most + 1;
         end if;
+        -- Of arrivals that are in no lane yet the first ones.
+        arrivals := postbox._noted_due_sql(box, -32767, -1, most / 2);
+        if rows <= most and may_read and arrivals is not null then
+            execute format(
+                'select jsonb_agg(to_jsonb(c))
+                 from (
+                     select n.event_type as type, count(*) as delayed from (%s) n
+                     where n.due > clock_timestamp() and n.ready_at <= clock_timestamp() group by n.event_type
+                 ) c', arrivals)
+                into noted;
+        end if;
     end if;
     select coalesce(sum(c.messages), 0), jsonb_agg(to_jsonb(c)) into dead_rows, dead
         from (
@@ -78,7 +91,7 @@ begin
             group by d.event_type
         ) c;
     is_all := rows <= most and dead_rows <= most;
-    pending := coalesce(pending, '[]') || coalesce(in_lanes, '[]');
+    pending := coalesce(pending, '[]') || coalesce(in_lanes, '[]') || coalesce(noted, '[]');
     dead := coalesce(dead, '[]');
 end
 $function$;

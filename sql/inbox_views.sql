@@ -84,8 +84,11 @@ declare
     kept_columns text;
     state_name text;
     waiting text;
+    -- When a message is due that is not sorted into its lane yet; NULL: its batch says it.
+    due text;
 begin
     select * into strict box from postbox.inbox i where i.name = inbox_name;
+    due := case when box.ordered_at is not null and box.columns ? 'visible_at' then format('r.%I', box.columns ->> 'visible_at') end;
     id_type := postbox._inbox_type(box, 'event_id');
     row_columns := concat_ws(', ',
         postbox._inbox_column(box.columns, 'event_id', 'r', 'text') || ' as event_id',
@@ -140,9 +143,9 @@ begin
             postbox._inbox_column(box.columns, 'visible_at', 'r', 'timestamptz'), state_name, box.relation, box.id, box.columns ->> 'event_id');
     else
         pending := format(
-            'select %1$s, t.name as tier, p.state, p.attempts, p.ready_at, p.worker, p.lease_until, p.error, p.first_failed_at, p.last_failed_at
+            'select %1$s, t.name as tier, %7$s as state, p.attempts, %8$s as ready_at, p.worker, p.lease_until, p.error, p.first_failed_at, p.last_failed_at
              from (
-                 select e.id, case when b.tier < 0 then (-1 - b.tier)::smallint else b.tier end as tier, b.attempts, b.ready_at, b.worker, b.lease_until, b.error,
+                 select e.id, b.tier < 0 as is_noted, case when b.tier < 0 then (-1 - b.tier)::smallint else b.tier end as tier, b.attempts, b.ready_at, b.worker, b.lease_until, b.error,
                      b.first_failed_at, b.last_failed_at,
                      case when b.token is not null then ''leased'' when b.ready_at > clock_timestamp() then ''delayed'' else ''waiting'' end as state
                  from postbox._pending_batch b cross join lateral unnest(b.event_ids) as e(id)
@@ -150,7 +153,9 @@ begin
              ) p
              cross join lateral (select %3$s from %4$s r where r.%5$I = p.id::%6$s offset 0) r
              left join postbox.inbox_tier t on t.inbox = %2$s and t.tier = p.tier',
-            listed, box.id, row_columns, box.relation, box.columns ->> 'event_id', id_type);
+            listed, box.id, concat_ws(', ', row_columns, due || ' as due'), box.relation, box.columns ->> 'event_id', id_type,
+            case when due is null then 'p.state' else 'case when p.is_noted and r.due > clock_timestamp() then ''delayed'' else p.state end' end,
+            case when due is null then 'p.ready_at' else 'case when p.is_noted then greatest(p.ready_at, r.due) else p.ready_at end' end);
         if box.ordered_at is not null then
             pending := pending || format(
                 ' union all
@@ -174,7 +179,7 @@ begin
              from %3$s r
              left join (
                  select e.id, case when b.token is not null then ''leased'' when b.ready_at > clock_timestamp() then ''delayed'' else ''waiting'' end as state,
-                     b.attempts - (b.token is not null)::int as failures, b.error
+                     b.attempts - (b.token is not null)::int as failures, b.error, b.tier < 0 as is_noted
                  from postbox._pending_batch b cross join lateral unnest(b.event_ids) as e(id)
                  where b.inbox = %4$s
              ) b on b.id = r.%5$I::text
@@ -197,7 +202,7 @@ begin
                      case when s.state = ''processed'' then coalesce(g.at, %7$s) end as processed_at,
                      coalesce(b.failures, d.attempts, f.failures, 0) as retry_count,
                      coalesce(b.error, d.error) as error
-                 from (select coalesce(b.state, case when d.event_id is not null then ''dead'' end, %8$s g.what,
+                 from (select coalesce(%9$s, case when d.event_id is not null then ''dead'' end, %8$s g.what,
                      case when %7$s is not null then ''processed'' else ''unknown'' end) as state) s
              ) m',
             kept_columns, state_name, box.relation, box.id, box.columns ->> 'event_id',
@@ -209,7 +214,8 @@ begin
                        and not coalesce(r.%4$I::text = any (l.displaced), false)
                  ) l on true', box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num', box.id, box.columns ->> 'event_id') end,
             postbox._inbox_column(box.columns, 'processed_at', 'r', 'timestamptz'),
-            case when box.ordered_at is not null then 'case when l.blocked = ''parked'' then ''follower'' when l.is_behind then ''behind'' end,' end);
+            case when box.ordered_at is not null then 'case when l.blocked = ''parked'' then ''follower'' when l.is_behind then ''behind'' end,' end,
+            case when due is null then 'b.state' else format('case when b.is_noted and %s > clock_timestamp() then ''delayed'' else b.state end', due) end);
     end if;
     perform postbox._replace_inbox_view(box, 'pending', pending, format('Messages of inbox %s that are not processed yet', box.name));
     perform postbox._replace_inbox_view(box, 'dlq', dead, format('Messages of inbox %s that were given up, and those that wait behind them', box.name));

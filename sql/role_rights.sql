@@ -182,6 +182,7 @@ create or replace function postbox._role_rights(role text)
             ('monitor', 'execute', 'function postbox._ordered_inbox(postbox.inbox)'),
             ('monitor', 'execute', 'function postbox._gaps_sql(postbox.inbox)'),
             ('monitor', 'execute', 'function postbox._noted_sql(postbox.inbox)'),
+            ('monitor', 'execute', 'function postbox._noted_due_sql(postbox.inbox, int, int, int)'),
             ('monitor', 'execute', 'function postbox.inbox_ordering_gaps(text)'),
             -- Makes, moves and removes.
             ('operator', 'execute', 'function postbox.enable_delayed_events(text)'),

@@ -340,6 +340,63 @@ async fn health_says_what_is_wrong() {
         .await;
 }
 
+/// What no claim has sorted yet lies in a queue in which the time when it is due is not written.
+#[tokio::test]
+async fn a_message_due_tomorrow_is_delayed_before_it_is_sorted() {
+    let (_cluster, client) = start().await;
+    inbox(&client, "").await;
+    order(&client).await;
+    run(&client, "SELECT postbox.enable_inbox_priority('payments', tiers => '[{\"name\": \"high\", \"lowest\": 1}, {\"name\": \"low\", \"highest\": 0}]')").await;
+    let insert = |id: &str, due: &str| {
+        format!(
+            "INSERT INTO payments (event_id, event_type, aggregate_id, sequence_num, visible_at) VALUES ('{id}', 't', '{id}', 1, clock_timestamp() + interval '{due}')"
+        )
+    };
+    let age = |age: &str| format!("UPDATE postbox.inbox_batch SET ready_at = ready_at - interval '{age}'");
+    run(&client, &format!("{}; {}", insert("late", "1 day"), age("11 minutes"))).await;
+    let health = "SELECT status, array_to_string(reasons, '; '), oldest_claimable_age IS NULL FROM postbox.inbox_health('payments')";
+    assert_eq!(row(&client, health).await, "healthy||t", "nobody claims, and there is nothing to claim");
+    for shown in [
+        "SELECT state, ready_at > now() + interval '23 hours' FROM pending_payments",
+        "SELECT state, true FROM messages_payments",
+    ] {
+        assert_eq!(row(&client, shown).await, "delayed|t", "{shown}");
+    }
+    assert_eq!(row(&client, "SELECT ready_at > now() + interval '23 hours' FROM pending_payments_low").await, "t");
+    let status = "SELECT pending, delayed, is_exact FROM postbox.inbox_status()";
+    assert_eq!(row(&client, status).await, "1|1|t");
+    // One that came before and is due since a moment ago, and one without such a time.
+    run(&client, &format!("{}; {}", insert("due", "-2 minutes"), age("10 minutes"))).await;
+    assert_eq!(row(&client, health).await, "degraded|a message has waited for 00:02:00|f");
+    run(&client, "INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('plain', 'plain', 1)").await;
+    run(&client, &age("3 minutes")).await;
+    assert_eq!(row(&client, health).await, "degraded|a message has waited for 00:03:00|f");
+    assert_eq!(row(&client, status).await, "3|1|t");
+    // Paused tiers are none of it.
+    run(&client, "SELECT postbox.pause_inbox('payments', 'low')").await;
+    assert_eq!(row(&client, "SELECT oldest_claimable_age IS NULL FROM postbox.inbox_health('payments')").await, "t");
+    run(&client, "SELECT postbox.resume_inbox('payments', 'low')").await;
+    // A claim sorts, and nothing changes but that two are handed out.
+    run(&client, "SELECT postbox.inbox_claim('payments', 'w')").await;
+    assert_eq!(row(&client, status).await, "3|1|t");
+    assert_eq!(row(&client, "SELECT state FROM pending_payments WHERE event_id = 'late'").await, "delayed");
+
+    // A backlog costs no more than its beginning, and where that is all delayed the first behind it stands for the rest.
+    run(&client, "INSERT INTO payments (event_id, aggregate_id, sequence_num, visible_at) SELECT 'm' || n, 'm' || n, 1, now() + interval '1 day' FROM generate_series(1, 30000) n").await;
+    run(&client, "VACUUM ANALYZE payments, postbox.inbox_batch").await;
+    assert_eq!(row(&client, status).await, "30003|501|t");
+    let mut figures = String::new();
+    for sql in ["SELECT * FROM postbox.inbox_status('payments')", "SELECT * FROM postbox.inbox_health('payments')"] {
+        let read = pages(&client, sql).await;
+        assert!(read < 8_000, "{sql}: {read} pages");
+        writeln!(figures, "{sql}: {read} pages").unwrap();
+    }
+    print!("{figures}");
+    run(&client, &age("11 minutes")).await;
+    let critical = row(&client, health).await;
+    assert!(critical.starts_with("critical|a message has waited for 00:11:0"), "{critical}");
+}
+
 #[tokio::test]
 async fn health_says_how_much_was_done_in_the_last_minute_and_how_much_came_in_again() {
     let (_cluster, client) = start().await;
