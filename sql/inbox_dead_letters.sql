@@ -172,6 +172,7 @@ declare
     dead text[];
     done text[];
     wrong text;
+    is_parked boolean;
 begin
     if event_ids is null or array_position(event_ids, null) is not null then
         raise exception using errcode = 'null_value_not_allowed',
@@ -201,18 +202,19 @@ begin
             where b.inbox = box.id and b.event_ids && ids and e.id = any (ids) limit 1;
         if wrong is null and box.ordered_at is not null then
             execute format(
-                'select u.id from unnest($1) as u(id) join %1$s r on r.%2$I = u.id::%3$s
+                'select u.id, l.blocked is not distinct from ''parked'' from unnest($1) as u(id) join %1$s r on r.%2$I = u.id::%3$s
                  join postbox.inbox_lane l on l.inbox = $2 and l.key = r.%4$I::text and l.arrived @> r.%5$I::bigint
                  where not exists (select from postbox.inbox_dead d where d.inbox = $2 and d.event_id = u.id) and not coalesce(u.id = any (l.displaced), false)
                  limit 1',
                 box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id'), box.columns ->> 'aggregate_id', box.columns ->> 'sequence_num')
-                into wrong using ids, box.id;
+                into wrong, is_parked using ids, box.id;
         end if;
     end if;
     if wrong is not null then
         raise exception using errcode = 'object_not_in_prerequisite_state',
             message = format('message "%s" of inbox "%s" is not processed yet', wrong, box.name),
-            hint = format('Replay is for dead letters and processed messages; %I shows where it waits.', 'pending_' || box.name);
+            hint = case when is_parked then format('It waits behind a dead letter of its aggregate, in %I: replay that one, or discard it, and this one comes after it.', 'dlq_' || box.name)
+                else format('Replay is for dead letters and processed messages; %I shows where it waits.', 'pending_' || box.name) end;
     end if;
     if box.style = 'update' then
         perform postbox._reset_rows(box, ids);

@@ -155,7 +155,7 @@ async fn an_aggregate_that_waits_goes_on_in_order() {
             "SELECT postbox.replay_inbox_messages('payments', '{a2}')",
             "55000",
             "is not processed yet",
-            "pending_payments",
+            if policy == "park" { "dlq_payments" } else { "pending_payments" },
         )
         .await;
         refused(
