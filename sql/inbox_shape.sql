@@ -2,7 +2,7 @@
 
 -- For the caller's transaction: no receiver and no worker of the inbox is in the middle of anything, and none begins. Half a second is less
 -- than deadlock_timeout: who changes the shape gives up before others are harmed.
-create or replace function postbox._lock_inbox(inbox text) returns postbox.inbox
+create or replace function postbox._alone_with_inbox(inbox text) returns postbox.inbox
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set lock_timeout = '500ms'
@@ -25,6 +25,18 @@ begin
             detail = 'A transaction that received, claimed or completed messages of it has not ended for half a second.',
             hint = 'Try again, or when fewer use it. pg_locks shows who holds its locks.';
     end;
+    return box;
+end
+$function$;
+comment on function postbox._alone_with_inbox(text) is 'Private: an inbox that nobody else uses until the commit';
+
+create or replace function postbox._lock_inbox(inbox text) returns postbox.inbox
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    box constant postbox.inbox := postbox._alone_with_inbox(inbox);
+begin
     if box.style <> 'claim' then
         raise exception using errcode = 'object_not_in_prerequisite_state',
             message = format('inbox "%s" is of style "%s" and can have neither order nor tiers', box.name, box.style),
@@ -33,7 +45,7 @@ begin
     return box;
 end
 $function$;
-comment on function postbox._lock_inbox(text) is 'Private: an inbox that nobody else uses until the commit';
+comment on function postbox._lock_inbox(text) is 'Private: the same, of a style that can have order and tiers';
 
 -- The column of a role: the name given, or what the role is mapped to already.
 create or replace function postbox._inbox_role_column(box postbox.inbox, role text, col text, types text[]) returns text

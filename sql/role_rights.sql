@@ -359,6 +359,8 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox.resume_inbox(text, text)'),
             ('operator', 'execute', 'function postbox._set_inbox_paused(text, text, boolean)'),
             ('operator', 'execute', 'function postbox._lock_inbox(text)'),
+            ('operator', 'execute', 'function postbox._alone_with_inbox(text)'),
+            ('operator', 'execute', 'function postbox.set_inbox(text, int, interval, interval, text, interval, boolean, interval, interval, interval)'),
             ('operator', 'execute', 'function postbox._inbox_lock(text)'),
             ('operator', 'execute', 'function postbox._use_inbox(text)'),
             ('operator', 'execute', 'function postbox._inbox_role_column(postbox.inbox, text, text, text[])'),

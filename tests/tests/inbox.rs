@@ -13,6 +13,7 @@ mod order;
 mod racing;
 mod receiving;
 mod seeing;
+mod settings;
 mod storm;
 pub(crate) mod stream;
 mod tiers;

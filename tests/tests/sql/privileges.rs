@@ -342,7 +342,7 @@ SELECT postbox.inbox_claim('payments', 'w', 2, 1); UPDATE postbox.inbox_batch SE
 UPDATE postbox.inbox_batch SET lease_until = '2000-01-01', alone = true WHERE token IS NOT NULL
 SELECT postbox.maintain(true)
 SELECT postbox.replay_inbox_dead_letters('payments', every => true, rate => 1000000); SELECT postbox.inbox_complete('payments', pg_catalog.array_agg(c.event_id), pg_catalog.array_agg(c.token)) FROM postbox.inbox_claim('payments', 'w', 500) c
-SELECT postbox.enable_inbox_priority('payments', tiers => '[{"name": "one", "lowest": 30}, {"name": "two", "highest": 29}]'); SELECT postbox.pause_inbox('payments', 'one'); SELECT postbox.resume_inbox('payments', 'one')
+SELECT postbox.enable_inbox_priority('payments', tiers => '[{"name": "one", "lowest": 30}, {"name": "two", "highest": 29}]'); SELECT postbox.pause_inbox('payments', 'one'); SELECT postbox.resume_inbox('payments', 'one'); SELECT postbox.set_inbox('payments', dedup_window => '0'), postbox.set_inbox('payments', dedup_window => '1 hour')
 INSERT INTO payments (event_id, payload, aggregate_id, sequence_num) SELECT pg_catalog.concat('o', n), '{}', 'o', n FROM pg_catalog.generate_series(1, 3) n; INSERT INTO payments (event_id, aggregate_id, sequence_num) VALUES ('p3', 'p', 3), ('p4', 'p', 3), ('q1', 'q', 1), ('q2', 'q', 2)
 UPDATE postbox.inbox SET failure_policy = 'park' WHERE name OPERATOR(pg_catalog.=) 'payments'; DELETE FROM postbox.inbox_batch WHERE token IS NOT NULL; SELECT postbox.enable_inbox_ordering('payments')
 SELECT postbox.inbox_gap_skip('payments', 'p', '[1,2]', 'never sent'); SELECT * FROM postbox.inbox_ordering_gaps(); SELECT * FROM gaps_payments; SELECT * FROM next_payments
