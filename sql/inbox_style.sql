@@ -18,7 +18,7 @@ begin
     end if;
     raise exception using errcode = 'object_not_in_prerequisite_state',
         message = format('a message of inbox "%s" cannot be changed so', inbox),
-        hint = case style when 'claim' then 'event_id, aggregate_id, sequence_num, processed_at, error and retry_count stay as they are: inbox_complete and inbox_fail say how it went.'
+        hint = case style when 'claim' then 'event_id, aggregate_id, sequence_num, priority, visible_at, processed_at, error and retry_count stay as they are: inbox_complete and inbox_fail say how it went, inbox_fail with retry_after also when it comes again.'
             else 'event_id stays as it is.' end;
 end
 $function$;
@@ -117,7 +117,7 @@ declare
         postbox._inbox_condition(box, case box.style when 'claim' then '{processed_at,error}' else '{error}' end::text[], 'new.%I is not null'),
         postbox._inbox_condition(box, '{retry_count}', 'new.%I <> 0'));
     changed constant text := postbox._inbox_condition(box,
-        case box.style when 'claim' then '{event_id,aggregate_id,sequence_num,processed_at,error,retry_count}' else '{event_id}' end::text[],
+        case box.style when 'claim' then '{event_id,aggregate_id,sequence_num,priority,visible_at,processed_at,error,retry_count}' else '{event_id}' end::text[],
         'old.%I is distinct from new.%I');
     ours record;
 begin

@@ -104,7 +104,7 @@ async fn what_cannot_be_a_message_is_refused() {
         refused(&client, &update, "55000", "cannot be changed so", "inbox_complete and inbox_fail say how it went")
             .await;
     }
-    for column in ["event_id = 'b'", "aggregate_id = 'b'", "sequence_num = 2"] {
+    for column in ["event_id = 'b'", "aggregate_id = 'b'", "sequence_num = 2", "priority = 2", "visible_at = now()"] {
         refused(&client, &format!("UPDATE payments SET {column}"), "55000", "cannot be changed so", "stay as they are")
             .await;
     }
