@@ -324,3 +324,23 @@ async fn a_renamed_inbox_with_a_lane_that_is_to_go_on_can_be_dropped() {
     run(&client, "SELECT postbox.repair_inbox('payments')").await;
     run(&client, drop).await;
 }
+
+/// An older snapshot shows no message that was committed since.
+#[tokio::test]
+async fn an_inbox_is_dropped_by_who_sees_what_others_commit() {
+    let (cluster, client) = start().await;
+    let other = cluster.client("postgres").await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        run(&client, &format!("BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class")).await;
+        run(&other, "INSERT INTO payments (event_id) VALUES (gen_random_uuid())").await;
+        for arguments in ["'payments'", "'payments', cascade => true"] {
+            run(&client, "SAVEPOINT s").await;
+            let drop = format!("SELECT postbox.drop_inbox({arguments})");
+            refused(&client, &drop, "25001", &level.to_lowercase(), "READ COMMITTED").await;
+            run(&client, "ROLLBACK TO s").await;
+        }
+        run(&client, "ROLLBACK").await;
+    }
+    assert_eq!(rows(&client, "SELECT event_id FROM postbox.inbox_claim('payments', 'w')").await.len(), 2);
+}
