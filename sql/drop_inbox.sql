@@ -1,22 +1,41 @@
 -- Undoes create_inbox (the table goes, with its messages) or enable_inbox_tracking (the table stays as it was before).
 
--- Views that Postbox made for an inbox: they have its name and read what is ours.
+-- Whether parts of an inbox lie in a schema: the one of its table, or where that was when they were made. If the table is gone they may be anywhere.
+create or replace function postbox._is_inbox_schema(box postbox.inbox, schema oid) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        select coalesce((select c.relnamespace = schema or coalesce(schema = to_regnamespace(quote_ident((parse_ident((box).armed_as))[1])), false)
+            from pg_class c where c.oid = (box).relation), true);
+    end;
+comment on function postbox._is_inbox_schema(postbox.inbox, oid) is 'Private: whether the parts of an inbox may lie in a schema';
+
+-- The comment of a view of that name, by which it is known from what others have given the name to.
+create or replace function postbox._inbox_view_comment(box postbox.inbox, view_name text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        select format(case
+                when view_name = 'pending_' || (box).name then 'Messages of inbox %1$s that are not processed yet'
+                when view_name = 'dlq_' || (box).name then 'Messages of inbox %1$s that were given up, and those that wait behind them'
+                when view_name = 'messages_' || (box).name then 'The table of inbox %1$s, with what has become of the messages'
+                when view_name = 'stats_' || (box).name then 'What inbox %1$s has done, by event_type'
+                when view_name = 'next_' || (box).name then 'The messages of inbox %1$s that are handed out next, one of each aggregate'
+                when view_name = 'gaps_' || (box).name then 'The sequence numbers that inbox %1$s waits for'
+                when starts_with(view_name, t.prefix) then 'The messages of tier %2$s of inbox %1$s that are not processed' end,
+            (box).name, substr(view_name, length(t.prefix) + 1))
+        from (select 'pending_' || (box).name || '_' as prefix) t;
+    end;
+comment on function postbox._inbox_view_comment(postbox.inbox, text) is 'Private: what is said of a view of an inbox';
+
 create or replace function postbox._inbox_views(box postbox.inbox) returns setof regclass
     language sql stable
     set search_path = pg_catalog, pg_temp
     begin atomic
         select c.oid::regclass
         from pg_class c
-        where c.relkind = 'v' and c.relnamespace <> 'postbox'::regnamespace
-          and (c.relname = any (array['pending_' || (box).name, 'dlq_' || (box).name, 'stats_' || (box).name, 'messages_' || (box).name,
-                    'next_' || (box).name, 'gaps_' || (box).name])
-               or exists (select from postbox.inbox_tier t where t.inbox = (box).id and c.relname = 'pending_' || (box).name || '_' || t.name))
-          and exists (
-              select from pg_rewrite w
-              join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid and d.refclassid in ('pg_class'::regclass, 'pg_proc'::regclass)
-              left join pg_class r on d.refclassid = 'pg_class'::regclass and r.oid = d.refobjid
-              left join pg_proc p on d.refclassid = 'pg_proc'::regclass and p.oid = d.refobjid
-              where w.ev_class = c.oid and (d.refobjid = (box).relation or coalesce(r.relnamespace, p.pronamespace) = 'postbox'::regnamespace));
+        where c.relkind = 'v' and postbox._is_inbox_schema(box, c.relnamespace)
+          and obj_description(c.oid, 'pg_class') = postbox._inbox_view_comment(box, c.relname);
     end;
 comment on function postbox._inbox_views(postbox.inbox) is 'Private: the views that were made for an inbox';
 
@@ -28,6 +47,7 @@ create or replace function postbox._inbox_functions(box postbox.inbox) returns s
         select p.oid::regprocedure from pg_proc p
         where p.proname = any (array[(box).name || '_refused', (box).name || '_arriving', (box).name || '_arrived', (box).name || '_updated',
                 (box).name || '_claimed', (box).name || '_heads', (box).name || '_receive'])
+          and postbox._is_inbox_schema(box, p.pronamespace)
           and obj_description(p.oid, 'pg_proc') = any (array[format('Trigger of inbox %s, made by Postbox', (box).name),
               format('What inbox_claim returns of inbox %s, made by Postbox', (box).name),
               format('What inbox_receive_batch does in inbox %s, made by Postbox', (box).name),

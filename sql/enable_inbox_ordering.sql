@@ -92,10 +92,8 @@ begin
         set tier = -1 - b.tier, ready_at = least(b.ready_at, clock_timestamp()), attempts = 0, crashes = 0, error = null, first_failed_at = null, last_failed_at = null
         where b.inbox = box.id;
 
-    perform postbox._make_inbox_view(box, 'next_' || box.name, postbox._next_sql(box),
-        format('The messages of inbox %s that are handed out next, one of each aggregate', box.name));
-    perform postbox._make_inbox_view(box, 'gaps_' || box.name, postbox._gaps_sql(box),
-        format('The sequence numbers that inbox %s waits for', box.name));
+    perform postbox._make_inbox_view(box, 'next_' || box.name, postbox._next_sql(box));
+    perform postbox._make_inbox_view(box, 'gaps_' || box.name, postbox._gaps_sql(box));
     perform postbox._make_tier_views(box, postbox._inbox_tiers(box));
 end
 $function$;
@@ -110,8 +108,8 @@ declare
     box postbox.inbox := postbox._lock_inbox(inbox);
 begin
     box := postbox._ordered_inbox(box);
-    execute format('drop view if exists %s', postbox._inbox_view(box, 'next_' || box.name));
-    execute format('drop view if exists %s', postbox._inbox_view(box, 'gaps_' || box.name));
+    perform postbox._drop_inbox_view(box, 'next_' || box.name);
+    perform postbox._drop_inbox_view(box, 'gaps_' || box.name);
     -- Who was handed a message keeps it, and what has been tried stays tried. All rows are written anew, so that whoever comes with an older snapshot
     -- fails.
     update postbox.inbox_batch b set lanes = null where b.inbox = box.id and b.lanes is not null;

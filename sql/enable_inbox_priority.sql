@@ -156,11 +156,10 @@ declare
     one record;
 begin
     for one in select o.name from unnest(old) o loop
-        execute format('drop view if exists %s', postbox._inbox_view(box, 'pending_' || box.name || '_' || one.name));
+        perform postbox._drop_inbox_view(box, 'pending_' || box.name || '_' || one.name);
     end loop;
     for one in select t.tier, t.name from postbox.inbox_tier t where t.inbox = box.id order by t.tier loop
-        perform postbox._make_inbox_view(box, 'pending_' || box.name || '_' || one.name, postbox._tier_sql(box, one.tier),
-            format('The messages of tier %s of inbox %s that are not processed', one.name, box.name));
+        perform postbox._make_inbox_view(box, 'pending_' || box.name || '_' || one.name, postbox._tier_sql(box, one.tier));
     end loop;
 end
 $function$;

@@ -89,7 +89,7 @@ create or replace function postbox._inbox_view(box postbox.inbox, view_name text
     end;
 comment on function postbox._inbox_view(postbox.inbox, text) is 'Private: the full name of a view beside the table';
 
-create or replace function postbox._make_inbox_view(box postbox.inbox, view_name text, query text, about text) returns void
+create or replace function postbox._make_inbox_view(box postbox.inbox, view_name text, query text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -105,10 +105,25 @@ begin
     if to_regclass(full_name) is not null then
         raise exception using errcode = 'duplicate_table',
             message = format('relation "%s", which is to be a view of inbox "%s", exists already', full_name, box.name),
-            hint = 'Rename that relation.';
+            hint = 'Rename that relation' || case when starts_with(view_name, 'pending_') then ', or choose another name for the tier.' else '.' end;
     end if;
     execute format('create view %s as %s', full_name, query);
-    execute format('comment on view %s is %L', full_name, about);
+    execute format('comment on view %s is %L', full_name, postbox._inbox_view_comment(box, view_name));
 end
 $function$;
-comment on function postbox._make_inbox_view(postbox.inbox, text, text, text) is 'Private: makes a view beside the table';
+comment on function postbox._make_inbox_view(postbox.inbox, text, text) is 'Private: makes a view beside the table';
+
+-- What somebody has put in its place stays.
+create or replace function postbox._drop_inbox_view(box postbox.inbox, view_name text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    full_name constant text := postbox._inbox_view(box, view_name);
+begin
+    if to_regclass(full_name) in (select v from postbox._inbox_views(box) v) then
+        execute format('drop view %s', full_name);
+    end if;
+end
+$function$;
+comment on function postbox._drop_inbox_view(postbox.inbox, text) is 'Private: drops a view beside the table, if it is there';

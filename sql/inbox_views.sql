@@ -45,28 +45,29 @@ create or replace function postbox._lane_messages_sql(box postbox.inbox, row_col
 comment on function postbox._lane_messages_sql(postbox.inbox, text) is 'Private: SQL for the messages that wait in a lane';
 
 -- A view that may be there already. Views on it are in the way only if its columns change.
-create or replace function postbox._replace_inbox_view(box postbox.inbox, prefix text, query text, about text) returns void
+create or replace function postbox._replace_inbox_view(box postbox.inbox, prefix text, query text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     full_name constant text := postbox._inbox_view(box, prefix || '_' || box.name);
+    present constant regclass := to_regclass(full_name);
 begin
-    if exists (select from pg_class c where c.oid = to_regclass(full_name) and c.relkind <> 'v') then
+    if present is not null and present not in (select v from postbox._inbox_views(box) v) then
         raise exception using errcode = 'duplicate_table',
             message = format('relation "%s", which is to be a view of inbox "%s", exists already', full_name, box.name),
             hint = 'Rename that relation, or choose another name for the inbox.';
     end if;
     begin
-        execute format('create or replace view %s as %s', full_name, query);
+        execute format('create %s view %s as %s', case when present is not null then 'or replace' end, full_name, query);
     exception when invalid_table_definition then
         execute format('drop view %s', full_name);
         execute format('create view %s as %s', full_name, query);
     end;
-    execute format('comment on view %s is %L', full_name, about);
+    execute format('comment on view %s is %L', full_name, postbox._inbox_view_comment(box, prefix || '_' || box.name));
 end
 $function$;
-comment on function postbox._replace_inbox_view(postbox.inbox, text, text, text) is 'Private: makes a view beside the table, or makes it anew';
+comment on function postbox._replace_inbox_view(postbox.inbox, text, text) is 'Private: makes a view beside the table, or makes it anew';
 
 create or replace function postbox._make_inbox_views(inbox_name text) returns void
     language plpgsql volatile
@@ -217,12 +218,11 @@ begin
             case when box.ordered_at is not null then 'case when l.blocked = ''parked'' then ''follower'' when l.is_behind then ''behind'' end,' end,
             case when due is null then 'b.state' else format('case when b.is_noted and %s > clock_timestamp() then ''delayed'' else b.state end', due) end);
     end if;
-    perform postbox._replace_inbox_view(box, 'pending', pending, format('Messages of inbox %s that are not processed yet', box.name));
-    perform postbox._replace_inbox_view(box, 'dlq', dead, format('Messages of inbox %s that were given up, and those that wait behind them', box.name));
-    perform postbox._replace_inbox_view(box, 'messages', truth, format('The table of inbox %s, with what has become of the messages', box.name));
+    perform postbox._replace_inbox_view(box, 'pending', pending);
+    perform postbox._replace_inbox_view(box, 'dlq', dead);
+    perform postbox._replace_inbox_view(box, 'messages', truth);
     perform postbox._replace_inbox_view(box, 'stats', format(
-        'select s.event_type, s.pending, s.processed, s.dead, s.failed as failed_attempts, s.average_seconds, s.is_exact, s.as_of from postbox._inbox_counts(%s) s', box.id),
-        format('What inbox %s has done, by event_type', box.name));
+        'select s.event_type, s.pending, s.processed, s.dead, s.failed as failed_attempts, s.average_seconds, s.is_exact, s.as_of from postbox._inbox_counts(%s) s', box.id));
 end
 $function$;
 comment on function postbox._make_inbox_views(text) is 'Private: makes the views of an inbox, or makes them anew, as its settings are';

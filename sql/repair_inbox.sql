@@ -8,6 +8,7 @@ declare
     box postbox.inbox;
     present jsonb;
     old regprocedure;
+    moved record;
 begin
     select * into box from postbox.inbox i where i.name = repair_inbox.name;
     if not found then
@@ -33,6 +34,18 @@ begin
             hint = 'Columns that were dropped with it cannot be found again: postbox.drop_inbox, then postbox.enable_inbox_tracking with columns that are there.';
     end if;
     update postbox.inbox i set columns = present where i.id = box.id;
+    for moved in
+        select v::text as name, c.relname, n.nspname, postbox._inbox_view(box, c.relname) as new_name
+            from postbox._inbox_views(box) v join pg_class c on c.oid = v join pg_class t on t.oid = box.relation join pg_namespace n on n.oid = t.relnamespace
+            where c.relnamespace <> t.relnamespace
+    loop
+        if to_regclass(moved.new_name) is not null then
+            raise exception using errcode = 'duplicate_table',
+                message = format('relation "%s", which is to be a view of inbox "%s", exists already', moved.new_name, box.name),
+                hint = 'Rename that relation.';
+        end if;
+        execute format('alter view %s set schema %I', moved.name, moved.nspname);
+    end loop;
     perform postbox._arm_inbox(name);
     for old in
         select f from postbox._inbox_functions(box) f join pg_proc p on p.oid = f join pg_class c on c.oid = box.relation

@@ -705,3 +705,128 @@ async fn what_somebody_has_prepared_is_not_taken_for_part_of_an_inbox() {
         run(&client, &format!("ALTER {kind} {name} OWNER TO clerk; {repair}")).await;
     }
 }
+
+/// What lies in schema public and is no table.
+const LEFT: &str = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'v'
+    UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1";
+
+#[tokio::test]
+async fn what_has_the_name_of_a_view_of_an_inbox_stays() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE old (event_id text PRIMARY KEY, processed_at timestamptz); CREATE TABLE one (secret int); INSERT INTO one VALUES (42)").await;
+    for (kind, query) in
+        [("VIEW", "AS SELECT 42 AS secret"), ("MATERIALIZED VIEW", "AS SELECT 42 AS secret"), ("TABLE", "AS TABLE one")]
+    {
+        for prefix in ["pending", "dlq", "messages", "stats"] {
+            for (name, make) in [("pay", "create_inbox('pay'"), ("old", "enable_inbox_tracking('old'")] {
+                for style in ["claim", "update"] {
+                    let taken = format!("{prefix}_{name}");
+                    run(&client, &format!("CREATE {kind} {taken} {query}")).await;
+                    let make = format!("SELECT postbox.{make}, style => '{style}')");
+                    let message =
+                        format!("relation \"public.{taken}\", which is to be a view of inbox \"{name}\", exists");
+                    refused(&client, &make, "42P07", &message, "another name").await;
+                    assert_eq!(row(&client, &format!("SELECT secret FROM {taken}")).await, "42");
+                    run(&client, &format!("DROP {kind} {taken}")).await;
+                }
+            }
+        }
+    }
+    // What somebody has put in the place of a view is his.
+    run(&client, "SELECT postbox.create_inbox('pay'); DROP VIEW dlq_pay; CREATE VIEW dlq_pay AS SELECT 42 AS secret")
+        .await;
+    refused(&client, "SELECT postbox.repair_inbox('pay')", "42P07", "public.dlq_pay", "Rename").await;
+    run(&client, "ALTER VIEW dlq_pay RENAME TO dlq_mine; SELECT postbox.repair_inbox('pay'); DROP VIEW dlq_pay; ALTER VIEW dlq_mine RENAME TO dlq_pay").await;
+    // Elsewhere too, and whatever it reads.
+    run(&client, "CREATE SCHEMA rep; CREATE VIEW rep.stats_pay AS SELECT * FROM postbox.inbox_status('pay'); CREATE VIEW rep.pending_pay AS SELECT inbox FROM postbox.inbox_batch").await;
+    run(&client, "SELECT postbox.drop_inbox('pay', cascade => true)").await;
+    assert_eq!(
+        row(
+            &client,
+            "SELECT to_regclass('rep.stats_pay') IS NOT NULL, (SELECT count(*) FROM rep.pending_pay), secret FROM dlq_pay"
+        )
+        .await,
+        "t|0|42"
+    );
+    run(&client, "DROP VIEW dlq_pay").await;
+    assert_eq!(rows(&client, LEFT).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn views_of_tiers_and_of_order_are_known_from_those_of_others() {
+    let (_cluster, client) = start().await;
+    let tiers = r#"SELECT postbox.enable_inbox_priority('pay', tiers => '[{"name": "high"}]')"#;
+    run(&client, &format!("SELECT postbox.create_inbox('pay'); {tiers}")).await;
+    let make = "SELECT postbox.create_inbox('pay_high')";
+    refused(&client, make, "42P07", "public.pending_pay_high", "another name for the inbox").await;
+    run(&client, &format!("SELECT postbox.disable_inbox_priority('pay'); {make}")).await;
+    refused(&client, tiers, "42P07", "public.pending_pay_high", "another name for the tier").await;
+    run(&client, "SELECT postbox.grant_role('maintainer', current_user::regrole, '{pay_high}')").await;
+    assert_eq!(row(&client, "SELECT count(*) FROM pending_pay_high").await, "0");
+
+    // Theirs who dropped ours and made their own.
+    run(
+        &client,
+        &format!("SELECT postbox.drop_inbox('pay_high'); {tiers}; SELECT postbox.enable_inbox_ordering('pay')"),
+    )
+    .await;
+    for view in ["pending_pay_high", "next_pay", "gaps_pay"] {
+        run(&client, &format!("DROP VIEW {view}; CREATE VIEW {view} AS SELECT 42 AS secret")).await;
+    }
+    run(&client, "ALTER VIEW pending_pay_high RENAME TO mine; SELECT postbox.disable_inbox_ordering('pay'); DROP VIEW pending_pay_high; ALTER VIEW mine RENAME TO pending_pay_high").await;
+    run(&client, "SELECT postbox.disable_inbox_priority('pay'); SELECT postbox.drop_inbox('pay')").await;
+    for view in ["pending_pay_high", "next_pay", "gaps_pay"] {
+        assert_eq!(row(&client, &format!("SELECT secret FROM {view}")).await, "42");
+    }
+}
+
+#[tokio::test]
+async fn views_follow_the_table_into_another_schema() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        r#"CREATE SCHEMA "the shop"; CREATE ROLE reader; SELECT postbox.create_inbox('pay'); SELECT postbox.enable_inbox_ordering('pay');
+         SELECT postbox.enable_inbox_priority('pay', tiers => '[{"name": "All of it"}]'); GRANT SELECT ON pending_pay, stats_pay, next_pay TO reader;
+         CREATE VIEW mine AS SELECT event_id FROM pending_pay; ALTER TABLE pay SET SCHEMA "the shop"; CREATE VIEW "the shop".gaps_pay AS SELECT 42 AS secret"#,
+    )
+    .await;
+    let repair = "SELECT postbox.repair_inbox('pay')";
+    refused(&client, repair, "42P07", "\"the shop\".gaps_pay", "Rename").await;
+    run(&client, &format!("DROP VIEW \"the shop\".gaps_pay; {repair}")).await;
+    assert_eq!(rows(&client, LEFT).await, ["mine"]);
+    let there = "SELECT relname, coalesce(relacl::text ~ 'reader=r', false) FROM pg_class WHERE relnamespace = '\"the shop\"'::regnamespace AND relkind = 'v' ORDER BY relname COLLATE \"C\"";
+    let views = [
+        "dlq_pay|f",
+        "gaps_pay|f",
+        "messages_pay|f",
+        "next_pay|t",
+        "pending_pay|t",
+        "pending_pay_All of it|f",
+        "stats_pay|t",
+    ];
+    assert_eq!(rows(&client, there).await, views);
+    run(&client, "INSERT INTO \"the shop\".pay (event_id) VALUES ('a')").await;
+    assert_eq!(row(&client, "SELECT event_id FROM mine").await, "a");
+    run(&client, "SELECT postbox.disable_inbox_priority('pay'); SELECT postbox.disable_inbox_ordering('pay')").await;
+    assert_eq!(rows(&client, there).await, ["dlq_pay|f", "messages_pay|f", "pending_pay|t", "stats_pay|t"]);
+    // A schema that is renamed is no other one.
+    run(&client, "ALTER SCHEMA \"the shop\" RENAME TO shop; SELECT postbox.repair_inbox('pay')").await;
+    // Moved and not repaired.
+    run(&client, "ALTER TABLE shop.pay SET SCHEMA public; SELECT postbox.drop_inbox('pay', cascade => true)").await;
+    let left = "SELECT relname FROM pg_class WHERE relnamespace = 'shop'::regnamespace UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'shop'::regnamespace";
+    assert_eq!(rows(&client, &format!("{left} UNION ALL {LEFT}")).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn an_inbox_is_made_again_over_what_is_left_of_it() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "SELECT postbox.create_inbox('pay', style => 'update'); INSERT INTO pay (event_id) VALUES ('a'); DROP EXTENSION postbox CASCADE; CREATE EXTENSION postbox;
+         SELECT postbox.enable_inbox_tracking('pay', style => 'update')",
+    )
+    .await;
+    assert_eq!(row(&client, "SELECT event_id FROM pending_pay").await, "a");
+    run(&client, "DROP TABLE pay CASCADE; SELECT postbox.drop_inbox('pay')").await;
+    assert_eq!(rows(&client, LEFT).await, [""; 0]);
+}
