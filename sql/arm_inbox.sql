@@ -275,6 +275,41 @@ end
 $function$;
 comment on function postbox._arm_heads(postbox.inbox, text) is 'Private: makes the function that finds the next messages of lanes';
 
+-- CREATE OR REPLACE leaves its owner what somebody had prepared, who could then run what he likes as whoever sends or reads. Who owns the schema of
+-- Postbox could do that anyway.
+create or replace function postbox._require_own_parts(box postbox.inbox) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    made record;
+begin
+    select string_agg(distinct format('"%s"', o.owner), ', ') as owners,
+            string_agg(format('%s of "%s"', o.name, o.owner), ', ' order by o.name) as list,
+            string_agg(format('ALTER %s OWNER TO %I', o.name, pg_get_userbyid(c.relowner)), '; ' order by o.name) as remedy
+        into made
+        from (
+            select 'FUNCTION ' || p.oid::regprocedure as name, pg_get_userbyid(p.proowner) as owner, p.proowner as owner_id, p.pronamespace as namespace
+                from pg_proc p where p.oid in (select f from postbox._inbox_functions(box) f)
+            union all
+            select 'VIEW ' || v.oid::regclass, pg_get_userbyid(v.relowner), v.relowner, v.relnamespace
+                from pg_class v where v.oid in (select w from postbox._inbox_views(box) w)
+        ) o
+        join pg_class c on c.oid = box.relation and c.relnamespace = o.namespace
+        where not pg_has_role(o.owner_id, 'usage')
+           or o.owner <> current_user and not pg_has_role(o.owner_id, c.relowner, 'member')
+              and o.owner_id <> (select n.nspowner from pg_namespace n where n.nspname = 'postbox');
+    if made.list is not null then
+        raise exception using errcode = 'duplicate_function',
+            message = format('parts of inbox "%s" belong to %s, not to who owns its table', box.name, made.owners),
+            detail = format('Who owns a part can replace it, and nobody else: %s.', made.list),
+            hint = case when box.armed_as is null then 'They were there before the inbox: drop them, or choose another name for it.'
+                else format('Give them to the owner of the table and call this again, in one transaction: %s', made.remedy) end;
+    end if;
+end
+$function$;
+comment on function postbox._require_own_parts(postbox.inbox) is 'Private: refuses an inbox of which somebody else owns a part';
+
 create or replace function postbox._arm_inbox(inbox_name text) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -282,11 +317,29 @@ as $function$
 declare
     box postbox.inbox;
     namespace name;
-    foreign_made record;
+    taken regprocedure;
 begin
     select * into strict box from postbox.inbox i where i.name = inbox_name;
     select n.nspname into namespace
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation;
+    select o.function into taken
+        from (
+            select to_regprocedure(format('%I.%I(%s)', namespace, box.name || f.suffix, f.arguments)) as function
+            from (values
+                ('claim,update', '_refused', ''), ('claim,update', '_arriving', ''), ('update', '_updated', ''), ('claim', '_arrived', ''),
+                ('claim', '_claimed', 'text[], int[], bigint'), ('claim', '_heads', 'text[], bigint[], boolean[], text[]'),
+                ('claim,update', '_receive', 'text[], jsonb[], text[], text[], text[], bigint[], int[], jsonb[], timestamptz[], text[]')
+            ) as f(styles, suffix, arguments)
+            where box.style = any (string_to_array(f.styles, ','))
+        ) o
+        where o.function is not null and o.function not in (select f from postbox._inbox_functions(box) f)
+        limit 1;
+    if found then
+        raise exception using errcode = 'duplicate_function',
+            message = format('function %s exists already, and inbox "%s" is to have one of that name', taken, box.name),
+            hint = 'Rename that function, or choose another name for the inbox.';
+    end if;
+    perform postbox._require_own_parts(box);
     perform postbox._arm_refusals(box, format('%I.%I', namespace, box.name || '_refused'));
     perform postbox._arm_arriving(box, format('%I.%I', namespace, box.name || '_arriving'));
     perform postbox._arm_receive(box, format('%I.%I', namespace, box.name || '_receive'));
@@ -313,25 +366,8 @@ begin
 
     perform postbox._arm_inbox_style(box);
     perform postbox._make_inbox_views(box.name);
-
-    -- CREATE OR REPLACE leaves its owner what somebody had prepared, who could then run what he likes as whoever sends or reads. Looked at last: what
-    -- we have just written nobody changes until the commit.
-    select o.name, pg_get_userbyid(o.owner) as owner into foreign_made
-        from (
-            select 'function ' || p.oid::regprocedure as name, p.proowner as owner, p.pronamespace as namespace
-                from pg_proc p where p.oid in (select f from postbox._inbox_functions(box) f)
-            union all
-            select 'view ' || v.oid::regclass, v.relowner, v.relnamespace from pg_class v where v.oid in (select w from postbox._inbox_views(box) w)
-        ) o
-        join pg_class c on c.oid = box.relation and c.relnamespace = o.namespace
-        where pg_get_userbyid(o.owner) <> current_user and not pg_has_role(o.owner, c.relowner, 'member')
-        limit 1;
-    if found then
-        raise exception using errcode = 'duplicate_function',
-            message = format('%s belongs to "%s", who does not own inbox "%s"', foreign_made.name, foreign_made.owner, box.name),
-            detail = 'Its name is that of a part of the inbox, which its owner could replace.',
-            hint = 'Drop it, or have it owned by the owner of the table: ALTER ... OWNER TO.';
-    end if;
+    -- Again: what we have just written nobody changes until the commit.
+    perform postbox._require_own_parts(box);
 end
 $function$;
 comment on function postbox._arm_inbox(text) is 'Private: makes the triggers of an inbox anew, as its settings are';

@@ -692,7 +692,14 @@ async fn what_somebody_has_prepared_is_not_taken_for_part_of_an_inbox() {
     )
     .await;
     let create = "SELECT postbox.create_inbox('pay', 'app')";
-    refused(&client, create, "42723", "app.pay_arrived() belongs to \"eve\"", "OWNER TO").await;
+    refused(&client, create, "42723", "function app.pay_arrived() exists already", "another name").await;
+    // However well it is made up.
+    run(
+        &client,
+        "SET ROLE eve; COMMENT ON FUNCTION app.pay_arrived() IS 'Trigger of inbox pay, made by Postbox'; RESET ROLE",
+    )
+    .await;
+    refused(&client, create, "42723", "inbox \"pay\" belong to \"eve\"", "drop them, or choose another name").await;
     run(&client, "DROP FUNCTION app.pay_arrived()").await;
     run(&client, &format!("{create}; ALTER TABLE app.pay OWNER TO shop")).await;
     // Theirs who own the table, or were members of that role when they made the inbox.
@@ -701,9 +708,60 @@ async fn what_somebody_has_prepared_is_not_taken_for_part_of_an_inbox() {
     let repair = "SELECT postbox.repair_inbox('pay')";
     for (kind, name) in [("FUNCTION", "app.pay_receive"), ("FUNCTION", "app.pay_heads"), ("VIEW", "app.pending_pay")] {
         run(&client, &format!("ALTER {kind} {name} OWNER TO eve")).await;
-        refused(&client, repair, "42723", "belongs to \"eve\"", "OWNER TO").await;
+        refused(&client, repair, "42723", "inbox \"pay\" belong to \"eve\"", &format!("ALTER {kind} {name}")).await;
         run(&client, &format!("ALTER {kind} {name} OWNER TO clerk; {repair}")).await;
     }
+}
+
+/// The statements that a hint ends with.
+async fn follow(client: &Client, call: &str) {
+    let refusal = error(client, call).await;
+    let hint = refusal.hint().unwrap();
+    let (_, statements) = hint.split_once(": ").unwrap();
+    run(client, &format!("BEGIN; {statements}; {call}; COMMIT")).await;
+}
+
+#[tokio::test]
+async fn who_gets_the_table_of_an_inbox_is_told_what_else_there_is_to_have() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "CREATE ROLE op; CREATE ROLE \"the app\"; GRANT CREATE ON SCHEMA public TO op, \"the app\"; SELECT postbox.grant_role('operator', 'op');
+         SELECT postbox.grant_role('operator', '\"the app\"'); SET ROLE op; SELECT postbox.create_inbox('pay'); SELECT postbox.create_inbox('due', style => 'update');
+         SELECT postbox.enable_inbox_ordering('pay'); RESET ROLE; ALTER TABLE pay OWNER TO \"the app\"; ALTER TABLE due OWNER TO \"the app\"",
+    )
+    .await;
+    let tiers = r#"SELECT postbox.enable_inbox_priority('pay', tiers => '[{"name": "all"}]')"#;
+    for who in ["SET ROLE \"the app\"", "RESET ROLE"] {
+        run(&client, who).await;
+        let refusal = error(&client, tiers).await;
+        assert_eq!(refusal.code().code(), "42723", "{who}: {refusal:?}");
+        let detail = refusal.detail().unwrap();
+        for part in ["pay_refused()", "pay_arriving()", "pay_arrived()", "pay_claimed(", "pay_heads(", "pay_receive("] {
+            assert!(detail.contains(&format!("FUNCTION public.{part}")), "{part}: {detail}");
+        }
+        for part in ["pending_pay", "dlq_pay", "messages_pay", "stats_pay", "next_pay", "gaps_pay"] {
+            assert!(detail.contains(&format!("VIEW public.{part} of \"op\"")), "{part}: {detail}");
+        }
+    }
+    follow(&client, tiers).await;
+    follow(&client, "SELECT postbox.repair_inbox('due')").await;
+    // What a superuser has made since is his.
+    let disable = "SELECT postbox.disable_inbox_priority('pay')";
+    run(&client, "SET ROLE \"the app\"").await;
+    refused(&client, disable, "42723", "belong to \"postgres\"", "ALTER VIEW public.pending_pay_all OWNER TO").await;
+    run(&client, "RESET ROLE; ALTER VIEW pending_pay_all OWNER TO \"the app\"").await;
+    run(&client, "SET ROLE \"the app\"; SELECT postbox.disable_inbox_priority('pay'); SELECT postbox.disable_inbox_ordering('pay')").await;
+    run(&client, "SELECT postbox.drop_inbox('pay'); SELECT postbox.drop_inbox('due'); RESET ROLE").await;
+    assert_eq!(rows(&client, LEFT).await, [""; 0]);
+
+    // Who owns the schema of Postbox could change what the triggers call anyway.
+    run(
+        &client,
+        "SELECT postbox.create_inbox('pay'); ALTER TABLE pay OWNER TO \"the app\"; CREATE ROLE admin SUPERUSER; SET ROLE admin;
+         SELECT postbox.repair_inbox('pay'); RESET ROLE",
+    )
+    .await;
 }
 
 /// What lies in schema public and is no table.
@@ -750,6 +808,42 @@ async fn what_has_the_name_of_a_view_of_an_inbox_stays() {
     );
     run(&client, "DROP VIEW dlq_pay").await;
     assert_eq!(rows(&client, LEFT).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn what_has_the_name_of_a_function_of_an_inbox_stays() {
+    let (_cluster, client) = start().await;
+    for (style, function) in [
+        ("claim", "pay_refused()"),
+        ("claim", "pay_arriving()"),
+        ("claim", "pay_arrived()"),
+        ("claim", "pay_claimed(text[], int[], bigint)"),
+        ("claim", "pay_heads(text[], bigint[], boolean[], text[])"),
+        ("update", "pay_updated()"),
+        (
+            "update",
+            "pay_receive(text[], jsonb[], text[], text[], text[], bigint[], int[], jsonb[], timestamptz[], text[])",
+        ),
+    ] {
+        let body = if function.ends_with("()") {
+            "RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+        } else {
+            "RETURNS text RETURN 42::text"
+        };
+        run(&client, &format!("CREATE FUNCTION {function} {body}")).await;
+        let make = format!("SELECT postbox.create_inbox('pay', style => '{style}')");
+        refused(&client, &make, "42723", "exists already", "another name").await;
+        run(&client, &format!("DROP FUNCTION {function}")).await;
+    }
+    // Others are in nobody's way.
+    run(
+        &client,
+        "CREATE FUNCTION pay_updated() RETURNS text RETURN 42::text; CREATE FUNCTION pay_arrived(int) RETURNS text RETURN 43::text;
+         SELECT postbox.create_inbox('pay'); SELECT postbox.enable_inbox_ordering('pay'); SELECT postbox.disable_inbox_ordering('pay'); SELECT postbox.drop_inbox('pay')",
+    )
+    .await;
+    assert_eq!(row(&client, "SELECT pay_updated(), pay_arrived(1)").await, "42|43");
+    run(&client, "DROP FUNCTION pay_updated(); DROP FUNCTION pay_arrived(int)").await;
 }
 
 #[tokio::test]
