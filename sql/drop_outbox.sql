@@ -1,5 +1,43 @@
 -- Undoes create_outbox (the table goes, with its rows) or adopt_outbox (only the mark goes).
 
+-- For the caller's transaction: nobody publishes to the outbox, and nobody begins to. In the order of publishers, who write what lies beside an outbox
+-- before its row. One that has written a row already may want the rest still, while we want the row: half a second is less than deadlock_timeout, so we
+-- give up before it is harmed.
+create or replace function postbox._lock_to_drop(outbox regclass, schema text, name text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '500ms'
+as $function$
+declare
+    part regclass;
+begin
+    for part in
+        select p.relation from (
+            select l.waiting, 1 from postbox.outbox_later l join pg_class c on c.oid = l.waiting where l.outbox = _lock_to_drop.outbox
+            union all
+            select o.published, 2 from postbox.outbox_once o join pg_class c on c.oid = o.published where o.outbox = _lock_to_drop.outbox
+            union all
+            select k.claims::regclass, 3 from postbox._claim_check k where k.outbox = _lock_to_drop.outbox
+            union all
+            select _lock_to_drop.outbox, 4
+        ) p(relation, n)
+        order by p.n
+    loop
+        execute format('lock table %s in access exclusive mode', part);
+    end loop;
+exception
+when insufficient_privilege then
+    -- Who does not own them is told so by what drops them.
+    null;
+when lock_not_available then
+    raise exception using errcode = 'lock_not_available',
+        message = format('outbox "%s.%s" is in use', schema, name),
+        detail = 'A transaction that published to it or read it has not ended for half a second.',
+        hint = 'Try again, or when fewer use it. pg_locks shows who holds its locks.';
+end
+$function$;
+comment on function postbox._lock_to_drop(regclass, text, text) is 'Private: an outbox that nobody else uses until the commit';
+
 create or replace function postbox.drop_outbox(
     name   text,
     schema text    default 'public',
@@ -22,6 +60,11 @@ begin
         raise exception using errcode = 'null_value_not_allowed',
             message = 'the name and the schema of an outbox cannot be NULL',
             hint = 'postbox.outbox_status() lists the outboxes.';
+    end if;
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception using errcode = 'active_sql_transaction',
+            message = format('outbox "%s.%s" cannot be dropped in a transaction that is %s', schema, name, current_setting('transaction_isolation')),
+            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
     end if;
     -- Another drop of it, or a group that is just being made on it, is waited for.
     perform pg_advisory_xact_lock(postbox._lock_key(to_regclass(format('%I.%I', schema, name))));
@@ -57,6 +100,7 @@ begin
             detail = 'Without it nothing could be written to the table any more.',
             hint = 'End the capture first: postbox.disable_outbox.';
     end if;
+    perform postbox._lock_to_drop(target, schema, name);
     select l.waiting into waiting from postbox.outbox_later l join pg_class c on c.oid = l.waiting where l.outbox = target;
     if waiting is not null then
         execute format('select exists (select from %s)', waiting) into holds;
@@ -82,7 +126,6 @@ begin
         end if;
         execute format('drop trigger postbox_outbox on %I.%I', schema, name);
     else
-        -- In this order, as publishers write the claim first and then its event.
         select format('%I.%I, ', k.schema, k.name) into claims from postbox._claim_check k where k.outbox = target;
         execute format('drop table %s%I.%I', claims, schema, name);
     end if;

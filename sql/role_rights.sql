@@ -228,6 +228,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._locked_outbox(regclass, text)'),
             ('operator', 'execute', 'function postbox._write_marker(postbox._marker, text[])'),
             ('operator', 'execute', 'function postbox.drop_outbox(text, text, boolean)'),
+            ('operator', 'execute', 'function postbox._lock_to_drop(regclass, text, text)'),
             ('operator', 'execute', 'function postbox.enable_outbox(text, text, text[], text[], text, boolean)'),
             ('operator', 'execute', 'function postbox._enable_outbox(regclass, text, text, regclass, text[], text[], text, boolean)'),
             ('operator', 'execute', 'function postbox._check_captured(regclass, text)'),

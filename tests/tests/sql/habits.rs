@@ -6,6 +6,7 @@ use std::time::Duration;
 use postbox::testing::{Tap, published_here};
 use postbox_tests::{Cluster, postbox_binary, wait_until_async};
 use tokio_postgres::Client;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::{error, refused, row, rows, run, start};
 use crate::shop::PATIENCE;
@@ -387,4 +388,68 @@ async fn a_delayed_event_that_is_not_allowed_holds_up_no_other() {
         run(&client, "RESET ROLE; DROP OWNED BY keeper; DROP ROLE keeper").await;
         assert_eq!(row(&client, "SELECT count(*) FROM orders_later WHERE due_at <= now()").await, "1");
     }
+}
+
+/// Calls it in a session of its own; once it waits for a lock, the other thing is done.
+async fn while_it_waits(cluster: &Cluster, sql: &str, then: impl AsyncFnOnce()) -> Result<(), DbError> {
+    let (caller, watcher) = (cluster.client("postgres").await, cluster.client("postgres").await);
+    let mut call = std::pin::pin!(caller.batch_execute(sql));
+    let waits = wait_until_async("it waits", PATIENCE, async || {
+        (row(&watcher, "SELECT count(*) FROM pg_locks WHERE NOT granted").await == "1").then_some(())
+    });
+    let ended = tokio::select! { ended = &mut call => Some(ended), () = waits => None };
+    let ended = match ended {
+        Some(ended) => {
+            then().await;
+            ended
+        }
+        None => tokio::join!(call, then()).0,
+    };
+    ended.map_err(|error| error.as_db_error().expect("an error of the server").clone())
+}
+
+#[tokio::test]
+async fn a_delayed_event_that_is_committed_while_its_outbox_is_being_dropped_is_kept() {
+    let (cluster, client) = outbox().await;
+    run(&client, "SELECT postbox.enable_delayed_events('orders')").await;
+    loop {
+        run(&client, "DELETE FROM orders_later; BEGIN; SELECT postbox.publish_later('orders', 'late', '{}', now() + interval '1 hour')").await;
+        let dropped =
+            while_it_waits(&cluster, "SELECT postbox.drop_outbox('orders')", async || run(&client, "COMMIT").await);
+        let error = dropped.await.expect_err("there is an event");
+        assert_eq!(row(&client, "SELECT type FROM orders_later").await, "late");
+        // On a slow machine the drop has given up before.
+        if *error.code() != SqlState::LOCK_NOT_AVAILABLE {
+            assert_eq!(error.code().code(), "55006", "{error:?}");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drop_gives_way_to_publishers() {
+    let (cluster, client) = outbox().await;
+    run(
+        &client,
+        "SELECT postbox.enable_delayed_events('orders'), postbox.enable_unique_events('orders'), postbox.enable_claim_check('orders', 0, 0);
+         CREATE TABLE old (event_id uuid, type text, payload jsonb); SELECT postbox.adopt_outbox('old'), postbox.enable_delayed_events('old')",
+    )
+    .await;
+    for (outbox, next) in [
+        ("orders", "SELECT postbox.publish_later('orders', 'late', '{}', now() + interval '1 hour')"),
+        ("orders", "SELECT postbox.publish_large('orders', 'large', '{}'::text)"),
+        ("orders", "SELECT postbox.publish_once('orders', gen_random_uuid(), 'once', '{}')"),
+        ("old", "SELECT postbox.publish_later('old', 'late', '{}', now() + interval '1 hour')"),
+    ] {
+        run(&client, &format!("BEGIN; SELECT postbox.publish('{outbox}', 'first', '{{}}')")).await;
+        let drop = format!("SELECT postbox.drop_outbox('{outbox}', force => true)");
+        let error = while_it_waits(&cluster, &drop, async || run(&client, next).await).await.expect_err("in use");
+        assert_eq!(error.code().code(), "55P03", "{next}: {error:?}");
+        assert_eq!(error.message(), format!("outbox \"public.{outbox}\" is in use"));
+        assert!(error.hint().is_some_and(|hint| hint.contains("Try again")), "{error:?}");
+        run(&client, "COMMIT").await;
+    }
+    run(&client, "SELECT postbox.drop_outbox('orders', force => true), postbox.drop_outbox('old', force => true)")
+        .await;
+    assert_eq!(row(&client, "SELECT count(*) FROM pg_class WHERE relname ~ '^(orders|old_)'").await, "0");
 }

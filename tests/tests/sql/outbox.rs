@@ -181,3 +181,20 @@ async fn an_outbox_that_a_group_reads_is_dropped_only_by_force() {
         pg_logical_slot_peek_binary_changes(slot_name, NULL, NULL), postbox.decode(data) d";
     assert_eq!(row(&client, owed).await, "public.orders|last words");
 }
+
+#[tokio::test]
+async fn an_outbox_is_not_dropped_by_who_does_not_see_what_others_commit() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders'); SELECT postbox.enable_delayed_events('orders'); CREATE TABLE docs (id int PRIMARY KEY)").await;
+    run(&client, "SELECT postbox.enable_outbox('docs')").await;
+    let other = cluster.client("postgres").await;
+    for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
+        for drop in ["drop_outbox('orders')", "disable_outbox('docs', with_outbox => true)"] {
+            run(&client, &format!("BEGIN ISOLATION LEVEL {isolation}; SELECT 1")).await;
+            run(&other, "SELECT postbox.publish_later('orders', 't', '{}', now() + interval '1 hour')").await;
+            let sql = format!("SELECT postbox.{drop}");
+            refused(&client, &sql, "25001", &isolation.to_lowercase(), "READ COMMITTED").await;
+            run(&client, "ROLLBACK").await;
+        }
+    }
+}
