@@ -39,6 +39,71 @@ end
 $function$;
 comment on function postbox._make_beside(postbox._marker, text, text, text) is 'Private: makes a table that belongs to an outbox';
 
+create or replace function postbox._publish_column(outbox regclass, name text, arguments text[], role text, out column_name text, out type_oid oid)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    wanted constant text := postbox._marker_column(arguments, role);
+    optional constant boolean := role in ('key', 'headers');
+begin
+    select a.attname, a.atttypid into column_name, type_oid
+        from pg_attribute a where a.attrelid = outbox and a.attname = wanted and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v';
+    if not found and not (optional and wanted in ('', role) and not (role || '=' || role) = any (arguments)) then
+        raise exception using errcode = 'wrong_object_type',
+            message = format('the columns of outbox "%s" cannot be told: ', name)
+                || case when wanted = '' or not exists (select from unnest(arguments) as a(argument) where starts_with(a.argument, role || '='))
+                    then format('there is no column for %s, which every event needs', role)
+                    else format('the column "%s" for %s does not exist', wanted, role) end,
+            hint = 'Adopt the table anew: postbox.drop_outbox takes the mark off it, then postbox.adopt_outbox.';
+    end if;
+end
+$function$;
+comment on function postbox._publish_column(regclass, text, text[], text) is 'Private: the column that a part of an event goes into';
+
+-- What `publish` would refuse when the event is due is refused now, in the same words.
+create or replace function postbox._require_publishable(marker postbox._marker, name text, key text, headers jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    of_text constant regtype[] := '{text,varchar,jsonb,json,bytea,uuid,int2,int4,int8}';
+    part record;
+    field record;
+begin
+    for part in
+        select p.role, p.given, p.types, p.is_null
+        from (values
+            ('event_id', 'uuid'::regtype, '{uuid,text,varchar}'::regtype[], true),
+            ('type', 'text'::regtype, of_text, true),
+            ('key', 'text'::regtype, of_text, key is null),
+            ('headers', 'jsonb'::regtype, '{jsonb,json,text,varchar}'::regtype[], headers is null),
+            ('payload', 'text'::regtype, of_text, true)
+        ) as p(role, given, types, is_null)
+    loop
+        select * into field from postbox._publish_column(marker.outbox, name, marker.arguments, part.role);
+        if field.column_name is null then
+            if not part.is_null then
+                raise exception using errcode = 'undefined_column',
+                    message = format('outbox "%s" has no column for %s', name, part.role),
+                    hint = format('Leave %1$s out, or add the column and adopt the table anew with postbox.adopt_outbox.', part.role);
+            end if;
+            continue;
+        end if;
+        if field.type_oid <> all (part.types) then
+            raise exception using errcode = 'datatype_mismatch',
+                message = format('%s of type %s does not fit column "%s" of outbox "%s", which has type %s', part.role, part.given, field.column_name, name,
+                    format_type(field.type_oid, null)),
+                hint = 'postbox.publish cannot write this column; INSERT into the table instead.';
+        end if;
+        if part.role = 'key' and key is not null and field.type_oid not in ('text'::regtype, 'varchar'::regtype) then
+            execute format('select $1::%s', field.type_oid::regtype) using key;
+        end if;
+    end loop;
+end
+$function$;
+comment on function postbox._require_publishable(postbox._marker, text, text, jsonb) is 'Private: refuses an event that publish would refuse';
+
 create or replace function postbox._enable_delayed_events(outbox regclass, name text) returns regclass
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -52,6 +117,7 @@ begin
             message = format('outbox "%s" takes delayed events already', name),
             hint = 'postbox.publish_later publishes one.';
     end if;
+    perform postbox._require_publishable(marker, name, null, null);
     beside := postbox._make_beside(marker, '_later', format(
         'id       pg_catalog.int8        generated always as identity primary key,
          due_at   pg_catalog.timestamptz not null,
@@ -97,12 +163,18 @@ begin
     if visible_at <= clock_timestamp() then
         return postbox.publish(format('%I.%I', marker.schema, marker.name), type, payload, key, headers, id);
     end if;
+    if type is null then
+        raise exception using errcode = 'null_value_not_allowed',
+            message = 'the type of an event cannot be NULL',
+            hint = 'postbox.publish needs an outbox and a type; payload, key and headers may be NULL.';
+    end if;
     select l.waiting into beside from postbox.outbox_later l where l.outbox = _publish_later.outbox;
     if not found then
         raise exception using errcode = 'object_not_in_prerequisite_state',
             message = format('outbox "%s" takes no delayed events', name),
             hint = format('Its owner calls postbox.enable_delayed_events(%L) once.', name);
     end if;
+    perform postbox._require_publishable(marker, name, key, headers);
     execute format('insert into %s (due_at, event_id, key, type, headers, payload) values ($1, $2, $3, $4, $5, $6::%s)', beside,
         (select format_type(a.atttypid, null) from pg_attribute a where a.attrelid = beside and a.attname = 'payload'))
         using visible_at, id, key, type, headers, payload;
@@ -131,8 +203,24 @@ create or replace function postbox.publish_later(
 comment on function postbox.publish_later(text, text, jsonb, timestamptz, text, jsonb, uuid) is
     'Publishes an event that leaves when visible_at is past, as soon as maintenance comes to it; it is part of the transaction. Needs INSERT on <outbox>_later';
 
--- Two that do it at once delete each row once.
-create or replace function postbox._publish_due(outbox regclass, most int) returns bigint
+-- Those that are due, first those whose time came first. Nobody moves them or takes them back any more; what somebody is just doing that to is left to
+-- him, and comes with a later run if it is still due then.
+create or replace function postbox._take_due(waiting regclass, most int) returns bigint[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+as $function$
+declare
+    ids bigint[];
+begin
+    execute format('select array(select l.id from %s l where l.due_at <= $1 order by l.due_at, l.id limit $2 for update skip locked)', waiting)
+        into ids using clock_timestamp(), most;
+    return ids;
+end
+$function$;
+comment on function postbox._take_due(regclass, int) is 'Private: the delayed events that are due, locked';
+
+create or replace function postbox._publish_due(outbox regclass, ids bigint[]) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -142,20 +230,18 @@ declare
     moved bigint;
 begin
     execute format(
-        'with due as (
-             select l.id from %1$s l where l.due_at <= clock_timestamp() order by l.due_at, l.id limit $1
-         ), gone as (
-             delete from %1$s l using due d where l.id = d.id returning l.*
+        'with gone as (
+             delete from %s l where l.id = any ($1) returning l.*
          ), published as materialized (
              select postbox.publish($2, g.type, g.payload::text, g.key, g.headers, g.event_id) from (select g.* from gone g order by g.due_at, g.id) g
          )
          select count(*) from published',
         (select l.waiting from postbox.outbox_later l where l.outbox = _publish_due.outbox))
-        into moved using most, format('%I.%I', marker.schema, marker.name);
+        into moved using ids, format('%I.%I', marker.schema, marker.name);
     return moved;
 end
 $function$;
-comment on function postbox._publish_due(regclass, int) is 'Private: moves delayed events that are due into an outbox';
+comment on function postbox._publish_due(regclass, bigint[]) is 'Private: moves delayed events into an outbox';
 
 -- What maintenance does for them.
 create or replace function postbox._publish_all_due() returns table (subject text, outcome text, detail text)
@@ -170,7 +256,7 @@ declare
     moved bigint;
     total bigint;
     failing int;
-    postponed bigint;
+    ids bigint[];
 begin
     delete from postbox.outbox_later l where not exists (select from postbox._marker m where m.outbox = l.outbox)
         or not exists (select from pg_class c where c.oid = l.waiting);
@@ -183,14 +269,18 @@ begin
             -- Whom nothing is allowed puts nothing off.
             if not has_table_privilege(later.waiting, 'select') or not has_table_privilege(later.waiting, 'update')
                 or not has_table_privilege(later.waiting, 'delete') or not has_any_column_privilege(later.outbox, 'insert')
+                or not has_schema_privilege(later.schema, 'usage')
+                or exists (select from postbox._owned_sequences(later.outbox) s where not has_sequence_privilege(s, 'usage, update'))
             then
                 raise exception using errcode = 'insufficient_privilege',
                     message = format('role "%s" may not move delayed events from %s to %s', current_user, later.waiting, later.outbox),
                     hint = 'postbox.grant_role(''maintainer'', ..., ''{outbox}'') grants what maintenance needs.';
             end if;
             loop
+                ids := postbox._take_due(later.waiting, batch);
+                exit when ids = '{}';
                 begin
-                    moved := postbox._publish_due(later.outbox, batch);
+                    moved := postbox._publish_due(later.outbox, ids);
                     total := total + moved;
                     exit when moved < batch or total >= most;
                     batch := least(batch * 2, most);
@@ -198,17 +288,13 @@ begin
                     raise;
                 when others then
                     -- One of them cannot be published, or is not allowed there. It is found by taking fewer, and comes after the others.
-                    if batch > 1 then
-                        batch := greatest(batch / 8, 1);
+                    if cardinality(ids) > 1 then
+                        batch := greatest(cardinality(ids) / 8, 1);
                         continue;
                     end if;
                     outcome := 'skipped';
-                    detail := sqlerrm;
-                    execute format(
-                        'update %1$s l set due_at = clock_timestamp() + interval ''1 minute''
-                         where l.id = (select d.id from %1$s d where d.due_at <= clock_timestamp() order by d.due_at, d.id limit 1) returning l.id', later.waiting)
-                        into postponed;
-                    detail := format('delayed event %s is tried again in a minute: %s', postponed, detail);
+                    detail := format('delayed event %s is tried again in a minute: %s', ids[1], sqlerrm);
+                    execute format('update %s l set due_at = clock_timestamp() + interval ''1 minute'' where l.id = $1', later.waiting) using ids[1];
                     return next;
                     failing := failing + 1;
                     exit when failing >= most_failing;
@@ -216,7 +302,7 @@ begin
             end loop;
             outcome := case when total >= most or failing >= most_failing then 'more' else 'published' end;
             detail := format('%s delayed events', total);
-            if total > 0 then
+            if total > 0 or failing >= most_failing then
                 return next;
             end if;
         exception when others then

@@ -53,28 +53,6 @@ end
 $function$;
 comment on function postbox._publish_target(regclass, text) is 'Private: the outbox that is published to';
 
-create or replace function postbox._publish_column(outbox regclass, name text, arguments text[], role text, out column_name text, out type_oid oid)
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp
-as $function$
-declare
-    wanted constant text := postbox._marker_column(arguments, role);
-    optional constant boolean := role in ('key', 'headers');
-begin
-    select a.attname, a.atttypid into column_name, type_oid
-        from pg_attribute a where a.attrelid = outbox and a.attname = wanted and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v';
-    if not found and not (optional and wanted in ('', role) and not (role || '=' || role) = any (arguments)) then
-        raise exception using errcode = 'wrong_object_type',
-            message = format('the columns of outbox "%s" cannot be told: ', name)
-                || case when wanted = '' or not exists (select from unnest(arguments) as a(argument) where starts_with(a.argument, role || '='))
-                    then format('there is no column for %s, which every event needs', role)
-                    else format('the column "%s" for %s does not exist', wanted, role) end,
-            hint = 'Adopt the table anew: postbox.drop_outbox takes the mark off it, then postbox.adopt_outbox.';
-    end if;
-end
-$function$;
-comment on function postbox._publish_column(regclass, text, text[], text) is 'Private: the column that a part of an event goes into';
-
 -- `given` is the type of the payload, which comes as `bytes` if that is bytea, else as text.
 create or replace function postbox._publish(
     outbox regclass, path text, name text, type text, given regtype, payload text, bytes bytea, key text, headers jsonb, event_id uuid

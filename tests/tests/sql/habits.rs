@@ -351,9 +351,14 @@ async fn a_delayed_event_that_cannot_leave_holds_up_no_other() {
     // However many there are.
     run(&client, "INSERT INTO orders_later (due_at, type, payload) SELECT now() - interval '1 hour', 'bad', '{}' FROM generate_series(1, 150)").await;
     run(&client, &publish("third", 0)).await;
-    for _ in 0..4 {
-        rows(&client, maintain).await;
-    }
+    let said = rows(&client, maintain).await;
+    assert_eq!(
+        (said.len(), &*said[100]),
+        (101, "public.orders|more|0 delayed events"),
+        "whoever maintains calls again"
+    );
+    let said = rows(&client, maintain).await;
+    assert_eq!((said.len(), &*said[50]), (51, "public.orders|published|1 delayed events"), "{said:?}");
     assert_eq!(rows(&client, STORED).await, ["first||{}", "second||{}", "third||{}"]);
     run(&client, "ALTER TABLE orders DROP CONSTRAINT orders_type_check; UPDATE orders_later SET due_at = now()").await;
     assert_eq!(rows(&client, maintain).await, ["public.orders|published|151 delayed events"]);
@@ -388,6 +393,132 @@ async fn a_delayed_event_that_is_not_allowed_holds_up_no_other() {
         run(&client, "RESET ROLE; DROP OWNED BY keeper; DROP ROLE keeper").await;
         assert_eq!(row(&client, "SELECT count(*) FROM orders_later WHERE due_at <= now()").await, "1");
     }
+}
+
+#[tokio::test]
+async fn a_delayed_event_that_somebody_holds_holds_up_no_other() {
+    let (cluster, client) = outbox().await;
+    run(
+        &client,
+        "SELECT postbox.enable_delayed_events('orders'); ALTER TABLE orders ADD CHECK (type <> 'bad');
+         INSERT INTO orders_later (due_at, type, payload) SELECT now() - interval '1 hour' + n * interval '1 minute', 'n' || n, '{}' FROM generate_series(1, 5) n",
+    )
+    .await;
+    let maintain = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
+    let other = cluster.client("postgres").await;
+    run(&other, "BEGIN; DELETE FROM orders_later WHERE type = 'n3'").await;
+    assert_eq!(rows(&client, maintain).await, ["public.orders|published|4 delayed events"]);
+    // What cannot be published is another one, and so is what is put off.
+    run(&client, "INSERT INTO orders_later (due_at, type, payload) VALUES (now() - interval '1 second', 'bad', '{}')")
+        .await;
+    let bad = row(&client, "SELECT id FROM orders_later WHERE type = 'bad'").await;
+    let said = row(&client, maintain).await;
+    assert!(said.starts_with(&format!("public.orders|skipped|delayed event {bad} is tried again")), "{said}");
+    assert_eq!(rows(&client, maintain).await, [""; 0], "nothing else is due");
+    run(&other, "ROLLBACK").await;
+    assert_eq!(rows(&client, maintain).await, ["public.orders|published|1 delayed events"]);
+    let expected = ["n1||{}", "n2||{}", "n4||{}", "n5||{}", "n3||{}"];
+    assert_eq!(rows(&client, STORED).await, expected, "each once");
+    // Somebody has another time in mind for it.
+    run(
+        &client,
+        "DELETE FROM orders_later; INSERT INTO orders_later (due_at, type, payload) VALUES (now(), 'moved', '{}')",
+    )
+    .await;
+    run(&other, "BEGIN; UPDATE orders_later SET due_at = now() + interval '1 day'").await;
+    assert_eq!(rows(&client, maintain).await, [""; 0]);
+    run(&other, "COMMIT").await;
+    assert_eq!(rows(&client, maintain).await, [""; 0]);
+    assert_eq!(row(&client, "SELECT type FROM orders_later").await, "moved");
+}
+
+#[tokio::test]
+async fn a_delayed_event_is_put_off_by_its_own_fault_only() {
+    let (_cluster, client) = outbox().await;
+    run(
+        &client,
+        "CREATE TABLE old (id bigserial, event_id uuid, type text, payload jsonb); SELECT postbox.adopt_outbox('old');
+         SELECT postbox.enable_delayed_events('old'); CREATE ROLE keeper; SELECT postbox.grant_role('maintainer', 'keeper', '{old}');
+         INSERT INTO old_later (due_at, type, payload) VALUES (now(), 'first', '{}')",
+    )
+    .await;
+    let maintain = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
+    run(&client, "SET ROLE keeper").await;
+    assert_eq!(rows(&client, maintain).await, ["public.old|published|1 delayed events"], "the role has all it needs");
+    // Who lacks a right puts nothing off.
+    for (take, give) in [
+        ("REVOKE USAGE ON SEQUENCE old_id_seq FROM keeper", "GRANT USAGE ON SEQUENCE old_id_seq TO keeper"),
+        ("REVOKE USAGE ON SCHEMA public FROM public, keeper", "GRANT USAGE ON SCHEMA public TO public"),
+    ] {
+        run(&client, &format!("RESET ROLE; INSERT INTO old_later (due_at, type, payload) VALUES (now(), 'next', '{{}}'); {take}; SET ROLE keeper")).await;
+        let said = row(&client, maintain).await;
+        assert!(said.contains("skipped|role \"keeper\" may not move delayed events"), "{take}: {said}");
+        run(&client, &format!("RESET ROLE; {give}; SET ROLE keeper")).await;
+        assert_eq!(rows(&client, maintain).await, ["public.old|published|1 delayed events"], "{take}");
+    }
+    // What is wrong with the table is said once for each event.
+    run(&client, "RESET ROLE; ALTER TABLE old_later RENAME headers TO other; INSERT INTO old_later (due_at, type, payload) VALUES (now(), 'last', '{}')").await;
+    let said = row(&client, maintain).await;
+    assert!(said.starts_with("public.old|skipped|delayed event 4 is tried again in a minute: "), "{said}");
+    assert_eq!(rows(&client, maintain).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn what_can_never_be_published_is_not_taken_for_later() {
+    let (_cluster, client) = outbox().await;
+    run(
+        &client,
+        "CREATE TABLE bare (event_id uuid, type text, payload jsonb); SELECT postbox.adopt_outbox('bare');
+         CREATE TABLE keyed (event_id text, type text, key uuid, headers json, payload text); SELECT postbox.adopt_outbox('keyed');
+         CREATE TABLE numbered (event_id bigint, type text, payload jsonb); SELECT postbox.adopt_outbox('numbered');
+         SELECT postbox.enable_delayed_events(o) FROM unnest('{orders,bare,keyed}'::text[]) o",
+    )
+    .await;
+    let key = "11111111-1111-4111-8111-111111111111";
+    for (outbox, rest) in [
+        ("bare", ", key => 'k'".to_owned()),
+        ("bare", ", headers => '{}'".to_owned()),
+        ("keyed", ", key => 'k'".to_owned()),
+    ] {
+        let at_once = error(&client, &format!("SELECT postbox.publish('{outbox}', 't', '{{}}'{rest})")).await;
+        let later = format!("SELECT postbox.publish_later('{outbox}', 't', '{{}}', now() + interval '1 hour'{rest})");
+        let later = error(&client, &later).await;
+        assert_eq!(
+            (later.code(), later.message(), later.hint()),
+            (at_once.code(), at_once.message(), at_once.hint()),
+            "{outbox}{rest}"
+        );
+    }
+    let at_once = error(&client, "SELECT postbox.publish('numbered', 't', '{}')").await;
+    let enabled = error(&client, "SELECT postbox.enable_delayed_events('numbered')").await;
+    assert_eq!(
+        (enabled.code(), enabled.message(), enabled.hint()),
+        (at_once.code(), at_once.message(), at_once.hint())
+    );
+    assert_eq!(row(&client, "SELECT to_regclass('numbered_later') IS NULL").await, "t");
+    refused(
+        &client,
+        "SELECT postbox.publish_later('orders', NULL, '{}', now() + interval '1 hour')",
+        "22004",
+        "the type of an event cannot be NULL",
+        "postbox.publish needs an outbox and a type",
+    )
+    .await;
+    // The table has changed meanwhile.
+    run(&client, "ALTER TABLE orders ALTER headers TYPE bytea USING NULL").await;
+    refused(
+        &client,
+        "SELECT postbox.publish_later('orders', 't', '{}', now() + interval '1 hour')",
+        "42804",
+        "headers of type jsonb does not fit column \"headers\" of outbox \"orders\", which has type bytea",
+        "INSERT into the table",
+    )
+    .await;
+    run(&client, &format!("SELECT postbox.publish_later('keyed', 't', '{{}}', now() + interval '1 hour', '{key}', '{{}}'), postbox.publish_later('bare', 't', '{{}}', now() + interval '1 hour'); UPDATE keyed_later SET due_at = now(); UPDATE bare_later SET due_at = now()")).await;
+    assert_eq!(
+        rows(&client, "SELECT subject, outcome FROM postbox.maintain(true) WHERE step = 'events'").await,
+        ["public.bare|published", "public.keyed|published"]
+    );
 }
 
 /// Calls it in a session of its own; once it waits for a lock, the other thing is done.
