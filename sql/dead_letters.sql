@@ -163,6 +163,21 @@ comment on column postbox.dead_letters.why is 'failed; follower: it waits behind
 comment on column postbox.dead_letters.bytes is 'Size of the stored event';
 comment on column postbox.dead_letters.due_at is 'From then on the member tries again; NULL: it waits for a person, or for its turn';
 
+-- A switch that is NULL says neither.
+create or replace function postbox._check_dry_run(dry_run boolean) returns void
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if dry_run is null then
+        raise exception using errcode = 'null_value_not_allowed',
+            message = 'dry_run is NULL',
+            hint = 'With true nothing is done but to say what would be; with false it is done.';
+    end if;
+end
+$function$;
+comment on function postbox._check_dry_run(boolean) is 'Private: refuses NULL';
+
 -- What a call of redrive or discard is about.
 create or replace function postbox._select_dead_letters(
     group_name text, ids bigint[], type text, key text, error text, older_than interval, every boolean
@@ -236,6 +251,7 @@ as $function$
 declare
     chosen bigint[];
 begin
+    perform postbox._check_dry_run(dry_run);
     chosen := postbox._select_dead_letters(group_name, ids, type, key, error, older_than, every);
     if not dry_run then
         update postbox.dead_letter d set due_at = clock_timestamp() where d.id = any (chosen);
@@ -259,6 +275,7 @@ declare
     keys text[];
     gone_key text;
 begin
+    perform postbox._check_dry_run(dry_run);
     chosen := postbox._select_dead_letters(group_name, ids, type, key, error, older_than, every);
     if not dry_run then
         keys := array(select distinct d.key from postbox.dead_letter d where d.id = any (chosen));

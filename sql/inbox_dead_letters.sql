@@ -46,9 +46,10 @@ create or replace function postbox._check_rate(rate float8) returns void
     set search_path = pg_catalog, pg_temp
 as $function$
 begin
-    if rate <= 0 or rate = 'nan' then
+    -- About one a day. More slowly, the last of many would be ready at a time that timestamptz does not have.
+    if rate < 0.00001 or rate = 'nan' then
         raise exception using errcode = 'invalid_parameter_value',
-            message = format('rate is %s, must be more than 0', rate),
+            message = format('rate is %s, must be 0.00001 or more', rate),
             hint = 'Messages a second that become ready; NULL: all at once.';
     end if;
 end
@@ -324,6 +325,7 @@ begin
             message = format('inbox "%s" is of style "update": its messages wait in the table and have no rate', box.name),
             hint = 'Replay some of them at a time.';
     end if;
+    perform postbox._check_dry_run(dry_run);
     chosen := postbox._select_inbox_dead(box, event_ids, type, error, older_than, every);
     if not dry_run and chosen <> '{}' then
         perform postbox._replay_dead(box, chosen, rate);
@@ -347,6 +349,7 @@ declare
     box constant postbox.inbox := postbox._inbox_to_keep(inbox);
     chosen text[];
 begin
+    perform postbox._check_dry_run(dry_run);
     chosen := postbox._select_inbox_dead(box, event_ids, type, error, older_than, every);
     if not dry_run and chosen <> '{}' then
         perform postbox._discard_dead(box, chosen);

@@ -216,6 +216,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox.discard_dead_letters(text, bigint[], text, text, text, interval, boolean, boolean)'),
             ('operator', 'execute', 'function postbox._select_dead_letters(text, bigint[], text, text, text, interval, boolean)'),
             ('operator', 'execute', 'function postbox._audit_dead_letters(text, text, bigint[], bigint[], text, text, text, interval)'),
+            ('operator', 'execute', 'function postbox._check_dry_run(boolean)'),
             ('operator', 'execute', 'function postbox._call_up(text, text)'),
             ('operator', 'execute', 'function postbox.set_emit(text, boolean)'),
             ('operator', 'execute', 'function postbox._set_emit(regclass, text, boolean)'),

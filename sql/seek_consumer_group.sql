@@ -86,6 +86,7 @@ begin
             message = 'a seek needs a group and a target, neither of them NULL',
             hint = 'The target is earliest, latest, a time, a position of the log, or the id of an event.';
     end if;
+    perform postbox._check_dry_run(dry_run);
     found_group := postbox._lock_group(name, 'seek');
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = 'active_sql_transaction',

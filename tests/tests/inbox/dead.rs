@@ -115,6 +115,14 @@ async fn filters_say_which_of_the_dead_and_a_rate_how_fast() {
         ("discard_inbox_dead_letters('payments', '{NULL}')", "P0002", "no dead letter NULL", "dlq_payments"),
         ("replay_inbox_dead_letters('payments', every => true, rate => 0)", "22023", "rate is 0", "a second"),
         ("replay_inbox_dead_letters('payments', every => true, rate => 'nan')", "22023", "rate is NaN", "a second"),
+        (
+            "replay_inbox_dead_letters('payments', every => true, rate => 1e-300)",
+            "22023",
+            "rate is 1e-300, must be 0.00001 or more",
+            "a second",
+        ),
+        ("replay_inbox_dead_letters('payments', every => true, dry_run => NULL)", "22004", "dry_run is NULL", "false"),
+        ("discard_inbox_dead_letters('payments', every => true, dry_run => NULL)", "22004", "dry_run is NULL", "false"),
         ("replay_inbox_dead_letters('nope', every => true)", "42704", "inbox \"nope\" does not exist", "inbox_status"),
     ] {
         refused(&client, &format!("SELECT postbox.{call}"), code, message, hint).await;

@@ -228,3 +228,20 @@ async fn an_outbox_that_is_dropped_while_the_group_waits_for_writers_leaves_no_s
     assert_eq!(row(&client, SLOTS).await, "0");
     assert_eq!(row(&client, GROUPS).await, "0");
 }
+
+#[tokio::test]
+async fn whether_it_is_a_dry_run_has_to_be_said() {
+    let (_cluster, client) = with_outboxes().await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    run(&client, "SELECT postbox.publish('orders', 't', '{}')").await;
+    let position = "SELECT confirmed_flush_lsn, (SELECT epoch FROM postbox.consumer_group) FROM pg_replication_slots";
+    let before = row(&client, position).await;
+    for call in [
+        "seek_consumer_group('g', 'latest', dry_run => NULL)",
+        "redrive_dead_letters('g', every => true, dry_run => NULL)",
+        "discard_dead_letters('g', every => true, dry_run => NULL)",
+    ] {
+        refused(&client, &format!("SELECT postbox.{call}"), "22004", "dry_run is NULL", "false").await;
+    }
+    assert_eq!(row(&client, position).await, before);
+}
