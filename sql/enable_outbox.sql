@@ -180,6 +180,11 @@ begin
                     table_name, octet_length(table_name || '_outbox'), max_name_bytes),
                 hint = 'Give it a shorter name: outbox => ''...''.';
         end if;
+        if outbox is null and table_name ~ '[."]' then
+            raise exception using errcode = 'invalid_name',
+                message = format('the outbox of "%s.%s" would be called "%s_outbox", with a dot or a double quote', table_schema, table_name, table_name),
+                hint = 'Give it another name: outbox => ''...''.';
+        end if;
         wanted := parse_ident(coalesce(outbox, format('%I', table_name || '_outbox')));
         made := postbox.create_outbox(wanted[cardinality(wanted)], case cardinality(wanted) when 2 then wanted[1] else table_schema end);
         if owner <> current_user then

@@ -17,7 +17,8 @@ async fn what_cannot_be_captured_is_refused_with_the_remedy() {
          CREATE TABLE parts (id int) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parts DEFAULT;
          CREATE TABLE tree (id int PRIMARY KEY, parent int) PARTITION BY LIST (id); CREATE TABLE branch PARTITION OF tree DEFAULT;
          ALTER TABLE tree ADD FOREIGN KEY (parent) REFERENCES tree ON DELETE SET NULL;
-         CREATE TABLE taken (id int PRIMARY KEY); CREATE TABLE taken_outbox (id int); CREATE TABLE heap (id int)",
+         CREATE TABLE taken (id int PRIMARY KEY); CREATE TABLE taken_outbox (id int); CREATE TABLE heap (id int);
+         CREATE TABLE \"a.b\" (id int); CREATE TABLE \"a\"\"b\" (id int)",
     )
     .await;
     let cases = [
@@ -51,6 +52,8 @@ async fn what_cannot_be_captured_is_refused_with_the_remedy() {
         ("'orders', 'bytes'", "0A000", "\"public.bytes\" cannot take", "an outbox is made"),
         ("'orders', 'a.b.c'", "0A000", "cross-database", ""),
         ("'orders', 'nowhere.box'", "3F000", "\"nowhere\" does not exist", "CREATE SCHEMA"),
+        ("'\"a.b\"'", "42602", "\"a.b_outbox\", with a dot or a double quote", "outbox => '...'"),
+        ("'\"a\"\"b\"'", "42602", "with a dot or a double quote", "outbox => '...'"),
         ("'taken'", "42809", "\"public.taken_outbox\" is not an outbox", "outbox => '...'"),
     ];
     for (arguments, code, message, hint) in cases {
@@ -61,6 +64,7 @@ async fn what_cannot_be_captured_is_refused_with_the_remedy() {
     assert_eq!(rows(&client, "SELECT name FROM postbox.outbox_status()").await, ["box", "bytes", "old"]);
 
     run(&client, "SELECT postbox.enable_outbox('orders', 'box')").await;
+    assert_eq!(row(&client, "SELECT postbox.enable_outbox('\"a.b\"', outbox => 'ab')").await, "ab", "as the hint says");
     let twice = "SELECT postbox.enable_outbox('orders')";
     refused(
         &client,
