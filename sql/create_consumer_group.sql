@@ -22,6 +22,7 @@ declare
     deadline constant timestamptz := coalesce(clock_timestamp() + timeout, 'infinity');
     plugin text;
     slot name;
+    generation int := 0;
     before pg_snapshot;
     position_of_bad int;
     noted bigint;
@@ -88,6 +89,13 @@ begin
             hint = format('Read it with postbox run --slot %s, or discard it: SELECT pg_drop_replication_slot(%L).',
                 slot, slot);
     end if;
+    -- Until maintenance has seen that a slot of an earlier installation is gone, what a rollback leaves under its name would be taken for it, and kept.
+    while exists (select from postbox.maintenance m where slot = any (m.earlier_slots))
+        or (generation > 0 and exists (select from pg_replication_slots s where s.slot_name = slot))
+    loop
+        generation := generation + 1;
+        slot := postbox._slot_name(name, generation);
+    end loop;
     perform postbox._require_before_writes(format('consumer group "%s" cannot be created', name));
 
     -- What is visible before the slot is made, the group is past; what comes later it reads, or has read.
@@ -102,8 +110,8 @@ begin
             perform postbox._wait_for_writers(deadline);
         end if;
         perform postbox._durable();
-        insert into postbox.consumer_group (name, slot_name, source, failover, wal_budget, over_budget, system_identifier, timeline)
-            select _create_consumer_group.name, slot, plugin, coalesce(_create_consumer_group.failover, false), _create_consumer_group.wal_budget,
+        insert into postbox.consumer_group (name, slot_name, slot_generation, source, failover, wal_budget, over_budget, system_identifier, timeline)
+            select _create_consumer_group.name, slot, generation, plugin, coalesce(_create_consumer_group.failover, false), _create_consumer_group.wal_budget,
                 _create_consumer_group.over_budget, s.system_identifier, s.timeline
             from postbox._server s;
         insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)

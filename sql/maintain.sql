@@ -65,6 +65,10 @@ begin
         delete from postbox.removed r where not exists (select from postbox._marker m where m.outbox = r.outbox);
         delete from postbox.leaf l where not exists (select from pg_class c where c.oid = l.leaf);
         delete from postbox.ring_move m where not exists (select from postbox._marker k where k.outbox = m.outbox);
+        -- Whatever has such a name later is none of an earlier installation.
+        update postbox.maintenance m
+            set earlier_slots = array(select s.slot_name from pg_replication_slots s where s.slot_name = any (m.earlier_slots))
+            where exists (select from unnest(m.earlier_slots) as u(slot_name) where u.slot_name not in (select s.slot_name from pg_replication_slots s));
     exception when others then
         subject := null;
         outcome := 'skipped';

@@ -296,7 +296,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._member_lock(text)'),
             ('operator', 'execute', 'function postbox._includes(pg_snapshot, pg_snapshot)'),
             ('operator', 'execute', 'function postbox._is_done(xid8, pg_snapshot[])'),
-            ('operator', 'select', 'table postbox._server, postbox.checkpoint, postbox.backfill, postbox.sample, postbox.audit'),
+            ('operator', 'select', 'table postbox._server, postbox.checkpoint, postbox.backfill, postbox.sample, postbox.audit, postbox.maintenance'),
             ('operator', 'insert, update, delete', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill'),
             ('operator', 'insert', 'table postbox.audit'),
             ('operator', 'execute', 'function postbox._frame(regclass, record)'),

@@ -403,6 +403,58 @@ async fn a_slot_of_an_earlier_installation_is_told_and_kept() {
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.alert").await, "0");
 }
 
+#[tokio::test]
+async fn a_slot_of_an_earlier_installation_that_is_dropped_is_forgotten() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders')").await;
+    let create = "SELECT postbox.create_consumer_group('g', '{orders}')";
+    let earlier = row(&client, create).await;
+    run(&client, "DROP EXTENSION postbox; CREATE EXTENSION postbox").await;
+    refused(&client, create, "42710", "already exists", "pg_drop_replication_slot").await;
+    // What a creation leaves that is rolled back is no earlier one's, whether maintenance has run since the hint was followed or not.
+    for maintained in [false, true] {
+        run(
+            &client,
+            &format!(
+                "SELECT pg_drop_replication_slot('{earlier}') FROM pg_replication_slots WHERE slot_name = '{earlier}'"
+            ),
+        )
+        .await;
+        if maintained {
+            maintain(&client).await;
+        }
+        run(&client, &format!("BEGIN; {create}; ROLLBACK")).await;
+        let left = row(&client, "SELECT slot_name FROM pg_replication_slots").await;
+        assert_eq!(left == earlier, maintained, "{left}");
+        let noted = maintain(&client).await;
+        assert!(noted.iter().any(|row| row.starts_with(&format!("slots|{left}|noted"))), "{noted:?}");
+        run(&client, LONG_SINCE).await;
+        let reaped = maintain(&client).await;
+        assert!(reaped.iter().any(|row| row.starts_with(&format!("slots|{left}|reaped"))), "{reaped:?}");
+    }
+    assert_eq!(row(&client, create).await, earlier);
+}
+
+#[tokio::test]
+async fn a_group_does_not_share_the_name_of_a_slot_of_an_earlier_installation() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders')").await;
+    let create = "SELECT postbox.create_consumer_group('g', '{orders}')";
+    let earlier = row(&client, create).await;
+    run(&client, "DROP EXTENSION postbox; CREATE EXTENSION postbox").await;
+    run(&client, &format!("SELECT pg_drop_replication_slot('{earlier}')")).await;
+    let slot = row(&client, create).await;
+    assert_ne!(slot, earlier);
+    // Recovery counts on from there.
+    run(&client, "SELECT postbox.publish('orders', 't', '{}')").await;
+    let recovered = row(&client, "SELECT postbox.recover_consumer_group('g')").await;
+    assert!(recovered != slot && recovered != earlier, "{recovered}");
+    assert_eq!(
+        row(&client, "SELECT slot_name, slot_generation FROM postbox.consumer_group").await,
+        format!("{recovered}|2")
+    );
+}
+
 /// What is set for the sessions of people is not for maintenance.
 #[tokio::test]
 async fn settings_of_the_database_do_not_stop_maintenance() {
