@@ -17,12 +17,12 @@ pub(super) enum Inbox {
     /// Messages that were given up
     #[command(subcommand)]
     Dlq(dlq::Dlq),
-    /// What inboxes hold
+    /// What inboxes hold; ~: as of that moment, -: nobody has counted it yet
     Status {
         /// Everything about this one
         name: Option<String>,
     },
-    /// How inboxes do, and why
+    /// How inboxes do, and why; ~: as of that moment, -: nobody has counted it yet
     Health {
         /// Only this one
         name: Option<String>,
@@ -43,8 +43,8 @@ pub(super) enum Inbox {
         /// The aggregate
         #[arg(long, value_name = "ID")]
         aggregate: String,
-        /// Which numbers, as 7 or 7-9
-        #[arg(long, value_name = "NUMBERS", value_parser = numbers)]
+        /// Which numbers, both ends included: 7, 7-9 or 7..9; negative ones as -9..-7
+        #[arg(long, value_name = "NUMBERS", value_parser = numbers, allow_hyphen_values = true)]
         range: String,
         /// Why, for those who ask later
         #[arg(long, value_name = "TEXT")]
@@ -77,8 +77,17 @@ impl Inbox {
             Self::Dlq(command) => command.execute(info).await,
             Self::Status { name: Some(name) } => describe(info, &name).await,
             Self::Status { name: None } => {
-                let columns =
-                    ["inbox_name", "pending", "leased", "delayed", "dead", "processed", "duplicates", "paused_at"];
+                let columns = [
+                    "inbox_name",
+                    "pending",
+                    "leased",
+                    "delayed",
+                    "dead",
+                    "processed",
+                    "duplicates",
+                    "as_of",
+                    "paused_at",
+                ];
                 show(info, columns, "postbox.inbox_status($1)", &None).await
             }
             Self::Health { name } => {
@@ -90,6 +99,8 @@ impl Inbox {
                     "dead",
                     "oldest_claimable_age",
                     "messages_per_second",
+                    "duplicate_rate",
+                    "as_of",
                 ];
                 show(info, columns, "postbox.inbox_health($1)", &name).await
             }
@@ -116,6 +127,28 @@ impl Inbox {
     }
 }
 
+/// What may be too much to count at every look.
+const COUNTS: [&str; 9] =
+    ["pending", "leased", "delayed", "dead", "processed", "failed_attempts", "duplicates", "conflicts", "discarded"];
+
+/// SQL for a count as it is shown. What was not counted yet is 0, and not the answer.
+fn count(value: &str) -> String {
+    format!(
+        "CASE WHEN s.is_exact THEN {value}::text WHEN s.as_of IS NOT NULL OR {value}::text <> '0' THEN '~' || {value} ELSE '-' END"
+    )
+}
+
+/// SQL for a column as it is shown.
+fn shown(column: &str) -> String {
+    match column {
+        "as_of" => {
+            "CASE WHEN s.is_exact THEN 'now' ELSE coalesce(to_char(s.as_of, 'YYYY-MM-DD HH24:MI:SS'), '-') END".into()
+        }
+        _ if COUNTS.contains(&column) => count(&format!("s.{column}")),
+        _ => format!("coalesce(s.{column}::text, '-')"),
+    }
+}
+
 /// Prints these columns of what a function says of an inbox, or of all.
 async fn show<const N: usize>(
     info: &ConnInfo,
@@ -123,8 +156,8 @@ async fn show<const N: usize>(
     function: &str,
     name: &Option<String>,
 ) -> Result<()> {
-    let list = columns.map(|column| format!("coalesce({column}::text, '-')")).join(", ");
-    let rows = query(&connect_sql(info).await?, &format!("SELECT {list} FROM {function}"), &[name]).await?;
+    let list = columns.map(shown).join(", ");
+    let rows = query(&connect_sql(info).await?, &format!("SELECT {list} FROM {function} s"), &[name]).await?;
     let mut cells = Vec::new();
     for row in &rows {
         let mut line = [const { String::new() }; N];
@@ -139,19 +172,32 @@ async fn show<const N: usize>(
 
 /// Prints everything about one inbox.
 async fn describe(info: &ConnInfo, name: &str) -> Result<()> {
-    let sql = "SELECT key, coalesce(value, '-') FROM postbox.inbox_status($1) s CROSS JOIN LATERAL json_each_text(row_to_json(s))";
-    let rows = query(&connect_sql(info).await?, sql, &[&name]).await?;
+    let sql = format!(
+        "SELECT v.key, CASE WHEN v.key = ANY ($2) THEN {} ELSE coalesce(v.value, '-') END \
+         FROM postbox.inbox_status($1) s CROSS JOIN LATERAL json_each_text(row_to_json(s)) v",
+        count("v.value")
+    );
+    let rows = query(&connect_sql(info).await?, &sql, &[&name, &COUNTS.as_slice()]).await?;
     let pairs = rows.iter().map(|row| Ok([row.try_get(0)?, row.try_get(1)?])).collect::<Result<Vec<_>>>()?;
     table(["SETTING OR COUNT", "VALUE"], pairs.into_iter())
 }
 
-/// `7` or `7-9`, as a range of PostgreSQL.
+/// `7`, `7-9` or `-9..-7`, as a range of PostgreSQL.
 fn numbers(text: &str) -> Result<String, String> {
-    let wrong = || "must be a number or two, as 7 or 7-9".to_owned();
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (first.parse::<u32>().map(i64::from), last.parse::<u32>().map(i64::from));
-    match (first, last) {
-        (Ok(first), Ok(last)) if first <= last => Ok(format!("[{first},{last}]")),
-        _ => Err(wrong()),
+    // What inboxes with an order take.
+    const ABOVE: i64 = 9_223_372_036_854_775_000;
+    let parse = |text: &str| text.parse::<i64>().ok();
+    // A dash before a number is its sign, so that between two of them it says nothing about negative ones.
+    let pair = match text.split_once("..") {
+        Some((first, last)) => parse(first).zip(parse(last)),
+        None => parse(text).map(|number| (number, number)).or_else(|| {
+            let (first, last) = text.split_once('-')?;
+            parse(first).zip(parse(last))
+        }),
+    };
+    match pair {
+        Some((first, last)) if first <= last && last < ABOVE => Ok(format!("[{first},{last}]")),
+        Some((first, last)) if first <= last => Err(format!("sequence numbers are below {ABOVE}")),
+        _ => Err("must be a number or two, as 7, 7-9 or -9..-7, the smaller one first".to_owned()),
     }
 }

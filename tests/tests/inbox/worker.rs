@@ -1,5 +1,6 @@
 //! Workers: the library's and `postbox inbox work`, with real commands, real HTTP, real kills.
 
+mod commands;
 mod http;
 mod kill;
 mod library;
@@ -436,7 +437,7 @@ fn what_cannot_be_worked_on_is_said() {
     for (arguments, words) in [
         (&["dlq", "replay", "box"][..], "--all means all"),
         (&["dlq", "discard", "box", "a", "--all"], "Leave out the one or the other"),
-        (&["skip-gap", "box", "--aggregate", "a", "--range", "9-7", "--reason", "x"], "as 7 or 7-9"),
+        (&["skip-gap", "box", "--aggregate", "a", "--range", "9-7", "--reason", "x"], "as 7, 7-9 or -9..-7"),
     ] {
         let (code, text) = desk.run(&[&["inbox"], arguments].concat());
         assert!(code == 2 && text.contains(words), "{arguments:?}: {code}: {text}");

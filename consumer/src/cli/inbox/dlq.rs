@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use crate::cli::{say, table};
@@ -12,7 +13,7 @@ use crate::transport::{ConnInfo, connect_sql};
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Dlq {
-    /// List the dead letters of an inbox, oldest first
+    /// List the dead letters of an inbox, oldest first, and what waits behind them (policy park)
     List {
         /// The inbox
         name: String,
@@ -121,21 +122,50 @@ impl Filter {
     }
 }
 
+/// The view of an inbox that shows its dead letters, and what waits behind them.
+struct View {
+    inbox: i32,
+    /// Quoted, with its schema.
+    name: String,
+    is_readable: bool,
+}
+
+impl View {
+    async fn of(client: &Client, inbox: &str) -> Result<Self> {
+        let sql = "SELECT i.id, format('%I.%I', n.nspname, v.relname), \
+                   has_schema_privilege(n.oid, 'usage') AND has_table_privilege(v.oid, 'select') \
+                   FROM postbox._inbox($1) i JOIN pg_class c ON c.oid = i.relation JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   JOIN pg_class v ON v.relnamespace = n.oid AND v.relname = 'dlq_' || i.name";
+        let rows = query(client, sql, &[&inbox]).await?;
+        let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Usage, format!("the view dlq_{inbox} is gone")))?;
+        Ok(Self { inbox: row.try_get(0)?, name: row.try_get(1)?, is_readable: row.try_get(2)? })
+    }
+}
+
 async fn list(info: &ConnInfo, name: &str, event_ids: Vec<String>, filter: Filter, limit: i64) -> Result<()> {
     let client = connect_sql(info).await?;
-    query(&client, "SELECT postbox._inbox($1)", &[&name]).await?;
-    let sql = "SELECT d.event_id, d.why, coalesce(d.event_type, '-'), coalesce(d.aggregate_id, '-'), d.attempts::text, \
-               coalesce(to_char(d.first_failed_at, 'YYYY-MM-DD HH24:MI:SS'), '-'), to_char(d.died_at, 'YYYY-MM-DD HH24:MI:SS'), \
-               coalesce(d.error, '-') FROM postbox.inbox_dead d JOIN postbox.inbox i ON i.id = d.inbox \
-               WHERE i.name = $1 AND ($2::text[] IS NULL OR d.event_id = ANY ($2)) AND ($3::text IS NULL OR d.event_type = $3) \
-               AND ($4::text IS NULL OR strpos(lower(d.error), lower($4)) > 0) \
-               AND ($5::text IS NULL OR d.died_at < now() - $5::interval) ORDER BY d.died_at, d.event_id LIMIT $6";
+    let view = View::of(&client, name).await?;
+    // The view needs the right to read the messages: without it, there are the letters, and not what waits behind them.
+    let from = if view.is_readable {
+        view.name.clone()
+    } else {
+        format!("(SELECT * FROM postbox.inbox_dead WHERE inbox = {})", view.inbox)
+    };
+    let sql = format!(
+        "SELECT d.event_id, d.why, coalesce(d.event_type, '-'), coalesce(d.aggregate_id, '-'), d.attempts::text, \
+         coalesce(to_char(d.first_failed_at, 'YYYY-MM-DD HH24:MI:SS'), '-'), coalesce(to_char(d.died_at, 'YYYY-MM-DD HH24:MI:SS'), '-'), \
+         coalesce(d.error, '-') FROM {from} d \
+         WHERE ($1::text[] IS NULL OR d.event_id = ANY ($1)) AND ($2::text IS NULL OR d.event_type = $2) \
+         AND ($3::text IS NULL OR strpos(lower(d.error), lower($3)) > 0) \
+         AND ($4::text IS NULL OR d.died_at < now() - $4::interval) \
+         ORDER BY d.died_at NULLS LAST, d.aggregate_id, d.sequence_num, d.event_id LIMIT $5"
+    );
     let event_ids = Some(event_ids).filter(|ids| !ids.is_empty());
     let older_than = filter.older_than();
     // One more tells whether there are more.
-    let parameters: [&(dyn ToSql + Sync); 6] =
-        [&name, &event_ids, &filter.event_type, &filter.error, &older_than, &limit.saturating_add(1)];
-    let rows = query(&client, sql, &parameters).await?;
+    let parameters: [&(dyn ToSql + Sync); 5] =
+        [&event_ids, &filter.event_type, &filter.error, &older_than, &limit.saturating_add(1)];
+    let rows = query(&client, &sql, &parameters).await?;
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut cells = Vec::new();
     for row in rows.iter().take(most) {
@@ -148,15 +178,15 @@ async fn list(info: &ConnInfo, name: &str, event_ids: Vec<String>, filter: Filte
     if rows.len() > most {
         eprintln!("There are more than {limit}: --limit shows more.");
     }
+    if !view.is_readable {
+        eprintln!("What waits behind them is shown to those who have SELECT on {}.", view.name);
+    }
     Ok(())
 }
 
 async fn show(info: &ConnInfo, name: &str, event_ids: Vec<String>) -> Result<()> {
     let client = connect_sql(info).await?;
-    let sql = "SELECT format('SELECT to_json(d)::text FROM %I.%I d WHERE d.event_id = $1', n.nspname, 'dlq_' || i.name) \
-               FROM postbox._inbox($1) i JOIN pg_class c ON c.oid = i.relation JOIN pg_namespace n ON n.oid = c.relnamespace";
-    let rows = query(&client, sql, &[&name]).await?;
-    let sql: String = rows.first().map_or_else(|| Ok(String::new()), |row| row.try_get(0))?;
+    let sql = format!("SELECT to_json(d)::text FROM {} d WHERE d.event_id = $1", View::of(&client, name).await?.name);
     for id in event_ids {
         let rows = query(&client, &sql, &[&id]).await?;
         let Some(row) = rows.first() else {
