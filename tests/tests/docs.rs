@@ -455,6 +455,37 @@ async fn an_inbox_is_worked_on_as_the_operations_guide_says() {
     assert_eq!(cluster.psql("postgres", "SELECT event_id FROM postbox.inbox_claim('statements', 'w')"), "s3");
 }
 
+#[test]
+fn what_was_made_is_taken_away_as_the_operations_guide_says() {
+    let cluster = Cluster::start();
+    cluster.psql(
+        "postgres",
+        "CREATE EXTENSION postbox; CREATE TABLE parcels (id int PRIMARY KEY);
+         SELECT postbox.create_outbox('order_events'), postbox.enable_outbox('parcels'), postbox.create_inbox('payments');
+         INSERT INTO payments (event_id) VALUES ('a'); INSERT INTO parcels VALUES (1)",
+    );
+    printed(&cluster, "postbox group create billing --outbox order_events");
+    for too_soon in [
+        "DROP EXTENSION postbox",
+        "SELECT postbox.drop_outbox('parcels_outbox')",
+        "SELECT postbox.drop_inbox('payments')",
+    ] {
+        let refused = cluster.psql_result("postgres", &format!("\\set VERBOSITY verbose\n{too_soon}")).unwrap_err();
+        assert!(refused.to_string().contains("2BP01"), "{too_soon}: {refused}");
+    }
+    for line in commands("Taking it away") {
+        printed(&cluster, &line);
+    }
+    let (_, text) = sections().into_iter().find(|(heading, _)| heading == "Taking it away").unwrap();
+    for (_, content) in blocks_of(&text).into_iter().filter(|(language, _)| language == "sql") {
+        cluster.psql("postgres", &content);
+    }
+    cluster.psql("postgres", "INSERT INTO parcels VALUES (2)");
+    let left = "SELECT string_agg(c.relname, ' ' ORDER BY 1) FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v') AND c.relnamespace = 'public'::regnamespace";
+    assert_eq!(cluster.psql("postgres", left), "parcels");
+    assert_eq!(cluster.psql("postgres", "SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace)"), "0|0");
+}
+
 /// Runs a page from top to bottom. What `postbox run` prints is held against the JSON that follows it, except for what
 /// differs from run to run.
 #[test]

@@ -20,6 +20,31 @@ async fn outbox() -> (Cluster, Client) {
 }
 
 #[tokio::test]
+async fn what_is_no_text_nor_jsonb_is_cast_to_text_as_the_reference_says() {
+    let (_cluster, client) = start().await;
+    let later = |payload: &str| format!("SELECT postbox.publish_later('orders', 't', {payload}, '2100-01-01')");
+    let once = |payload: &str| format!("SELECT postbox.publish_once('orders', gen_random_uuid(), 't', {payload})");
+    for (kind, payload, stored) in
+        [("bytea", "'\\x00ff'::bytea", "\\x00ff"), ("json", "'{\"b\":1, \"a\":2}'::json", "{\"b\":1, \"a\":2}")]
+    {
+        run(&client, &format!("SELECT postbox.create_outbox('orders', payload_type => '{kind}')")).await;
+        run(&client, "SELECT postbox.enable_delayed_events('orders'), postbox.enable_unique_events('orders')").await;
+        for call in [&later as &dyn Fn(&str) -> String, &once] {
+            assert_eq!(error(&client, &call(payload)).await.code().code(), "42883", "{kind}");
+            run(&client, &call(&format!("{payload}::text"))).await;
+        }
+        for table in ["orders", "orders_later"] {
+            assert_eq!(
+                rows(&client, &format!("SELECT payload::text FROM {table}")).await,
+                [stored],
+                "{table} of {kind}"
+            );
+        }
+        run(&client, "SELECT postbox.drop_outbox('orders', force => true)").await;
+    }
+}
+
+#[tokio::test]
 async fn an_event_leaves_when_its_time_has_come_and_once() {
     let (cluster, client) = outbox().await;
     refused(
@@ -287,6 +312,7 @@ async fn a_group_is_described_with_its_place_in_the_log_and_the_host_of_its_memb
 #[tokio::test(flavor = "multi_thread")]
 async fn the_helpers_for_the_tests_of_others_do_what_they_say() {
     let (cluster, mut client) = outbox().await;
+    run(&client, "SELECT postbox.set_emit('orders', true), postbox.enable_delayed_events('orders')").await;
     let mut tap = Tap::open(cluster.conninfo("postgres"), &["orders"]).await.expect("a tap");
     let transaction = client.transaction().await.expect("a transaction");
     transaction
@@ -296,6 +322,14 @@ async fn the_helpers_for_the_tests_of_others_do_what_they_say() {
     let here = published_here(&transaction, "orders").await.expect("events");
     assert_eq!((here.len(), &*here[0].event_type, here[0].key.as_deref()), (1, "order.placed", Some("o-1")));
     assert_eq!(here[0].payload.as_deref(), Some("{\"n\": 1}"));
+    // No rows of the outbox.
+    transaction
+        .batch_execute(
+            "SELECT postbox.emit('orders', 'flash', '{}'), postbox.publish_later('orders', 'later', '{}', '2100-01-01')",
+        )
+        .await
+        .expect("published");
+    assert_eq!(published_here(&transaction, "orders").await.expect("events").len(), 1);
     transaction.commit().await.expect("committed");
     assert!(published_here(&client, "orders").await.expect("events").is_empty(), "another transaction");
     run(&client, "SELECT postbox.publish('orders', 'order.paid', '{}', 'o-2'); SELECT postbox.publish('orders', 'order.sent', '{}', 'o-2')").await;
