@@ -167,11 +167,9 @@ async fn bytes_make_a_claim_of_a_refresh_too_and_a_key_none() {
         )
         .await;
         assert_eq!(row(&client, "SELECT postbox.refresh_materialized_view('mirror', 'box')").await, "1");
-        assert_eq!(
-            row(&client, "SELECT claim ->> 'rows' FROM box ORDER BY seq DESC LIMIT 1").await,
-            claimed,
-            "{length}"
-        );
+        let event = "SELECT claim ->> 'rows', payload #>> '{inserted,0,id}' FROM box ORDER BY seq DESC LIMIT 1";
+        let inline = if claimed.is_empty() { "1" } else { "" };
+        assert_eq!(row(&client, event).await, format!("{claimed}|{inline}"), "{length}");
     }
     run(&client, "INSERT INTO docs VALUES (2, repeat('y', 200000))").await;
     assert_eq!(row(&client, "SELECT postbox.refresh_materialized_view('mirror', 'box', key => '{id}')").await, "1");
