@@ -22,7 +22,8 @@ begin
     if name ~ '[."]' then
         raise exception using errcode = 'invalid_name',
             message = format('inbox name "%s" contains a dot or a double quote', name),
-            hint = 'Give the bare name, unquoted, and the schema as the second argument: postbox.create_inbox(''payments'', ''public'').';
+            hint = 'Give the bare name, unquoted, and the schema as the second argument: postbox.create_inbox(''payments'', ''public''). '
+                || 'A table that has such a name can be an inbox of another: postbox.enable_inbox_tracking(''...'', name => ''payments'').';
     end if;
     if schema ~ '^pg_' or schema in ('information_schema', 'postbox') then
         raise exception using errcode = 'reserved_name',

@@ -34,7 +34,8 @@ create or replace function postbox._inbox_views(box postbox.inbox) returns setof
     begin atomic
         select c.oid::regclass
         from pg_class c
-        where c.relkind = 'v' and postbox._is_inbox_schema(box, c.relnamespace)
+        -- By what costs little first: there may be many views.
+        where c.relkind = 'v' and strpos(c.relname, '_' || (box).name) > 0 and postbox._is_inbox_schema(box, c.relnamespace)
           and obj_description(c.oid, 'pg_class') = postbox._inbox_view_comment(box, c.relname);
     end;
 comment on function postbox._inbox_views(postbox.inbox) is 'Private: the views that were made for an inbox';

@@ -132,7 +132,7 @@ async fn tables_that_cannot_be_inboxes_are_refused() {
         "CREATE TABLE good (event_id text PRIMARY KEY, payload jsonb, processed_at timestamptz);
          CREATE VIEW seen AS SELECT * FROM good; CREATE UNLOGGED TABLE fleeting (LIKE good INCLUDING ALL); CREATE TEMP TABLE short (LIKE good INCLUDING ALL);
          CREATE TABLE parts (event_id text PRIMARY KEY) PARTITION BY HASH (event_id); CREATE TABLE part PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0);
-         CREATE TABLE child () INHERITS (good); CREATE TABLE lone (LIKE good); CREATE TABLE loose (event_id text UNIQUE);
+         CREATE TABLE child () INHERITS (good); CREATE TABLE lone (LIKE good); CREATE TABLE \"lone.some\" (event_id text PRIMARY KEY); CREATE TABLE loose (event_id text UNIQUE);
          CREATE TABLE late (event_id text PRIMARY KEY DEFERRABLE); CREATE TABLE partly (event_id text NOT NULL); CREATE UNIQUE INDEX ON partly (event_id) WHERE event_id <> '';
          CREATE TABLE pair (event_id text, payload int, PRIMARY KEY (event_id, payload)); CREATE TABLE numbers (event_id numeric PRIMARY KEY);
          CREATE TABLE typed (event_id text PRIMARY KEY, payload xml, headers text, body jsonb); CREATE TABLE full_one (event_id text PRIMARY KEY); INSERT INTO full_one VALUES ('a');
@@ -182,6 +182,7 @@ async fn tables_that_cannot_be_inboxes_are_refused() {
         ("'lone', name => ''", "42602", "has 0 bytes", "shorter"),
         ("'lone', name => repeat('x', 55)", "42602", "has 55 bytes, must have 1 to 54", "shorter"),
         ("'lone', name => 'a.b'", "42602", "contains a dot", "bare name"),
+        ("'\"lone.some\"'", "42602", "contains a dot", "name => 'payments'"),
         ("'lone', max_retries => -1", "22023", "max_retries of inbox \"lone\" is -1", "first attempt is not counted"),
         ("'lone', style => 'both'", "22023", "must be claim or update", "inbox_claim"),
     ];
