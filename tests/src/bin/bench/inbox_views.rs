@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
         look(&cluster, ordered, "pending", &mut report).await?;
         if !ordered {
             eprintln!("inbox-views: {many} processed");
-            drain(&cluster, 0).await?;
+            drain(&cluster, many).await?;
             look(&cluster, ordered, "processed", &mut report).await?;
         }
     }
