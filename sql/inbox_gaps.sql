@@ -255,8 +255,10 @@ begin
     loop
         subject := known.name;
         outcome := postbox._watch('inbox_ordering_gap', known.name, false, '0', null);
-        detail := 'inbox_ordering_gap: the order is gone';
-        return next;
+        if outcome is not null then
+            detail := 'inbox_ordering_gap: the order is gone';
+            return next;
+        end if;
     end loop;
 end
 $function$;

@@ -75,8 +75,10 @@ begin
     loop
         subject := seen.subject;
         outcome := postbox._watch(seen.kind, seen.subject, false, '0', null);
-        detail := seen.kind || ': the group is gone';
-        return next;
+        if outcome is not null then
+            detail := seen.kind || ': the group is gone';
+            return next;
+        end if;
     end loop;
 end
 $function$;
@@ -245,8 +247,10 @@ begin
     loop
         subject := seen.name;
         outcome := postbox._watch('outbox_storage_critical', seen.name, false, '0', null);
-        detail := 'outbox_storage_critical: the outbox is gone';
-        return next;
+        if outcome is not null then
+            detail := 'outbox_storage_critical: the outbox is gone';
+            return next;
+        end if;
     end loop;
 end
 $function$;

@@ -19,8 +19,10 @@ begin
     for seen in select a.subject as name from postbox.alert a where a.kind = 'inbox_health' and not exists (select from postbox.inbox i where i.name = a.subject) loop
         subject := seen.name;
         outcome := postbox._watch('inbox_health', seen.name, false, '0', null);
-        detail := 'inbox_health: the inbox is gone';
-        return next;
+        if outcome is not null then
+            detail := 'inbox_health: the inbox is gone';
+            return next;
+        end if;
     end loop;
 end
 $function$;

@@ -172,6 +172,19 @@ async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
     assert_eq!(rows(&client, "SELECT kind FROM postbox.alert").await, [""; 0]);
 }
 
+/// Nobody was told that it had begun.
+#[tokio::test]
+async fn a_condition_that_ends_too_soon_for_an_alert_is_no_step() {
+    let (_cluster, client) = with_ring().await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
+    maintain(&client).await;
+    assert_eq!(rows(&client, "SELECT kind, alerted_at FROM postbox.alert").await, ["consumer_unhealthy|"]);
+    run(&client, "SELECT postbox.drop_consumer_group('g')").await;
+    let steps = "SELECT step, subject FROM postbox.maintain(true) WHERE subject = 'g' OR outcome IS NULL";
+    assert_eq!(rows(&client, steps).await, [""; 0]);
+    assert_eq!(rows(&client, "SELECT kind FROM postbox.alert").await, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_paused_group_is_not_unhealthy() {
     let (cluster, client) = with_ring().await;
