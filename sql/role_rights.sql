@@ -75,6 +75,7 @@ create or replace function postbox._role_rights(role text)
             ('consumer', 'execute', 'function postbox._fail_dead_letter(text, bigint, bigint, bytea, bigint)'),
             ('consumer', 'execute', 'function postbox._stream_source(text)'),
             ('consumer', 'select', 'table postbox._claim_check'),
+            ('consumer', 'execute', 'function postbox._was_there(xid, pg_snapshot)'),
             ('consumer', 'execute', 'function postbox.claim_chunks(text, bigint, int, int, xid8)'),
             ('consumer', 'execute', 'function postbox._claim_chunks(regclass, text, bigint, int, int, xid8)'),
             -- Inserts into the inboxes that it is given, and streams into them. What the triggers of an inbox do, they do as the one who inserts.

@@ -8,12 +8,11 @@ use postbox_wire::marker::ChunkMapping;
 use postbox_wire::{ErrorCode, OutboxSelector, Transaction};
 use tokio_postgres::Client;
 
-use super::UNPUBLISHED_CLAIMS;
 use super::message::{Relation, Row};
 use super::row::{bytea, empty};
 use super::table::{Column, Table};
 use crate::claim::ClaimSummary;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::event::{ClaimChunk, Event, EventError};
 use crate::group;
 
@@ -31,6 +30,8 @@ pub(super) struct Chunks {
     came: HashMap<i64, u32>,
     /// Why some could not be read.
     broken: Option<String>,
+    /// By outbox: what [`unpublished`](Self::unpublished) has found out.
+    unpublished: HashMap<u32, bool>,
 }
 
 impl Claims {
@@ -93,24 +94,16 @@ impl Claims {
 }
 
 impl Chunks {
-    /// Whether all of an event's data has come before it: else it becomes an error event, as somebody would wait for the rest.
-    ///
-    /// # Errors
-    /// Nothing has come at all: the data is there, and not in the stream.
-    pub(super) fn complete(&mut self, event: &mut Event) -> Result<()> {
-        let Some(claim) = &event.claim else { return Ok(()) };
-        let Ok(summary) = claim.parse::<ClaimSummary>() else { return Ok(()) };
+    /// Whether all of an event's data has come before it: else it becomes an error event, as somebody would wait for the rest. The result is the
+    /// number of a claim of which nothing has come at all: its data may be there, and not in the stream.
+    pub(super) fn complete(&mut self, event: &mut Event) -> Option<i64> {
+        let claim = event.claim.as_ref()?;
+        let summary = claim.parse::<ClaimSummary>().ok()?;
         let came = self.came.remove(&summary.seq).unwrap_or_default();
         if came == summary.chunks {
-            return Ok(());
+            return None;
         }
-        if came == 0 && self.broken.is_none() {
-            let message = format!(
-                "no chunk of claim {} of {} has come: its table was not in the publication postbox_claims when they were written",
-                summary.seq, event.outbox
-            );
-            return Err(Error::new(ErrorKind::Setup, message).with_hint(UNPUBLISHED_CLAIMS));
-        }
+        let nothing = (came == 0 && self.broken.is_none()).then_some(summary.seq);
         let detail = self
             .broken
             .clone()
@@ -118,7 +111,22 @@ impl Chunks {
         let raw = vec![("claim".into(), claim.clone().into_bytes())];
         event.error = Some(Arc::new(EventError { code: ErrorCode::Malformed, detail: detail.into(), raw }));
         event.claim = None;
-        Ok(())
+        nothing
+    }
+
+    /// Whether claims of an outbox were not published yet when a transaction began. Anybody may write an event that says it is a claim: in a later
+    /// transaction the data of one that is true has come.
+    pub(super) async fn unpublished(&mut self, client: &Client, outbox: u32, xid: u64) -> Result<bool> {
+        if let Some(known) = self.unpublished.get(&outbox) {
+            return Ok(*known);
+        }
+        let sql = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+                   WHERE r.prrelid = k.claims AND p.pubname = 'postbox_claims' AND postbox._was_there(r.xmin, $2::text::pg_catalog.pg_snapshot)) \
+                   FROM postbox._claim_check k WHERE k.outbox = $1";
+        let rows = group::query(client, sql, &[&outbox, &format!("{xid}:{xid}:")]).await?;
+        let unpublished = rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(false);
+        self.unpublished.insert(outbox, unpublished);
+        Ok(unpublished)
     }
 }
 

@@ -14,7 +14,7 @@ use super::claims::{Chunks, Claims};
 use super::message::{Message, Relation, Row};
 use super::row;
 use super::table::Table;
-use super::{CLAIMS_PUBLICATION, PUBLICATION};
+use super::{CLAIMS_PUBLICATION, PUBLICATION, UNPUBLISHED_CLAIMS};
 use crate::decode::Received;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -135,9 +135,9 @@ impl Reader {
                 match rows.ok_or_else(|| out_of_order("a row of a table that was not described"))? {
                     Rows::Events(table) => {
                         let limit = self.options.max_event_bytes;
-                        return self.add(&table, bytes.len(), |transaction, ordinal| {
-                            row::event(&row, &table, transaction, ordinal, limit)
-                        });
+                        let event =
+                            |transaction: &Transaction, ordinal| row::event(&row, &table, transaction, ordinal, limit);
+                        return self.add(&table, bytes.len(), event).await;
                     }
                     Rows::Chunks(claims) => return self.add_chunk(&claims, &row, bytes.len()),
                 }
@@ -146,9 +146,10 @@ impl Reader {
                 let Some(message) = Emitted::read(&content) else { return Ok(None) };
                 let Some(table) = self.emitter(message.outbox).await? else { return Ok(None) };
                 let limit = self.options.max_event_bytes;
-                return self.add(&table, bytes.len(), |transaction, ordinal| {
+                let event = |transaction: &Transaction, ordinal| {
                     row::message_event(&message, &content, &table, transaction, ordinal, limit)
-                });
+                };
+                return self.add(&table, bytes.len(), event).await;
             }
             Message::Commit { commit_lsn, end_lsn } => return self.commit(commit_lsn, end_lsn),
             Message::Logical { .. } | Message::Other => {}
@@ -177,7 +178,7 @@ impl Reader {
     }
 
     /// Adds an event of the current transaction; hands on what there was before when that is as much as a frame.
-    fn add(
+    async fn add(
         &mut self,
         table: &Table,
         bytes: usize,
@@ -190,8 +191,15 @@ impl Reader {
             return Ok(None);
         }
         let mut event = event(&current.transaction, ordinal);
-        if let Some(chunks) = &mut current.chunks {
-            chunks.complete(&mut event)?;
+        if let Some(chunks) = &mut current.chunks
+            && let Some(seq) = chunks.complete(&mut event)
+            && within(chunks.unpublished(&self.client, table.oid, current.transaction.xid)).await?
+        {
+            let message = format!(
+                "no chunk of claim {seq} of {} has come: its table was not in the publication {CLAIMS_PUBLICATION} when they were written",
+                event.outbox
+            );
+            return Err(Error::new(ErrorKind::Setup, message).with_hint(UNPUBLISHED_CLAIMS));
         }
         Ok(current.push(event, bytes))
     }

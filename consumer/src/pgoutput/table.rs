@@ -61,6 +61,7 @@ impl marker::Column for Column {
 /// An outbox.
 #[derive(Debug)]
 pub(crate) struct Table {
+    pub(super) oid: u32,
     pub(super) outbox: Arc<Outbox>,
     /// Where the fields stand in its rows, or why that cannot be told.
     pub(super) mapping: Result<Mapping<Column>, String>,
@@ -140,6 +141,7 @@ impl Table {
             })
         });
         Self {
+            oid,
             outbox: Arc::new(Outbox { schema, table, payload_type }),
             mapping,
             columns,

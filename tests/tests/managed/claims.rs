@@ -125,3 +125,26 @@ fn what_was_published_before_the_claim_check_comes_as_ever() {
     assert_eq!(types(&events), ["before", "dropped", "after", "rows", "rows"]);
     assert!(events.iter().all(|event| event.get("error").is_none_or(Value::is_null)), "{events:#?}");
 }
+
+/// Whoever may write to an outbox may write an event that says it is a claim, and rows of another outbox bring theirs along.
+#[test]
+fn a_row_that_says_it_is_a_claim_stops_nothing() {
+    let cluster = start();
+    cluster.psql("postgres", OUTBOXES);
+    make_groups(&cluster, "postgres", "orders");
+    let claim =
+        format!(r#"{{"seq":424242,"rows":null,"bytes":2,"chunks":1,"format":"json","sha256":"{}"}}"#, "0a".repeat(32));
+    cluster.psql("postgres", &format!("INSERT INTO orders (type, key, claim) VALUES ('evil', 'k', '{claim}')"));
+    cluster.psql("postgres", &rows("others", 20));
+    cluster.psql("postgres", "INSERT INTO orders (type, claim) SELECT type, claim FROM others, generate_series(1, 3)");
+    cluster.psql("postgres", &rows("orders", 20));
+    let [plugin, pgoutput] = deliver_both(&cluster, "postgres");
+    assert_eq!([types(&plugin).len(), types(&pgoutput).len()], [6; 2]);
+    assert_eq!(types(&pgoutput)[0], "evil");
+    for (n, event) in pgoutput.iter().enumerate().take(4) {
+        let error = &event["error"];
+        assert_eq!((&error["code"], event.get("claim")), (&"malformed".into(), None), "{event}");
+        assert!(error["detail"].as_str().is_some_and(|detail| detail.starts_with("0 of the 1 chunks")), "{n}: {event}");
+    }
+    assert_eq!(chunks(&pgoutput[4..]), 1);
+}
