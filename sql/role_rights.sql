@@ -103,6 +103,7 @@ create or replace function postbox._role_rights(role text)
             ('worker', 'execute', 'function postbox.inbox_claim(text, text, int, int, text)'),
             ('worker', 'execute', 'function postbox.inbox_complete(text, text[], bigint[])'),
             ('worker', 'execute', 'function postbox.inbox_fail(text, text, bigint, text, interval)'),
+            ('worker', 'execute', 'function postbox._readable(bytea)'),
             ('worker', 'execute', 'function postbox.inbox_extend(text, text[], bigint[], int)'),
             ('worker', 'execute', 'function postbox.inbox_release(text, text[], bigint[])'),
             ('worker', 'execute', 'function postbox._inbox(text)'),

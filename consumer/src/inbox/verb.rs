@@ -34,10 +34,11 @@ impl Verb {
             Self::Complete => client.query_typed("SELECT postbox.inbox_complete($1, $2, $3)", &all).await.map(drop),
             Self::Release => client.query_typed("SELECT postbox.inbox_release($1, $2, $3)", &all).await.map(drop),
             Self::Fail(Failure { error, retry_after }) => {
-                let sql = "SELECT postbox.inbox_fail($1, $2, $3, $4, make_interval(secs => $5))";
+                // The database may have no such characters.
+                let sql = "SELECT postbox.inbox_fail($1, $2, $3, postbox._readable($4), make_interval(secs => $5))";
                 let wait = retry_after.as_ref().map(Duration::as_secs_f64);
                 for message in messages {
-                    client.query(sql, &[&inbox, &&*message.event_id, &message.token, error, &wait]).await?;
+                    client.query(sql, &[&inbox, &&*message.event_id, &message.token, &error.as_bytes(), &wait]).await?;
                 }
                 Ok(())
             }

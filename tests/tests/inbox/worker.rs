@@ -444,3 +444,29 @@ fn what_cannot_be_worked_on_is_said() {
     }
     assert_eq!(desk.run(&["inbox", "dlq", "list", "none"]).0, 4);
 }
+
+/// What a command says may be anything, and the database has not every character.
+#[test]
+fn a_failure_whose_text_the_database_cannot_have_is_recorded() {
+    for (encoding, text) in [("LATIN1", r"\342\234\227 kaputt"), ("SQL_ASCII", "✗ kaputt")] {
+        let cluster = Cluster::start();
+        let create =
+            format!("CREATE DATABASE other ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+        cluster.psql("postgres", &create);
+        cluster.psql(
+            "other",
+            "CREATE EXTENSION postbox; SELECT postbox.create_inbox('box', max_retries => 0);
+             CREATE ROLE hand LOGIN; SELECT postbox.grant_role('worker', 'hand', '{box}');
+             INSERT INTO box (event_id, event_type, payload) VALUES ('a', 'paid', '{}')",
+        );
+        let mut command = Command::new(postbox_binary());
+        let conninfo = cluster.conninfo("other").replace("user=postgres", "user=hand");
+        command.args(["-d", &conninfo, "inbox", "work", "box", "--no-maintenance"]);
+        command.args(["--exit-when-idle", "100ms", "--exec", "echo '✗ kaputt' >&2; exit 1"]);
+        let output = command.output().expect("postbox runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{encoding}: {said}");
+        let error = cluster.psql("other", "SELECT error FROM postbox.inbox_dead");
+        assert!(error.contains(text), "{encoding}: {error:?}");
+    }
+}
