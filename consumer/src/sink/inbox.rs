@@ -95,7 +95,9 @@ enum Failure {
     /// Something is wrong with one of the messages.
     Refused(Error),
     /// The lease has run out.
-    Late,
+    Unleased,
+    /// It took too long: fewer may be done in time.
+    Late(Error),
     /// The link broke, or the server cannot take anything now.
     Again(Error),
     /// Nothing can be written, whatever it is.
@@ -224,22 +226,33 @@ impl Inbox {
         self.untold.then(|| self.told.map_or_else(Instant::now, |told| told + BELL))
     }
 
-    /// Writes tasks and the position behind them in one transaction. What is refused comes back as the reason.
+    /// Writes tasks and the position behind them in one transaction. What is refused comes back as the reason, and so do several that take too
+    /// long; a single one is tried until it is there.
     async fn write(&mut self, part: &[Task], lease: &Lease) -> Result<Option<Error>> {
         loop {
             failpoint::reach("deliver.before-sink");
             lease.valid().await;
             self.until_open(lease).await?;
             let attempt = timeout(self.patience, self.attempt(part, lease)).await;
-            match attempt.unwrap_or_else(|_| Err(Failure::Again(silent()))) {
+            match attempt.unwrap_or_else(|_| Err(Failure::Late(silent()))) {
                 Ok(()) => {
                     failpoint::reach("deliver.after-sink");
                     self.backoff.reset();
                     return Ok(None);
                 }
                 Err(Failure::Refused(error)) => return Ok(Some(error)),
-                Err(Failure::Late) => debug!("the lease has run out before the commit"),
+                Err(Failure::Unleased) => debug!("the lease has run out before the commit"),
                 Err(Failure::Again(error)) => self.wait(&error).await,
+                Err(Failure::Late(error)) => {
+                    let time = humantime::format_duration(self.patience);
+                    let what =
+                        format!("{} messages were not taken in the {time} that --max-processing gives", part.len());
+                    let error = Error::new(ErrorKind::Connect, what).with_source(error);
+                    self.wait(&error).await;
+                    if part.len() > 1 {
+                        return Ok(Some(error));
+                    }
+                }
                 Err(Failure::Fatal(error)) => return Err(self.about(&error)),
             }
         }
@@ -290,7 +303,7 @@ impl Inbox {
             outcome => {
                 // A link that is broken has ended the transaction too.
                 let _ = open.client.batch_execute("ROLLBACK").await;
-                return Err(outcome.map_or_else(Failure::from, |_| Failure::Late));
+                return Err(outcome.map_or_else(Failure::from, |_| Failure::Unleased));
             }
         };
         failpoint::reach("inbox.at-commit");
@@ -485,10 +498,10 @@ fn message_id(event: &Event, source: &str) -> String {
 
 /// Another attempt may find the server in another state.
 fn is_passing(error: &Error) -> bool {
-    // Serialization failures and deadlocks, lack of resources, the operating system; a timeout, a lock, a standby that will be promoted.
+    // Serialization failures and deadlocks, lack of resources, the operating system; a timeout, a lock.
     let passing = |code: &str| {
-        ["40", "53", "58"].iter().any(|class| code.starts_with(class))
-            || ["25006", "25P03", "25P04", "55P03", "57014"].contains(&code)
+        code != OVER_LIMIT && ["40", "53", "58"].iter().any(|class| code.starts_with(class))
+            || ["25P03", "25P04", "55P03", CANCELED].contains(&code)
     };
     error.is_transient() || error.sqlstate().is_some_and(passing)
 }
@@ -498,8 +511,11 @@ impl From<tokio_postgres::Error> for Failure {
         let error = Error::from(error);
         let code = error.sqlstate().unwrap_or_default().to_owned();
         // Data and constraints, what a trigger of the application raises, and limits of the server.
-        if ["22", "23", "P0", "54"].iter().any(|class| code.starts_with(class)) {
+        if code == OVER_LIMIT || ["22", "23", "P0", "54"].iter().any(|class| code.starts_with(class)) {
             return Self::Refused(error);
+        }
+        if code == CANCELED {
+            return Self::Late(error);
         }
         // Who has the stream now is found out where it is opened again.
         if is_passing(&error) || code == STALE { Self::Again(error) } else { Self::Fatal(error) }
@@ -509,6 +525,12 @@ impl From<tokio_postgres::Error> for Failure {
 fn silent() -> Error {
     Error::new(ErrorKind::Connect, "the server does not answer")
 }
+
+/// The SQLSTATE of what goes beyond a limit that is set for it, and will do so again.
+const OVER_LIMIT: &str = "53400";
+
+/// The SQLSTATE of a statement that took too long.
+const CANCELED: &str = "57014";
 
 /// The SQLSTATE of what a former member writes: see `postbox._open_inbox_stream`.
 const STALE: &str = "24000";

@@ -642,3 +642,24 @@ fn what_cannot_be_done_is_said() {
         assert!(said.insert(ended.log), "each says something of its own");
     }
 }
+
+/// So is a limit that is set for a transaction.
+#[test]
+fn a_batch_that_takes_too_long_is_taken_over_in_parts() {
+    let pair = Pair::open();
+    pair.office(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM pg_sleep(0.1);
+             IF new.event_type = '31' THEN RAISE EXCEPTION USING errcode = '53400', message = 'over a limit'; END IF;
+             RETURN new; END $$;
+         CREATE TRIGGER slow BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION slow()",
+    );
+    pair.publish(1, 30);
+    let log = pair.drain(&["--max-processing", "1s"]);
+    assert!(log.contains("30 messages were not taken in the 1s that --max-processing gives"), "{log}");
+    assert_eq!(pair.check(), 0);
+    pair.publish(31, 32);
+    pair.drain(&["--max-processing", "1s"]);
+    assert_eq!(pair.received().len(), 31);
+    assert_eq!(pair.shop("SELECT type, error LIKE '%over a limit%' FROM postbox.dead_letter"), "31|t");
+}
