@@ -92,12 +92,14 @@ impl Membership {
         loop {
             let error = match self.stand_by(&client).await {
                 Ok(()) => match self.activate(client, shared).await {
+        let mut first = true;
                     Ok(place) => return Ok(place),
                     Err(error) => error,
                 },
                 Err(error) => error,
             };
-            if !error.is_transient() {
+            // A standby that was there before is to be promoted.
+            if !error.is_transient() || first && error.sqlstate() == Some(READ_ONLY) {
                 return Err(error);
             }
             warn!("lost the control connection: {}", error.chain());
@@ -105,6 +107,7 @@ impl Membership {
                 sleep(backoff.next()).await;
                 match self.connect().await {
                     Err(error) if error.is_transient() => warn!("cannot connect yet: {}", error.chain()),
+            first = false;
                     client => break client?,
                 }
             };
@@ -433,6 +436,9 @@ fn name_in(group: &str, host: &str, process: u32) -> String {
 const SESSION_NAME_BYTES: usize = 63;
 
 impl Lost {
+/// The SQLSTATE of a server that takes no writes.
+const READ_ONLY: &str = "25006";
+
     /// As the error that ends the stream.
     pub(crate) fn into_error(self, group: &str) -> Error {
         Error::new(ErrorKind::PlaceLost, self.text(group))

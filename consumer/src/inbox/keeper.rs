@@ -160,6 +160,17 @@ pub(super) async fn tiers(client: &Client, inbox: &str) -> Result<Vec<Tier>> {
     query(client, sql, &[&inbox]).await?.iter().map(tier).collect()
 }
 
+/// As [`tiers`], for a worker that starts.
+///
+/// # Errors
+/// Besides: the server is a standby, which would be waited out later.
+pub(super) async fn first_tiers(info: &ConnInfo, inbox: &str) -> Result<Vec<Tier>> {
+    let client = crate::transport::connect_sql(info).await?;
+    let tiers = tiers(&client, inbox).await?;
+    client.batch_execute("LISTEN postbox_inbox").await?;
+    Ok(tiers)
+}
+
 /// As [`tiers`], on a connection of its own.
 pub(super) async fn ask_tiers(info: &ConnInfo, inbox: &str) -> Result<Vec<Tier>> {
     tiers(&crate::transport::connect_sql(info).await?, inbox).await

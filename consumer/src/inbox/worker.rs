@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::InboxHandler;
 use super::hand::Hand;
 use super::held::Held;
-use super::keeper::{Keeper, Tier, ask_tiers};
+use super::keeper::{Keeper, Tier, ask_tiers, first_tiers};
 use super::turn::Turn;
 use super::verb::passes;
 use super::work::{Within, Work};
@@ -146,7 +146,7 @@ impl InboxWorker {
         self.check()?;
         let info = ConnInfo::resolve(self.database.as_deref())?;
         // What is wrong at the start is for whoever started us.
-        let mut tiers = ask_tiers(&info, &self.inbox).await?;
+        let mut tiers = first_tiers(&info, &self.inbox).await?;
         let (work, processed, mut stop) = (Arc::new(work), Arc::new(AtomicU64::new(0)), pin!(stop));
         let _maintenance = self.maintenance.then(|| maintain::Beside::start(info.clone()));
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));

@@ -171,6 +171,11 @@ impl Report {
                 (ErrorKind::Setup, Some(install_plugin()))
             }
             "58P01" if self.says("WAL segment") => (ErrorKind::SlotInvalidated, Some(replace_slot(about.slot.as_deref()))),
+            // A standby may be promoted.
+            "25006" => (
+                ErrorKind::Server,
+                Some("This server takes no writes, as a standby. Connect to the primary: target_session_attrs=read-write finds it among several hosts.".to_owned()),
+            ),
             "22023" if self.says("proto_version") => (
                 ErrorKind::Setup,
                 Some(format!(
@@ -391,6 +396,7 @@ mod tests {
 55000 | ReplicationSlotAcquire | can no longer access replication slot "s" | This replication slot has been invalidated due to "wal_removed". | SlotInvalidated | Drop it
 55000 | pg_logical_slot_get_changes_guts | can no longer get changes from replication slot "s" |  | SlotInvalidated | Drop it
 55000 | x | something else |  | Other | hint of the server
+25006 | PreventCommandIfReadOnly | cannot execute UPDATE in a read-only transaction |  | Server | target_session_attrs=read-write
 58P01 | internal_load_library | could not access file "postbox": No such file or directory |  | Setup | make install
 58P01 | x | requested WAL segment 000000010000000000000001 has already been removed |  | SlotInvalidated | Drop it
 22023 | x | unsupported proto_version "9" |  | Setup | proto_version 1 to 1

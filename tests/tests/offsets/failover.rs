@@ -283,3 +283,53 @@ fn a_failover_slot_that_had_not_come_along_is_recovered() {
     assert_came(&[before, after.lines].concat(), &stored(&standby));
     assert_eq!(standby.psql("postgres", "SELECT failover FROM pg_replication_slots WHERE plugin = 'postbox'"), "t");
 }
+
+/// Nobody has asked for a server that takes writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_waited_out_by_who_was_there_before_and_refused_at_the_start() {
+    let office = primary();
+    office.psql("SELECT postbox.create_inbox('box')");
+    office.create("latest");
+    let standby = office.cluster.standby_with(&[("primary_slot_name", "to_standby")]);
+    let conninfo = both(&office, &standby).replace("target_session_attrs=read-write", "");
+    let work = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(postbox_tests::postbox_binary());
+        command.args(["-d", &conninfo, "inbox", "work", "box", "--exec", "true"]).args(arguments);
+        command.env("RUST_LOG", "info").stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command.spawn().expect("postbox starts")
+    };
+    block_in_place(|| {
+        let mut member = Run::start(&conninfo, &["--group", "g", "--recover", "--session-timeout", "3s"]);
+        member.wait_for_log("in epoch", 1, PATIENCE);
+        let worker = work(&[]);
+        let working =
+            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%inbox_claim%' AND pid <> pg_backend_pid() LIMIT 1";
+        wait_until("the worker works", PATIENCE, || (office.psql(working) == "1").then_some(()));
+        office.publish("a", 1, 10);
+        member.wait_for(10, PATIENCE);
+        caught_up(&office, &standby);
+        kill(&office);
+        member.wait_for_log("read-only transaction", 1, PATIENCE);
+
+        let ended = Run::start(&conninfo, &["--group", "g"]).end(PATIENCE);
+        assert_eq!(ended.code, Some(3), "{}", ended.log);
+        assert!(ended.log.contains("target_session_attrs=read-write"), "{}", ended.log);
+        let ended = work(&[]).wait_with_output().expect("an end");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(3), "{said}");
+        assert!(said.contains("target_session_attrs=read-write"), "{said}");
+
+        promote(&standby);
+        standby.psql("postgres", &super::insert("b:1", 10));
+        member.wait_until("what came after the promotion", PATIENCE, |lines| names(lines).contains("b:1"));
+        assert_eq!(member.terminate(PATIENCE).code, Some(0));
+        standby.psql("postgres", "INSERT INTO box (event_id, event_type, payload) VALUES ('m', 'paid', '{}')");
+        wait_until("the worker goes on", PATIENCE, || {
+            (standby.psql("postgres", "SELECT count(*) FROM postbox.inbox_batch") == "0").then_some(())
+        });
+        let worker_pid = Pid::from_raw(worker.id().cast_signed()).expect("a process");
+        kill_process(worker_pid, Signal::TERM).expect("a worker");
+        let ended = worker.wait_with_output().expect("an end");
+        assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    });
+}
