@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::feed::{Batch, Feed, Part, Shared};
 use crate::lease::Lease;
 use crate::maintain::Beside;
-use crate::member::{self, Membership};
+use crate::member::{self, Doubt, Membership};
 use crate::progress::Positions;
 use crate::run::{self, Sink};
 use crate::sink::InboxTarget;
@@ -96,6 +96,7 @@ pub struct Builder {
     pub(crate) maintenance: bool,
     /// The consumer ends when its place is lost, rather than stand by for another term.
     pub(crate) one_term: bool,
+    pub(crate) doubt: Doubt,
 }
 
 #[derive(Clone, Debug)]
@@ -350,6 +351,7 @@ impl Builder {
             recover: false,
             maintenance: true,
             one_term: false,
+            doubt: Doubt::default(),
         }
     }
 
@@ -362,6 +364,7 @@ impl Builder {
             max_processing: self.max_processing,
             recover: self.recover,
             local_only: self.options.origin == Origin::None,
+            doubt: self.doubt.clone(),
         }
     }
 

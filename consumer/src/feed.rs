@@ -141,15 +141,17 @@ impl Feed {
             }
             let error = match &self.reader {
                 // What can be done about it is decided where the place is taken anew.
-                Reader::Group(membership, _) if can_recover(&error) => {
-                    Lost::CutOff(error.chain()).into_error(&membership.group)
+                Reader::Group(membership, place) if can_recover(&error) => {
+                    let lost = Lost::CutOff(error.chain()).into_error(&membership.group);
+                    if let (ErrorKind::SlotInvalidated, Some(place)) = (error.kind(), place) {
+                        membership.doubt.raise(&place.slot_name, error);
+                    }
+                    lost
                 }
                 _ => error,
             };
             if error.kind() == ErrorKind::PlaceLost && !self.builder.one_term {
-                if !matches!(&self.reader, Reader::Group(_, Some(place)) if place.is_lost()) {
-                    warn!("{}", error.chain());
-                }
+                self.tell_lost(&error);
                 last = None;
                 match self.stand_by().await {
                     Ok(true) => continue,
@@ -209,6 +211,11 @@ impl Feed {
         }
         shared.connection.fetch_add(1, Ordering::Relaxed);
         shared.wake_leased();
+        // What ends each term at once would end them without a pause.
+        tokio::select! {
+            () = sleep(self.backoff.next()) => {}
+            () = shared.closed() => return Ok(false),
+        }
         loop {
             let error = tokio::select! {
                 taken = self.take_place() => match taken {
@@ -306,8 +313,16 @@ impl Feed {
         Ok(())
     }
 
+    /// Whoever delivers says only that the place is lost. The heartbeat says itself why it was.
+    fn tell_lost(&self, error: &Error) {
+        if !matches!(&self.reader, Reader::Group(_, Some(place)) if place.is_lost()) {
+            warn!("{}", error.chain());
+        }
+    }
+
     fn give_up(&mut self, error: Error) -> Result<()> {
         if error.kind() == ErrorKind::PlaceLost {
+            self.tell_lost(&error);
             self.shared.lease().revoke();
         }
         if matches!(error.kind(), ErrorKind::PlaceLost | ErrorKind::Stuck) {

@@ -9,7 +9,7 @@
 //! The lock is held by the member's control session. The server ends that session when it has not heard of the member for
 //! the session timeout, and the member delivers nothing later than its last answered message plus that time, less a margin.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postbox_wire::{Lsn, OutboxSelector, parse_selectors};
@@ -39,7 +39,12 @@ pub(crate) struct Membership {
     pub(crate) recover: bool,
     /// Only what was published on this server is wanted.
     pub(crate) local_only: bool,
+    pub(crate) doubt: Doubt,
 }
+
+/// The slot that could not be read on, and why: the server's view of it may say nothing of that.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Doubt(Arc<Mutex<Option<(String, Error)>>>);
 
 /// The place of the active member. Dropping it gives the place up.
 #[derive(Debug)]
@@ -87,12 +92,12 @@ impl Membership {
     /// The first connection fails; the group does not exist, belongs to another server or has lost its slot. Later
     /// failures to connect are waited out.
     pub(crate) async fn acquire(&self, shared: &Arc<Shared>) -> Result<Place> {
+        let mut first = true;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let mut client = self.connect().await?;
         loop {
             let error = match self.stand_by(&client).await {
                 Ok(()) => match self.activate(client, shared).await {
-        let mut first = true;
                     Ok(place) => return Ok(place),
                     Err(error) => error,
                 },
@@ -102,12 +107,12 @@ impl Membership {
             if !error.is_transient() || first && error.sqlstate() == Some(READ_ONLY) {
                 return Err(error);
             }
+            first = false;
             warn!("lost the control connection: {}", error.chain());
             client = loop {
                 sleep(backoff.next()).await;
                 match self.connect().await {
                     Err(error) if error.is_transient() => warn!("cannot connect yet: {}", error.chain()),
-            first = false;
                     client => break client?,
                 }
             };
@@ -156,7 +161,9 @@ impl Membership {
 
     async fn activate(&self, client: Client, shared: &Arc<Shared>) -> Result<Place> {
         let sent = Moment::now();
-        let activated = match self.take_over(&client).await {
+        let taken = self.take_over(&client).await;
+        let sound = taken.and_then(|activated| self.doubt.settle(&activated.slot_name).map(|()| activated));
+        let activated = match sound {
             Err(error) if self.recover && can_recover(&error) => {
                 warn!("recovering: {}", error.chain());
                 failpoint::reach("recover.before");
@@ -251,6 +258,18 @@ struct Activated {
 /// A slot that is gone for good, and a server that is not the one it was.
 pub(crate) fn can_recover(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::SlotMissing | ErrorKind::SlotInvalidated | ErrorKind::Moved)
+}
+
+impl Doubt {
+    pub(crate) fn raise(&self, slot: &str, error: Error) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((slot.to_owned(), error));
+    }
+
+    /// Of another slot it says nothing.
+    fn settle(&self, slot: &str) -> Result<()> {
+        let doubt = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        doubt.filter(|(of, _)| of == slot).map_or(Ok(()), |(_, error)| Err(error))
+    }
 }
 
 impl Place {
@@ -417,6 +436,9 @@ fn silent() -> Error {
     Error::new(ErrorKind::Connect, "the server does not answer")
 }
 
+/// The SQLSTATE of a server that takes no writes.
+const READ_ONLY: &str = "25006";
+
 /// The SQLSTATE of what a former member writes: see `postbox._require_epoch`.
 const STALE: &str = "24000";
 
@@ -436,9 +458,6 @@ fn name_in(group: &str, host: &str, process: u32) -> String {
 const SESSION_NAME_BYTES: usize = 63;
 
 impl Lost {
-/// The SQLSTATE of a server that takes no writes.
-const READ_ONLY: &str = "25006";
-
     /// As the error that ends the stream.
     pub(crate) fn into_error(self, group: &str) -> Error {
         Error::new(ErrorKind::PlaceLost, self.text(group))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Shared};
 use postbox_wire::Lsn;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
@@ -16,6 +16,7 @@ use crate::dispatch::{Limits, Source, Task, batches, events, transfer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Format;
 use crate::lease::Lease;
+use crate::member::Doubt;
 use crate::sink::{BatchSink, EventSink, Exec, Inbox, InboxTarget, Stdout, StreamSource, Target};
 use crate::transport::{ConnInfo, connect_own};
 
@@ -24,6 +25,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the server may take to hear of the last confirmation when the sink is stuck.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest wait before the next term.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Ends when the process is to stop. Each term waits for a clone: one that has ended may not be asked again.
 pub(crate) type Stop = Shared<BoxFuture<'static, ()>>;
@@ -46,7 +50,7 @@ pub(crate) async fn terms(
     mut limits: Limits,
     stop: Stop,
 ) -> Result<u64> {
-    builder.one_term = true;
+    (builder.one_term, builder.doubt) = (true, Doubt::default());
     let has_group = matches!(builder.source, Some(consumer::Source::Group(_)));
     let target = match sink {
         Sink::Inbox(target) => Some(Target::new(target, &builder, info)?),
@@ -54,7 +58,7 @@ pub(crate) async fn terms(
     };
     let mut sum = 0;
     let mut was_active = false;
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let mut backoff = Backoff::new(Duration::from_millis(100), LONGEST_WAIT);
     loop {
         let connected = tokio::select! {
             connected = builder.clone().connect() => connected,
@@ -66,13 +70,14 @@ pub(crate) async fn terms(
             Err(error) if was_active && error.is_transient() => {
                 warn!("cannot connect yet: {}", error.chain());
                 tokio::select! {
-                    () = tokio::time::sleep(backoff.next()) => continue,
+                    () = sleep(backoff.next()) => continue,
                     () = stop.clone() => return Err(error),
                 }
             }
             connected => connected?,
         };
         was_active = true;
+        let begun = Instant::now();
         let lease = consumer.lease();
         let (delivered, outcome) = match (sink, consumer.term(), &target) {
             (Sink::Stdout(format), ..) => {
@@ -107,13 +112,14 @@ pub(crate) async fn terms(
                     && (error.kind() == ErrorKind::PlaceLost || error.is_transient()) =>
             {
                 warn!("{}", error.chain());
-                if delivered > 0 {
+                if delivered > 0 || begun.elapsed() > LONGEST_WAIT {
                     backoff.reset();
-                } else if error.is_transient() {
-                    // A server that lets in one connection and no second one is not to be asked without end.
+                }
+                // Whatever ended this term may end the next one as soon.
+                if delivered == 0 {
                     tokio::select! {
-                        () = tokio::time::sleep(backoff.next()) => {}
-                        () = stop.clone() => return Err(error),
+                        () = sleep(backoff.next()) => {}
+                        () = stop.clone() => return if error.is_transient() { Err(error) } else { Ok(sum) },
                     }
                 }
             }

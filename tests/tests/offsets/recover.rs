@@ -1,7 +1,9 @@
 //! Recovery of a group whose slot is gone.
 
+use postbox::{Consumer, ErrorKind};
 use postbox_tests::{Cluster, Stop, wait_until};
 use tokio::task::block_in_place;
+use tokio::time::timeout;
 
 use super::{CHECKPOINT, Office, Publishers, assert_came, execute, insert, names, numbered};
 use crate::shop::PATIENCE;
@@ -232,4 +234,30 @@ fn a_slot_that_was_over_its_budget_is_recovered_with_all_that_waited_in_it() {
     let after = office.deliver();
     assert!(names(&after).is_superset(&(&numbered("waiting", 1, 20) | &numbered("later", 1, 20))));
     assert_came(&[before, after].concat(), &office.stored());
+}
+
+/// The server has not noticed: to it the slot is sound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_whose_wal_is_missing_ends_the_stream_with_the_reason_or_is_recovered() {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 20);
+    let before = block_in_place(|| office.deliver());
+    office.publish("a", 21, 40);
+    office.psql("SELECT pg_switch_wal()");
+    office.publish("a", 41, 60);
+    let segment = office.psql("SELECT pg_walfile_name(restart_lsn) FROM pg_replication_slots");
+    std::fs::remove_file(office.cluster.data_dir().join("pg_wal").join(segment)).expect("a segment");
+    assert_eq!(office.psql("SELECT wal_status FROM pg_replication_slots"), "reserved");
+    block_in_place(|| office.refuses(&["lost the place in group g: requested WAL segment", "postbox group recover g"]));
+
+    let consumer = Consumer::builder(office.cluster.conninfo("postgres")).group("g").connect().await;
+    let next = timeout(PATIENCE, consumer.expect("a consumer").next()).await.expect("an end");
+    let error = next.expect("an item").expect_err("no event");
+    assert_eq!(error.kind(), ErrorKind::SlotInvalidated, "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("postbox group recover g")), "{error:?}");
+
+    let after = block_in_place(|| office.deliver_with(&["--recover"]));
+    assert_came(&[before, after].concat(), &office.stored());
+    assert_eq!(block_in_place(|| office.deliver()), []);
 }
