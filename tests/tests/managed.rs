@@ -5,6 +5,7 @@ mod conformance;
 mod differences;
 mod install;
 mod plain;
+mod session;
 mod switch;
 
 use std::process::{Command, Output};
