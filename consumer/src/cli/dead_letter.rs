@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
+use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use super::{say, table};
@@ -135,13 +136,19 @@ impl Filter {
     }
 }
 
-async fn list(info: &ConnInfo, group: &str, ids: Vec<i64>, filter: Filter, limit: i64) -> Result<()> {
+/// Connects, and finds the group.
+async fn connect(info: &ConnInfo, group: &str) -> Result<Client> {
     let client = connect_sql(info).await?;
     let known = query(&client, "SELECT FROM postbox.consumer_group WHERE name = $1", &[&group]).await?;
     if known.is_empty() {
         return Err(Error::new(ErrorKind::GroupMissing, format!("consumer group \"{group}\" does not exist"))
             .with_hint("postbox group list shows the groups."));
     }
+    Ok(client)
+}
+
+async fn list(info: &ConnInfo, group: &str, ids: Vec<i64>, filter: Filter, limit: i64) -> Result<()> {
+    let client = connect(info, group).await?;
     let sql = "SELECT id, why, outbox, coalesce(event_id, '-'), coalesce(type, '-'), coalesce(key, '-'), attempts, \
                to_char(stored_at, 'YYYY-MM-DD HH24:MI:SS'), \
                CASE WHEN due_at <= now() THEN 'now' ELSE coalesce(to_char(due_at, 'YYYY-MM-DD HH24:MI:SS'), '-') END, \
@@ -184,7 +191,7 @@ async fn list(info: &ConnInfo, group: &str, ids: Vec<i64>, filter: Filter, limit
 }
 
 async fn show(info: &ConnInfo, group: &str, ids: Vec<i64>) -> Result<()> {
-    let client = connect_sql(info).await?;
+    let client = connect(info, group).await?;
     let sql = "SELECT frame FROM postbox.dead_letter WHERE group_name = $1 AND id = $2";
     for id in ids {
         let rows = query(&client, sql, &[&group, &id]).await?;

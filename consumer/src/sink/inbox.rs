@@ -414,7 +414,6 @@ impl Inbox {
         let Target { inbox, info, .. } = &self.target;
         let kind = match error.kind() {
             ErrorKind::Other => ErrorKind::Sink,
-            ErrorKind::GroupMissing => ErrorKind::Usage,
             kind => kind,
         };
         let about = Error::new(kind, format!("inbox {inbox} of database {}: {}", info.dbname(), error.chain()));

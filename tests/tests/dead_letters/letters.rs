@@ -122,6 +122,7 @@ fn people_list_show_redrive_and_discard() {
         (&["redrive", "nowhere", "--all"], 4, "consumer group \"nowhere\" does not exist"),
         (&["list", "nowhere"], 4, "consumer group \"nowhere\" does not exist"),
         (&["show", GROUP, "999"], 2, "no dead letter 999"),
+        (&["show", "nowhere", "1"], 4, "consumer group \"nowhere\" does not exist"),
         (&["redrive", GROUP, "x"], 2, "invalid value 'x'"),
         (&["discard", GROUP, "--older-than", "1h"], 0, "0 dead letters of billing discarded"),
         (&["discard", GROUP, "--all", "--dry-run"], 0, "4 dead letters of billing would be discarded"),

@@ -624,7 +624,7 @@ fn what_cannot_be_done_is_said() {
         (&["--group", "g", "--sink", "inbox", "--inbox", "orders", "--inbox-url", "nonsense=1"], 2, "nonsense"),
         (
             &["--group", "g", "--sink", "inbox", "--inbox", "letters", "--inbox-url", &office],
-            2,
+            4,
             "inbox \"letters\" does not exist",
         ),
         (
