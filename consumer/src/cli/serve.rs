@@ -42,7 +42,11 @@ fn wrong(file: &Path, what: &str) -> Error {
 }
 
 fn read(text: &str) -> Result<Vec<Run>, String> {
-    let mut table = text.parse::<Table>().map_err(|error| error.to_string())?;
+    let mut table = text.parse::<Table>().map_err(|error| {
+        // Not the line itself, which may hold a password.
+        let start = error.span().map_or(0, |span| span.start);
+        format!("line {}: {}", text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1, error.message())
+    })?;
     let Some(Value::Array(entries)) = table.remove("run") else { return Err("there is no [[run]]".to_owned()) };
     if let Some(other) = table.keys().next() {
         return Err(format!("\"{other}\" is not known; everything belongs below a [[run]]"));
@@ -99,10 +103,14 @@ mod tests {
             ("[[run]]\ngroup = 'a'\n[[run]]\ngroup = 'b'\ncolour = 'red'", "number 2: unexpected argument '--colour'"),
             ("[[run]]\ngroup = 'a'\nsink = 'fax'", "invalid value 'fax'"),
             ("[[run]]\ngroup = ['a']", "group cannot be of type array"),
-            ("[[run", "TOML parse error"),
+            ("[[run", "line 1: "),
+            ("[[run]]\ngroup = 'a'\ninbox-url = 'postgres://u:topsecret@h/db\n[[run]]\n", "line 3: "),
+            ("[[run]]\ninbox-ulr = 'postgres://u:topsecret@h/db'", "unexpected argument '--inbox-ulr'"),
+            ("[[run]]\ngroup = 'a'\ngroup = 'postgres://u:topsecret@h/db'", "line 3: duplicate key"),
         ] {
             let error = read(text).expect_err(text);
             assert!(error.contains(says), "{text:?}: {error}");
+            assert!(!error.contains("topsecret"), "{text:?}: {error}");
         }
     }
 }
