@@ -52,7 +52,7 @@ Logs go to the standard error; RUST_LOG=debug shows more.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Deliver events to a sink until stopped; SIGTERM and SIGINT deliver and confirm what is under way
+    /// Deliver events to a sink until stopped; SIGTERM, SIGINT and SIGHUP deliver and confirm what is under way
     Run(Box<Run>),
     /// Deliver for several groups in one process, as a file says
     Serve(serve::Serve),

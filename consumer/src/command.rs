@@ -1,6 +1,10 @@
 //! Shell commands that get something on their standard input.
 
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -34,9 +38,8 @@ pub(crate) async fn run(
             None => shell.env_remove(name),
         };
     }
-    let mut child = shell.spawn().map_err(|error| format!("cannot start sh: {error}"))?;
-    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let mut group = Group { leader: child.id(), child };
+    let mut group = Group::start(&mut shell).map_err(|error| format!("cannot start sh: {error}"))?;
+    let (stdin, stderr) = (group.child.stdin.take(), group.child.stderr.take());
     let mut said = Vec::new();
     let write = async {
         // A command need not read its input to the end.
@@ -50,7 +53,7 @@ pub(crate) async fn run(
         }
     };
     let status = {
-        let mut pipes = std::pin::pin!(async { tokio::join!(write, read) });
+        let mut pipes = pin!(async { tokio::join!(write, read) });
         tokio::select! {
             status = group.wait() => {
                 let _ = timeout(STDERR_PATIENCE, pipes).await;
@@ -71,26 +74,61 @@ pub(crate) async fn run(
     Err(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") })
 }
 
+/// The leaders of the groups that run. A process that has ended keeps its number until it is waited for, and that happens under this
+/// lock: none of these numbers belongs to somebody else.
+static LEADERS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn leaders() -> MutexGuard<'static, BTreeSet<i32>> {
+    LEADERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends this process with all commands that run.
+pub(crate) fn exit(code: i32) -> ! {
+    // Held to the end, so that none is started meanwhile.
+    let leaders = leaders();
+    leaders.iter().for_each(|leader| kill(*leader));
+    std::process::exit(code);
+}
+
+fn kill(leader: i32) {
+    // It may have ended just now.
+    let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+}
+
 /// The process and all that it has started in its group; killed when dropped before the process has ended.
 struct Group {
-    leader: Option<u32>,
+    leader: i32,
     child: Child,
 }
 
 impl Group {
+    fn start(command: &mut Command) -> std::io::Result<Self> {
+        let mut leaders = leaders();
+        let child = command.spawn()?;
+        let leader = child.id().and_then(|id| i32::try_from(id).ok()).ok_or(std::io::ErrorKind::Other)?;
+        leaders.insert(leader);
+        Ok(Self { leader, child })
+    }
+
     async fn wait(&mut self) -> std::io::Result<ExitStatus> {
-        let status = self.child.wait().await;
-        // From here on the number may belong to somebody else.
-        self.leader = None;
-        status
+        let mut wait = pin!(self.child.wait());
+        poll_fn(|context| {
+            let mut leaders = leaders();
+            let ended = wait.as_mut().poll(context);
+            if ended.is_ready() {
+                leaders.remove(&self.leader);
+            }
+            ended
+        })
+        .await
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(leader) = self.leader.and_then(|leader| i32::try_from(leader).ok()) {
-            // It may have ended just now.
-            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        let mut leaders = leaders();
+        if leaders.remove(&self.leader) {
+            kill(self.leader);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::transport::{ConnInfo, connect_sql};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Inbox {
-    /// Hand the messages of an inbox to a command, a URL or a function of the database, until stopped; SIGTERM and SIGINT let what is under way end
+    /// Hand the messages of an inbox to a command, a URL or a function of the database, until stopped; SIGTERM, SIGINT and SIGHUP let what is under way end
     Work(Box<work::Work>),
     /// Messages that were given up
     #[command(subcommand)]

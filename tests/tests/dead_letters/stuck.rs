@@ -1,11 +1,14 @@
 //! Sinks that hang, and sinks that fail where there are no dead letters.
 
 use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
 
-use postbox_tests::wait_until;
+use postbox_tests::{postbox_binary, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Office, SAY};
-use crate::shop::{PATIENCE, SLOT, Shop, assert_delivered};
+use super::{GROUP, Office, SAY};
+use crate::shop::{PATIENCE, SIGNALS_APART, SLOT, Shop, assert_delivered};
 
 #[test]
 fn a_command_that_hangs_is_killed_with_all_that_it_has_started() {
@@ -20,6 +23,75 @@ fn a_command_that_hangs_is_killed_with_all_that_it_has_started() {
         wait_until("the process is gone", PATIENCE, || is_gone(&pid).then_some(()));
     }
     assert_eq!(run.terminate(PATIENCE).code, Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_a_command_with_the_process() {
+    let office = Office::open();
+    office.publish("kept", "a", "1");
+    let mut run = office.exec("exec > /dev/null; sleep 1000 & echo $! >> {dir}/log; echo $$ >> {dir}/log; wait", &[]);
+    let pids = wait_until("a command", PATIENCE, || Some(office.log()).filter(|lines| lines.len() == 2));
+    let begin = Instant::now();
+    run.signal(Signal::TERM);
+    run.wait_for_log("stopping", 1, PATIENCE);
+    wait_until("it is another signal", PATIENCE, || (begin.elapsed() > SIGNALS_APART).then_some(()));
+    let ended = run.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(130), "{}", ended.log);
+    for pid in pids {
+        wait_until("the process is gone", PATIENCE, || is_gone(&pid).then_some(()));
+    }
+}
+
+/// A supervisor may signal the process and then its group, and a terminal that closes sends another signal.
+#[test]
+fn signals_that_come_together_are_one_and_a_hangup_is_one_of_them() {
+    let office = Office::open();
+    let command = format!("{SAY}\nwhile [ ! -e {{dir}}/go ]; do sleep 0.01; done");
+    for (signals, name) in
+        [(&[Signal::TERM, Signal::INT][..], "1"), (&[Signal::HUP], "2"), (&[Signal::HUP, Signal::TERM], "3")]
+    {
+        let mut run = office.exec(&command, &[]);
+        office.publish("kept", "a", name);
+        wait_until("a command", PATIENCE, || office.log().iter().any(|line| line == name).then_some(()));
+        signals.iter().for_each(|signal| run.signal(*signal));
+        run.wait_for_log("stopping", 1, PATIENCE);
+        std::fs::write(office.path("go"), "").expect("a file");
+        let ended = run.end(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{signals:?}: {}", ended.log);
+        std::fs::remove_file(office.path("go")).expect("removed");
+    }
+    assert_eq!(office.log(), ["1", "2", "3"], "each is confirmed");
+}
+
+/// As nohup starts it.
+#[test]
+fn a_hangup_that_is_ignored_stays_so() {
+    let office = Office::open();
+    let mut process = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(postbox_binary())
+        .args([
+            "run",
+            "-d",
+            &office.shop.conninfo(),
+            "--group",
+            GROUP,
+            "--sink",
+            "exec",
+            "--exec",
+            &office.command(SAY),
+        ])
+        .spawn()
+        .expect("postbox starts");
+    let signal = |signal| kill_process(Pid::from_child(&process), signal).expect("a process that takes signals");
+    office.publish("kept", "a", "1");
+    office.wait_for_log(&["1"]);
+    signal(Signal::HUP);
+    office.publish("kept", "a", "2");
+    office.wait_for_log(&["1", "2"]);
+    signal(Signal::TERM);
+    let status = wait_until("postbox ends", PATIENCE, || process.try_wait().expect("its state"));
+    assert_eq!(status.code(), Some(0));
 }
 
 fn is_gone(pid: &str) -> bool {
