@@ -125,15 +125,15 @@ struct Run {
     /// How long to wait for a slot that a connection holds which is no member of the group
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     slot_wait: Duration,
-    /// After how long without contact to the server another member takes over [1s to 1h]
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = session_timeout)]
-    session_timeout: Duration,
+    /// After how long without contact to the server another member takes over [1s to 1h; default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = session_timeout)]
+    session_timeout: Option<Duration>,
     /// How this member of the group is called in the server's views [default: machine and process]
     #[arg(long, value_name = "NAME")]
     member: Option<String>,
     /// If the group's slot is lost, or the server was promoted or restored: make the slot anew and deliver from the outboxes
     /// what the group had not confirmed
-    #[arg(long, requires = "group")]
+    #[arg(long)]
     recover: bool,
     /// Leave maintenance to others: by default it calls postbox.maintain() now and then, as every process does; one at a time gets to work
     #[arg(long)]
@@ -252,11 +252,12 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
     let limits = Limits { max_events: arguments.max_events, exit_when_idle: arguments.exit_when_idle };
     let settings = arguments.delivery.settings(arguments.sink, arguments.group.is_some())?;
     let sink = arguments.sink(info)?;
+    arguments.check_group()?;
     let claims = arguments.claims()?;
-    let mut builder = Builder::new(database)
-        .slot_wait(arguments.slot_wait)
-        .session_timeout(arguments.session_timeout)
-        .recover(arguments.recover);
+    let mut builder = Builder::new(database).slot_wait(arguments.slot_wait).recover(arguments.recover);
+    if let Some(timeout) = arguments.session_timeout {
+        builder = builder.session_timeout(timeout);
+    }
     builder.member = arguments.member;
     builder.source = arguments.group.map(Source::Group).or(arguments.slot.map(Source::Slot));
     builder.plugin = arguments.source.map(OutputPlugin::from);
@@ -277,6 +278,22 @@ async fn stream(arguments: Run, database: Option<String>, info: &ConnInfo) -> Re
 }
 
 impl Run {
+    /// What only the members of a group have. Clap would let it pass with --slot, which stands in for --group.
+    fn check_group(&self) -> Result<()> {
+        let given = [
+            ("--session-timeout", self.session_timeout.is_some()),
+            ("--member", self.member.is_some()),
+            ("--recover", self.recover),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((name, _)) if self.group.is_none() => {
+                Err(Error::new(ErrorKind::Usage, format!("{name} needs --group"))
+                    .with_hint("Leave it out, or name a group."))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Lines can carry the data of claims; what takes an event at a time gets the reference.
     fn claims(&self) -> Result<Claims> {
         let streams = self.sink == SinkName::Stdout && self.format == FormatName::Native;

@@ -26,6 +26,9 @@ use crate::transport::ConnInfo;
 /// How long hands may take to give back what they have when the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// An inbox that has nothing is not asked more often.
+const LEAST_POLL: Duration = Duration::from_millis(10);
+
 /// What the server allows as a visibility timeout.
 const VISIBILITY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(43_200);
 
@@ -104,7 +107,7 @@ impl InboxWorker {
         self
     }
 
-    /// The longest wait between two looks at an inbox that has nothing. Tiers have their own. Default: 1 s.
+    /// The longest wait between two looks at an inbox that has nothing, 10 ms or more. Tiers have their own. Default: 1 s.
     pub fn poll_interval(mut self, most: Duration) -> Self {
         self.poll_interval = most;
         self
@@ -181,6 +184,10 @@ impl InboxWorker {
         if !VISIBILITY.contains(&self.visibility) || self.visibility.subsec_nanos() != 0 {
             let text = format!("visibility is {:?}, must be whole seconds from 1s to 12h", self.visibility);
             return wrong(text, "30s suits short handlers; longer ones are given more time as they go on.");
+        }
+        if self.poll_interval < LEAST_POLL {
+            let text = format!("poll_interval is {:?}, must be at least {LEAST_POLL:?}", self.poll_interval);
+            return wrong(text, "Workers are told of new messages, so that 1s suits most.");
         }
         if self.max_processing.is_zero() {
             return wrong("max_processing is 0: nothing could be handled".to_owned(), "For instance 5min.");

@@ -184,6 +184,9 @@ fn arguments_that_mean_nothing_are_refused() {
             "--retry-initial 60s is longer than --retry-max 30s",
         ),
         (&["--max-processing", "0s"], "--max-processing is 0"),
+        (&["--member", "x"], "--member needs --group"),
+        (&["--session-timeout", "5s"], "--session-timeout needs --group"),
+        (&["--recover"], "--recover needs --group"),
     ] {
         let ended = shop.run(arguments).end(PATIENCE);
         assert_eq!((ended.code, ended.log.contains(says)), (Some(2), true), "{arguments:?}: {}", ended.log);

@@ -447,6 +447,8 @@ fn what_cannot_be_worked_on_is_said() {
         (&["box", "--http", "http://localhost", "--header", "@/nonexistent"], 2, "/nonexistent"),
         (&["box", "--exec", "true", "--visibility", "1500ms"], 2, "whole seconds"),
         (&["box", "--exec", "true", "--max-processing", "0s"], 2, "max_processing is 0"),
+        (&["box", "--exec", "true", "--poll-interval", "0s", "--exit-when-idle", "0s"], 2, "poll_interval is 0ns"),
+        (&["box", "--exec", "true", "--poll-interval", "9ms", "--exit-when-idle", "0s"], 2, "must be at least 10ms"),
         (&["box", "--exec", "true", "--tier", "x"], 2, "enable_inbox_priority"),
     ] {
         let (found, text) = desk.run(&[&["inbox", "work"], arguments].concat());

@@ -41,7 +41,7 @@ pub(in crate::cli) struct Work {
     /// Work on this tier only; may be given several times
     #[arg(long, value_name = "NAME")]
     tier: Vec<String>,
-    /// Longest wait between two looks at an inbox that has nothing; tiers have a pace of their own
+    /// Longest wait between two looks at an inbox that has nothing, 10ms or more; tiers have a pace of their own
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
     poll_interval: Duration,
     /// Longest time that one message may take; then its command is killed, its request or transaction ended, and it has failed
