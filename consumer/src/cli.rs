@@ -24,6 +24,7 @@ use crate::install;
 use crate::maintain;
 use crate::run::{Sink, terms};
 use crate::signal;
+use crate::sink::Stdout;
 use crate::transport::{ConnInfo, connect_own, connect_sql, take_leave};
 
 /// Delivers the events of PostgreSQL outboxes, in commit order, at least once.
@@ -330,8 +331,11 @@ impl Run {
             }
             (FormatName::CloudEvents, source) => Format::CloudEvents(CloudEvents::new(source.clone(), info.database())),
         };
-        Ok(command
-            .map_or_else(|| Sink::Stdout(format.clone()), |command| Sink::Exec { command, format: format.clone() }))
+        if let Some(command) = command {
+            return Ok(Sink::Exec { command, format });
+        }
+        Stdout::check()?;
+        Ok(Sink::Stdout(format))
     }
 }
 

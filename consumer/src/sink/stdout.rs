@@ -2,6 +2,8 @@
 
 use std::io::{self, StdoutLock, Write};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{fstat, stat};
 use postbox_wire::json::Output;
 
 use super::BatchSink;
@@ -24,6 +26,24 @@ const CHUNK_BYTES: usize = 64 << 10;
 impl Stdout {
     pub(crate) fn new(format: Format) -> Self {
         Self { format, lines: Vec::with_capacity(CHUNK_BYTES) }
+    }
+
+    /// Refuses a standard output that was closed when the process began: what is written to it is lost without an error. By then
+    /// /dev/null stands in for it, open for reading and writing; who throws events away on purpose opens that for writing only.
+    pub(crate) fn check() -> Result<()> {
+        let out = io::stdout();
+        let flags = fcntl(&out, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+        let for_both = flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDWR);
+        let device = |file: nix::Result<nix::sys::stat::FileStat>| file.ok().map(|file| file.st_rdev);
+        let null = device(stat("/dev/null"));
+        if for_both && null.is_some() && device(fstat(&out)) == null {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "the standard output is closed, or /dev/null for reading and writing",
+            )
+            .with_hint("Say where events go. To confirm them all and keep none: postbox run ... > /dev/null"));
+        }
+        Ok(())
     }
 }
 

@@ -192,3 +192,28 @@ fn arguments_that_mean_nothing_are_refused() {
         assert_eq!((ended.code, ended.log.contains(says)), (Some(2), true), "{arguments:?}: {}", ended.log);
     }
 }
+
+/// Events that go nowhere are not delivered.
+#[test]
+fn a_standard_output_that_is_closed_is_refused() {
+    let shop = Shop::open();
+    shop.publish(3, 10);
+    let before = shop.confirmed();
+    let run = |output: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("exec \"$0\" \"$@\" {output}")]).arg(postbox_binary());
+        shell
+            .args(["run", "-d", &shop.conninfo(), "--slot", SLOT, "--exit-when-idle", "100ms"])
+            .output()
+            .expect("it runs")
+    };
+    let refused = run(">&-");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("the standard output is closed") && said.contains("> /dev/null"), "{said}");
+    assert_eq!(shop.confirmed_at_rest(), before);
+    // Whoever wants that says so.
+    let thrown = run("> /dev/null");
+    assert!(thrown.status.success(), "{thrown:?}");
+    assert_eq!(shop.drain(), []);
+}
