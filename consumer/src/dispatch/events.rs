@@ -362,8 +362,9 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
         debug!(attempt = retry.attempts, "{} failed: {}", name(&task.event), retry.error);
         match retry.wait(&self.settings) {
             _ if self.stopping => {
-                // It comes again at the next start, and those behind it must not come before.
+                // It comes again at the next start, and those behind it must not come before: also not those to be taken.
                 lane.front = Front::Idle;
+                self.ended = true;
                 self.release(&task);
                 self.let_go_all(id);
             }
@@ -520,6 +521,8 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
             lane.queue.iter().take_while(|task| task.transaction().is_some_and(|number| number <= begun)).count()
         };
         if waits {
+            // Its transaction comes again as a whole, so the rest of it is not waited for.
+            self.ended = true;
             (lane.front, lane.retry) = (Front::Idle, None);
             self.waits.retain(|(_, waiting)| waiting != id);
         }

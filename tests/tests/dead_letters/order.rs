@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use postbox_tests::Run;
+
 use super::{GROUP, Office, SAY, insert};
 use crate::shop::PATIENCE;
 
@@ -218,4 +220,44 @@ fn a_signal_finishes_the_transaction_that_was_begun_and_leaves_the_others() {
     let ended = office.exec(&command, &["--exit-when-idle", "100ms"]).end(PATIENCE);
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     assert_eq!(office.log(), names(0..20), "came again although it was confirmed");
+}
+
+/// An event that has failed comes again at the next start, and so must all of its key that are behind it in the transaction: those
+/// in hand, and those that have not been taken yet.
+#[test]
+fn after_a_signal_nothing_of_a_key_passes_an_event_that_has_failed() {
+    let office = Office::open();
+    office.shop.psql(
+        "INSERT INTO orders (type, key, payload) SELECT 'kept', CASE n WHEN 2 THEN 'other' ELSE 'k' END, jsonb_build_object('n', n) \
+         FROM generate_series(1, 1100) n",
+    );
+    let command = office.command(
+        r#"n=$(sed -E 's/.*"n": ?([0-9]+).*/\1/'); echo "try $n" >> {dir}/log
+        if [ "$n" = 1 ]; then while [ ! -e {dir}/go ]; do sleep 0.01; done; exit 1; fi
+        echo "ok $n" >> {dir}/log"#,
+    );
+    let sink = ["--group", GROUP, "--sink", "exec", "--exec", &command];
+    let patient = ["--retry-initial", "1d", "--retry-max", "1d", "--max-retry-time", "2d"];
+    let start = || Run::start(&office.shop.conninfo(), &[&sink[..], &patient].concat());
+    // Its attempt is under way.
+    let mut run = start();
+    office.wait_for_log(&["try 1"]);
+    run.signal(rustix::process::Signal::TERM);
+    run.wait_for_log("stopping", 1, PATIENCE);
+    std::fs::write(office.path("go"), "").expect("a file");
+    let ended = run.end(PATIENCE);
+    // Another key may go on.
+    let log = office.log().join(", ");
+    assert_eq!((ended.code, log.strip_suffix(", try 2, ok 2").unwrap_or(&log)), (Some(0), "try 1"), "{}", ended.log);
+    // It waits for another one: the next key is tried once that is known.
+    std::fs::remove_file(office.path("log")).expect("removed");
+    let run = start();
+    office.wait_for_log(&["try 1", "try 2", "ok 2"]);
+    let ended = run.terminate(PATIENCE);
+    assert_eq!((ended.code, office.log().join(", ").as_str()), (Some(0), "try 1, try 2, ok 2"), "{}", ended.log);
+
+    // Nothing of it is confirmed.
+    let ended = Run::start(&office.shop.conninfo(), &["--group", GROUP, "--exit-when-idle", "100ms"]).end(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(ended.lines.iter().map(|line| line.ordinal).eq(0..1100), "{} lines", ended.lines.len());
 }
