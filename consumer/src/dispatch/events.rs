@@ -241,15 +241,8 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
 
     /// Looks what a lane needs: storing begins at once, for a call of the sink it gets in line.
     fn wake(&mut self, id: LaneId) {
+        self.drop_stale(&id);
         let Some(lane) = self.lanes.get_mut(&id) else { return };
-        // What comes again anyway is not begun.
-        while lane.front == Front::Idle && lane.queue.front().is_some_and(Task::is_stale) {
-            if let Some(task) = lane.queue.pop_front() {
-                lane.retry = None;
-                self.events -= 1;
-                self.bytes -= task.event.size();
-            }
-        }
         match lane.need(self.parked.contains(&id)) {
             Need::Nothing if lane.is_empty() => drop(self.lanes.remove(&id)),
             Need::Nothing => {}
@@ -258,6 +251,19 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
                 if !std::mem::replace(&mut lane.in_line, true) {
                     self.line.push_back(id);
                 }
+            }
+        }
+    }
+
+    /// What comes again anyway is not begun, and counts when it comes.
+    fn drop_stale(&mut self, id: &LaneId) {
+        let Some(lane) = self.lanes.get_mut(id) else { return };
+        while lane.front == Front::Idle && lane.queue.front().is_some_and(Task::is_stale) {
+            if let Some(task) = lane.queue.pop_front() {
+                lane.retry = None;
+                self.taken -= 1;
+                self.events -= 1;
+                self.bytes -= task.event.size();
             }
         }
     }
@@ -272,6 +278,8 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
                 return;
             }
             let Some(id) = self.line.pop_front() else { return };
+            // Its connection may have ended while it stood in line.
+            self.drop_stale(&id);
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.in_line = false;
             let (task, attempt) = match lane.need(self.parked.contains(&id)) {

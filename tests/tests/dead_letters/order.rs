@@ -261,3 +261,25 @@ fn after_a_signal_nothing_of_a_key_passes_an_event_that_has_failed() {
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     assert!(ended.lines.iter().map(|line| line.ordinal).eq(0..1100), "{} lines", ended.lines.len());
 }
+
+/// What a connection that is gone has brought comes again by the next one.
+#[test]
+fn what_comes_again_is_not_delivered_before_and_does_not_count() {
+    let command = format!("{SAY}\nwhile [ $name = 3 ] && [ ! -e {{dir}}/go ]; do sleep 0.01; done");
+    // One behind the other, or side by side.
+    for keys in [1, 10] {
+        let office = Office::open();
+        let rows: String = (1..=10).map(|n| insert("kept", &(n % keys).to_string(), &n.to_string())).collect();
+        office.shop.psql(&format!("BEGIN; {rows} COMMIT;"));
+        let mut run = office.exec(&command, &["--max-events", "10"]);
+        office.wait_for_log(&["1", "2", "3"]);
+        let stream =
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name LIKE 'postbox%'";
+        office.shop.psql(stream);
+        run.wait_for_log("connected again", 1, PATIENCE);
+        std::fs::write(office.path("go"), "").expect("a file");
+        let ended = run.end(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        assert_eq!(office.log(), ["1", "2", "3", "1", "2", "3", "4", "5", "6", "7"], "{keys} keys: {}", ended.log);
+    }
+}
