@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use bytestring::ByteString;
 use sha2::{Digest, Sha256};
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
@@ -14,6 +13,7 @@ use crate::decode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::failpoint;
+use crate::member::STALE;
 
 /// Where a member keeps the dead letters of its group. When a write returns, it survives a crash of the server.
 pub(crate) trait DeadLetters: Clone + Send + Sync + 'static {
@@ -186,7 +186,7 @@ impl DeadLetters for StoredLetters {
 
 /// A stale epoch is no fault of anybody.
 fn refused(error: tokio_postgres::Error) -> Error {
-    let replaced = error.code().is_some_and(|code| *code == SqlState::INVALID_CURSOR_STATE);
+    let replaced = error.code().is_some_and(|code| code.code() == STALE);
     let error = Error::from(error);
     if replaced { error.with_kind(ErrorKind::PlaceLost) } else { error }
 }

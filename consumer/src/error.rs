@@ -70,6 +70,11 @@ impl Error {
         Self(Box::new(Inner { kind, message: message.into(), hint: None, sqlstate: None, source: None }))
     }
 
+    /// That of a server that does not answer in time: as if the link were broken.
+    pub(crate) fn silent() -> Self {
+        Self::new(ErrorKind::Connect, "the server does not answer")
+    }
+
     /// The same error, known to be of another kind.
     #[must_use]
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {

@@ -139,7 +139,7 @@ impl Membership {
         let mut told = None;
         loop {
             let asked = async { group::query(client, "SELECT postbox._try_membership($1)", &[&self.group]).await };
-            let rows = timeout(self.session_timeout, asked).await.map_err(|_| silent())??;
+            let rows = timeout(self.session_timeout, asked).await.map_err(|_| Error::silent())??;
             let state: Option<String> = rows.first().map(|row| row.try_get(0)).transpose()?.flatten();
             match state.as_deref() {
                 Some("active") => return Ok(()),
@@ -307,7 +307,7 @@ impl Place {
                 _ => Lost::Replaced,
             },
             Ok(Err(error)) => Lost::CutOff(error.chain()),
-            Err(_) => Lost::CutOff("the server does not answer".to_owned()),
+            Err(_) => Lost::CutOff(Error::silent().chain()),
         };
         Err(lost.into_error(&self.group))
     }
@@ -372,7 +372,7 @@ impl Heartbeat {
             let rows = match timeout(session_timeout, beat).await {
                 Ok(Ok(rows)) => rows,
                 Ok(Err(error)) => return Lost::CutOff(error.chain()),
-                Err(_) => return Lost::CutOff("the server does not answer".to_owned()),
+                Err(_) => return Lost::CutOff(Error::silent().chain()),
             };
             let Some(row) = rows.first() else { return Lost::Replaced };
             let beat = (|| -> Result<_> {
@@ -425,22 +425,18 @@ impl Heartbeat {
         failpoint::reach("checkpoint.before-write");
         let written =
             async { group::query(&self.client, sql, &[&self.membership.group, &self.epoch, snapshot, &lsn]).await };
-        timeout(self.membership.session_timeout, written).await.map_err(|_| silent())??;
+        timeout(self.membership.session_timeout, written).await.map_err(|_| Error::silent())??;
         failpoint::reach("checkpoint.after-write");
         debug!(%snapshot, lsn = %due.lsn, "checkpoint");
         Ok(())
     }
 }
 
-fn silent() -> Error {
-    Error::new(ErrorKind::Connect, "the server does not answer")
-}
-
 /// The SQLSTATE of a server that takes no writes.
 const READ_ONLY: &str = "25006";
 
-/// The SQLSTATE of what a former member writes: see `postbox._require_epoch`.
-const STALE: &str = "24000";
+/// The SQLSTATE of what a former member writes: see `postbox._require_epoch` and `postbox._open_inbox_stream`.
+pub(crate) const STALE: &str = "24000";
 
 /// How a member names itself unless told: machine and process. The server cuts the name of a session, `postbox:GROUP:MACHINE:PROCESS`, at 63 bytes: the process has to
 /// be left of it, or two members would have one name.

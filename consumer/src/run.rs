@@ -225,7 +225,7 @@ impl Source for Slot {
     /// A server that does not answer is waited out like any other broken connection.
     async fn is_drained(&mut self) -> Result<bool> {
         let answer = timeout(ANSWER_PATIENCE, end_of_log(&self.info)).await;
-        match answer.unwrap_or_else(|_| Err(Error::new(ErrorKind::Connect, "the server does not answer"))) {
+        match answer.unwrap_or_else(|_| Err(Error::silent())) {
             Ok(end) => Ok(self.consumer.caught_up(end).await),
             Err(error) if error.is_transient() => {
                 warn!("cannot ask whether anything is left: {}", error.chain());

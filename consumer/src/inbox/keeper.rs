@@ -12,7 +12,7 @@ use super::held::{Held, Lease};
 use super::turn::Turn;
 use super::verb::STALE;
 use super::worker::Crew;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::group::query;
 use crate::transport::{ConnInfo, connect_listening};
 
@@ -60,8 +60,7 @@ impl Keeper {
                 }
                 Ok::<_, Error>(client)
             };
-            let late = || Err(Error::new(ErrorKind::Connect, "the server does not answer"));
-            match timeout(patience, kept).await.unwrap_or_else(|_| late()) {
+            match timeout(patience, kept).await.unwrap_or_else(|_| Err(Error::silent())) {
                 Ok(kept) => (client, told) = (Some(kept), None),
                 Err(error) => {
                     let why = error.chain();

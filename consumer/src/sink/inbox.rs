@@ -22,8 +22,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, EventId};
 use crate::format::CloudEvents;
 use crate::lease::Lease;
+use crate::member::{self, STALE};
 use crate::transport::{ConnInfo, connect_own};
-use crate::{failpoint, group, member};
+use crate::{failpoint, group};
 
 /// An inbox that takes the stream of a consumer group; see [`Builder::deliver_into`](crate::Builder::deliver_into).
 #[derive(Clone, Debug)]
@@ -234,7 +235,7 @@ impl Inbox {
             lease.valid().await;
             self.until_open(lease).await?;
             let attempt = timeout(self.patience, self.attempt(part, lease)).await;
-            match attempt.unwrap_or_else(|_| Err(Failure::Late(silent()))) {
+            match attempt.unwrap_or_else(|_| Err(Failure::Late(Error::silent()))) {
                 Ok(()) => {
                     failpoint::reach("deliver.after-sink");
                     self.backoff.reset();
@@ -336,7 +337,7 @@ impl Inbox {
 
     async fn until_open(&mut self, lease: &Lease) -> Result<()> {
         while self.open.is_none() {
-            match timeout(self.patience, self.open()).await.unwrap_or_else(|_| Err(silent())) {
+            match timeout(self.patience, self.open()).await.unwrap_or_else(|_| Err(Error::silent())) {
                 Ok(open) => self.open = Some(open),
                 Err(error) if is_passing(&error) => self.wait(&error).await,
                 Err(error) if error.sqlstate() == Some(STALE) => return Err(self.refused(&error, lease).await),
@@ -391,7 +392,7 @@ impl Inbox {
         )
         .await?;
         failpoint::reach("inbox.after-open");
-        let row = rows.first().ok_or_else(silent)?;
+        let row = rows.first().ok_or_else(Error::silent)?;
         let lsn: Option<PgLsn> = row.try_get(2)?;
         let position = lsn.map(u64::from).zip(row.try_get::<_, Option<i64>>(3)?);
         match lsn {
@@ -521,15 +522,8 @@ impl From<tokio_postgres::Error> for Failure {
     }
 }
 
-fn silent() -> Error {
-    Error::new(ErrorKind::Connect, "the server does not answer")
-}
-
 /// The SQLSTATE of what goes beyond a limit that is set for it, and will do so again.
 const OVER_LIMIT: &str = "53400";
 
 /// The SQLSTATE of a statement that took too long.
 const CANCELED: &str = "57014";
-
-/// The SQLSTATE of what a former member writes: see `postbox._open_inbox_stream`.
-const STALE: &str = "24000";
