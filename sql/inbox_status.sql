@@ -154,7 +154,7 @@ begin
             -- Of the oldest number among them; NULL: maintenance has not counted yet.
             case when counted.is_all and tail_rows <= most then now
                  when counted.is_all then kept.folded_at
-                 when tail_rows <= most then sampled_at
+                 when tail_rows <= most or sampled_at is null then sampled_at
                  else least(sampled_at, kept.folded_at) end
         from parts p
         group by p.event_type
