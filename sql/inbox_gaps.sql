@@ -98,7 +98,8 @@ create or replace function postbox._gaps_sql(box postbox.inbox) returns text
                  from postbox.inbox_lane l
                  where l.inbox = %1$s and l.has_gap and not exists (select from noted n where n.key = l.key)
                  union all
-                 select n.key, coalesce(l.next, %3$s), coalesce(l.arrived, ''{}'') + n.arrived, coalesce(l.skipped, ''{}'')
+                 -- One whose number is given up goes nowhere.
+                 select n.key, coalesce(l.next, %3$s), coalesce(l.arrived, ''{}'') + (n.arrived - coalesce(l.skipped, ''{}'')), coalesce(l.skipped, ''{}'')
                  from noted n left join lateral (select w.next, w.arrived, w.skipped from postbox.inbox_lane w where w.inbox = %1$s and w.key = n.key offset 0) l on true
              ) g
              cross join lateral unnest(int8multirange(int8range(g.next, greatest(g.next, upper(g.arrived)))) - g.arrived - g.skipped) as s(span)

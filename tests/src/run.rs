@@ -100,8 +100,14 @@ impl Run {
         environment: &[(&str, &str)],
         reading: bool,
     ) -> Self {
-        let mut postbox = tree::clean(binary);
-        postbox.args(["run", "--database", conninfo]).args(arguments).envs(environment.iter().copied());
+        // Who runs the tests under nohup has them ignore it.
+        let mut postbox = tree::clean("/usr/bin/env");
+        postbox
+            .arg("--default-signal=HUP")
+            .arg(binary)
+            .args(["run", "--database", conninfo])
+            .args(arguments)
+            .envs(environment.iter().copied());
         let mut process = postbox.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("postbox starts");
         let stdout = process.stdout.take().expect("the output is a pipe");
         let stderr = process.stderr.take().expect("the log is a pipe");
