@@ -73,11 +73,7 @@ begin
             message = 'drop_inbox needs a name, and no argument of it can be NULL',
             hint = 'postbox.inbox_status() lists the inboxes.';
     end if;
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('inbox "%s" is to be dropped in a transaction that is %s', name, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit until it has the table''s lock: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('inbox "%s" is to be dropped', name));
     select * into box from postbox.inbox i where i.name = drop_inbox.name;
     is_there := exists (select from pg_class c where c.oid = box.relation);
     if is_there then

@@ -61,11 +61,7 @@ begin
             message = 'the name and the schema of an outbox cannot be NULL',
             hint = 'postbox.outbox_status() lists the outboxes.';
     end if;
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('outbox "%s.%s" cannot be dropped in a transaction that is %s', schema, name, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('outbox "%s.%s" cannot be dropped', schema, name));
     -- Another drop of it, or a group that is just being made on it, is waited for.
     perform pg_advisory_xact_lock(postbox._lock_key(to_regclass(format('%I.%I', schema, name))));
     -- Looked up with a snapshot taken after the wait.

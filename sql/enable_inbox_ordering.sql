@@ -1,5 +1,19 @@
 -- Order: from unordered batches to lanes and back, with all that is waiting.
 
+create or replace function postbox._check_gap_alert_after(inbox text, gap_alert_after interval) returns void
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if gap_alert_after is null or gap_alert_after < interval '0' then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('gap_alert_after of inbox "%s" is %s, must be 0 or more', inbox, coalesce(gap_alert_after::text, 'NULL')),
+            hint = 'How long a message may be missing before listeners of postbox_alert are told, for instance interval ''5 minutes''.';
+    end if;
+end
+$function$;
+comment on function postbox._check_gap_alert_after(text, interval) is 'Private: refuses an age of gaps that cannot be';
+
 create or replace function postbox.enable_inbox_ordering(
     inbox            text,
     aggregate_id_col text     default 'aggregate_id',
@@ -22,11 +36,7 @@ begin
             message = format('inbox "%s" has had an order since %s', box.name, box.ordered_at),
             hint = format('To change it: postbox.disable_inbox_ordering(%L) first.', box.name);
     end if;
-    if gap_alert_after is null or gap_alert_after < interval '0' then
-        raise exception using errcode = 'invalid_parameter_value',
-            message = format('gap_alert_after of inbox "%s" is %s, must be 0 or more', box.name, coalesce(gap_alert_after::text, 'NULL')),
-            hint = 'How long a message may be missing before listeners of postbox_alert are told, for instance interval ''5 minutes''.';
-    end if;
+    perform postbox._check_gap_alert_after(box.name, gap_alert_after);
     if start_at >= 9223372036854775000 then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('start_at of inbox "%s" is %s, must be below 9223372036854775000', box.name, start_at),

@@ -184,11 +184,7 @@ declare
     twice text;
     box postbox.inbox;
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('%s is to become an inbox in a transaction that is %s', coalesce(inbox_table::text, 'a table'), current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit until it has the table''s lock: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('%s is to become an inbox', coalesce(inbox_table::text, 'a table')));
     perform postbox._check_inbox_table(inbox_table);
     select coalesce(name, c.relname), n.nspname into inbox_name, schema
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = inbox_table;

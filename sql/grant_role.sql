@@ -1,12 +1,13 @@
 -- Who gets what of a single outbox or inbox, and the verbs that give and take it. What a role may everywhere: role_rights.sql.
 
 -- A column that is `serial` needs its sequence too, an identity column does not.
-create or replace function postbox._owned_sequences(target regclass) returns setof regclass
+create or replace function postbox._owned_sequences(target regclass) returns table (sequence regclass, object text)
     language sql stable strict parallel safe
     begin atomic
-        select s.oid::regclass
+        select s.oid::regclass, format('sequence %I.%I', n.nspname, s.relname)
         from pg_depend d
         join pg_class s on s.oid = d.objid and s.relkind = 'S'
+        join pg_namespace n on n.oid = s.relnamespace
         where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = target and d.deptype = 'a';
     end;
 comment on function postbox._owned_sequences(regclass) is 'Private: the sequences that an INSERT into a table needs';
@@ -24,10 +25,7 @@ create or replace function postbox._publisher_rights(outbox regclass)
         union all
         select 'insert', format('table %s', o.published) from postbox.outbox_once o where o.outbox = _publisher_rights.outbox
         union all
-        select 'usage', format('sequence %I.%I', n.nspname, s.relname)
-        from postbox._owned_sequences(_publisher_rights.outbox) o
-        join pg_class s on s.oid = o
-        join pg_namespace n on n.oid = s.relnamespace
+        select 'usage', s.object from postbox._owned_sequences(_publisher_rights.outbox) s
         union all
         -- A claim is written before its event, under its seq.
         select r.right_name, r.object
@@ -55,12 +53,7 @@ create or replace function postbox._maintainer_rights(outbox regclass)
         select 'insert', format('table %I.%I', m.schema, m.name)
         from postbox._marker m join postbox.outbox_later l on l.outbox = m.outbox where m.outbox = _maintainer_rights.outbox
         union all
-        select 'usage', format('sequence %I.%I', n.nspname, s.relname)
-        from postbox.outbox_later l
-        cross join lateral postbox._owned_sequences(l.outbox) o
-        join pg_class s on s.oid = o
-        join pg_namespace n on n.oid = s.relnamespace
-        where l.outbox = _maintainer_rights.outbox
+        select 'usage', s.object from postbox.outbox_later l cross join lateral postbox._owned_sequences(l.outbox) s where l.outbox = _maintainer_rights.outbox
         union all
         select 'select, delete', format('table %s', o.published) from postbox.outbox_once o where o.outbox = _maintainer_rights.outbox
         union all
@@ -96,10 +89,7 @@ create or replace function postbox._receiver_rights(inbox regclass)
         ) as r(right_name, object)
         where i.relation = _receiver_rights.inbox
         union all
-        select 'usage', format('sequence %I.%I', n.nspname, s.relname)
-        from postbox._owned_sequences(_receiver_rights.inbox) o
-        join pg_class s on s.oid = o
-        join pg_namespace n on n.oid = s.relnamespace;
+        select 'usage', s.object from postbox._owned_sequences(_receiver_rights.inbox) s;
     end;
 comment on function postbox._receiver_rights(regclass) is 'Private: what receiving into an inbox needs';
 

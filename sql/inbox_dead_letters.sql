@@ -15,11 +15,7 @@ as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('messages of inbox "%s" are to be replayed or discarded in a transaction that is %s', inbox, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('messages of inbox "%s" are to be replayed or discarded', inbox));
     perform pg_advisory_xact_lock(postbox._keeping_lock(box.id));
     return box;
 end

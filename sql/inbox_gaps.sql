@@ -164,11 +164,7 @@ declare
     sorted int;
     numbers bigint;
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('numbers of inbox "%s" are to be given up in a transaction that is %s', box.name, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('numbers of inbox "%s" are to be given up', box.name));
     if aggregate is null or range is null or isempty(range) or lower_inf(range) or upper_inf(range) then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('range %s of aggregate %s cannot be skipped', coalesce(range::text, 'NULL'), coalesce('"' || aggregate || '"', 'NULL')),

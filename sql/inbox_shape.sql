@@ -10,11 +10,7 @@ as $function$
 declare
     box postbox.inbox;
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('an inbox is changed in a transaction that is %s', current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed('an inbox is changed');
     begin
         perform pg_advisory_xact_lock(postbox._inbox_lock(inbox));
         box := postbox._inbox(inbox);

@@ -14,11 +14,7 @@ declare
     emptied boolean := false;
     overdue timestamptz;
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('postbox.maintain() in a transaction that is %s', current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed('postbox.maintain()');
     if pg_current_xact_id_if_assigned() is not null then
         raise exception using errcode = 'active_sql_transaction',
             message = 'postbox.maintain() in a transaction that has written',

@@ -69,11 +69,7 @@ create or replace function postbox._locked_outbox(outbox regclass, name text) re
 as $function$
 begin
     perform postbox._known_outbox(outbox, name);
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('outbox "%s" cannot be changed in a transaction that is %s', name, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('outbox "%s" cannot be changed', name));
     perform pg_advisory_xact_lock(postbox._lock_key(outbox));
     return postbox._known_outbox(outbox, name);
 end

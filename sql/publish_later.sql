@@ -61,45 +61,64 @@ end
 $function$;
 comment on function postbox._publish_column(regclass, text, text[], text) is 'Private: the column that a part of an event goes into';
 
--- What `publish` would refuse when the event is due is refused now, in the same words.
+-- The same, if a value of type `given` can be written there; NULL if there is none and `is_null`. A value is cast only where that is what the caller means.
+create or replace function postbox._fitting_column(
+    outbox regclass, name text, arguments text[], role text, given regtype, is_null boolean, out column_name text, out type_oid oid
+)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    select f.column_name, f.type_oid into column_name, type_oid from postbox._publish_column(outbox, name, arguments, role) f;
+    if column_name is null then
+        if not is_null then
+            raise exception using errcode = 'undefined_column',
+                message = format('outbox "%s" has no column for %s', name, role),
+                hint = format('Leave %1$s out, or add the column and adopt the table anew with postbox.adopt_outbox.', role);
+        end if;
+        return;
+    end if;
+    if given::oid <> type_oid and not exists (
+        select from (values
+            ('jsonb'::regtype, '{text,varchar,json}'::regtype[]),
+            ('json', '{text,varchar,jsonb}'),
+            ('uuid', '{text,varchar}'),
+            ('text', '{varchar,jsonb,json,bytea,uuid,int2,int4,int8}')
+        ) as fits(given, types)
+        where fits.given = _fitting_column.given and type_oid = any (fits.types)
+    ) then
+        raise exception using errcode = 'datatype_mismatch',
+            message = format('%s of type %s does not fit column "%s" of outbox "%s", which has type %s', role, given, column_name, name, format_type(type_oid, null)),
+            hint = case
+                when role = 'payload' and given = 'bytea'::regtype
+                    then 'This outbox takes text: pass convert_from(payload, ''UTF8''), or make an outbox with payload_type bytea.'
+                when role = 'payload' and type_oid = 'bytea'::regtype
+                    then 'This outbox takes bytes: pass convert_to(payload::text, ''UTF8''), or a bytea.'
+                else 'postbox.publish cannot write this column; INSERT into the table instead.' end;
+    end if;
+end
+$function$;
+comment on function postbox._fitting_column(regclass, text, text[], text, regtype, boolean) is 'Private: the column that a part of an event goes into, if it can';
+
+-- What `publish` would refuse when the event is due is refused now, in the same words. The payload comes to it as text then.
 create or replace function postbox._require_publishable(marker postbox._marker, name text, key text, headers jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    of_text constant regtype[] := '{text,varchar,jsonb,json,bytea,uuid,int2,int4,int8}';
-    part record;
-    field record;
+    key_type regtype;
 begin
-    for part in
-        select p.role, p.given, p.types, p.is_null
+    perform postbox._fitting_column(marker.outbox, name, marker.arguments, p.role, p.given, p.is_null)
         from (values
-            ('event_id', 'uuid'::regtype, '{uuid,text,varchar}'::regtype[], true),
-            ('type', 'text'::regtype, of_text, true),
-            ('key', 'text'::regtype, of_text, key is null),
-            ('headers', 'jsonb'::regtype, '{jsonb,json,text,varchar}'::regtype[], headers is null),
-            ('payload', 'text'::regtype, of_text, true)
-        ) as p(role, given, types, is_null)
-    loop
-        select * into field from postbox._publish_column(marker.outbox, name, marker.arguments, part.role);
-        if field.column_name is null then
-            if not part.is_null then
-                raise exception using errcode = 'undefined_column',
-                    message = format('outbox "%s" has no column for %s', name, part.role),
-                    hint = format('Leave %1$s out, or add the column and adopt the table anew with postbox.adopt_outbox.', part.role);
-            end if;
-            continue;
-        end if;
-        if field.type_oid <> all (part.types) then
-            raise exception using errcode = 'datatype_mismatch',
-                message = format('%s of type %s does not fit column "%s" of outbox "%s", which has type %s', part.role, part.given, field.column_name, name,
-                    format_type(field.type_oid, null)),
-                hint = 'postbox.publish cannot write this column; INSERT into the table instead.';
-        end if;
-        if part.role = 'key' and key is not null and field.type_oid not in ('text'::regtype, 'varchar'::regtype) then
-            execute format('select $1::%s', field.type_oid::regtype) using key;
-        end if;
-    end loop;
+            ('event_id', 'uuid'::regtype, false),
+            ('type', 'text'::regtype, false),
+            ('headers', 'jsonb'::regtype, headers is null),
+            ('payload', 'text'::regtype, false)
+        ) as p(role, given, is_null);
+    key_type := (postbox._fitting_column(marker.outbox, name, marker.arguments, 'key', 'text', key is null)).type_oid;
+    if key is not null then
+        execute format('select $1::%s', key_type) using key;
+    end if;
 end
 $function$;
 comment on function postbox._require_publishable(postbox._marker, text, text, jsonb) is 'Private: refuses an event that publish would refuse';
@@ -270,7 +289,7 @@ begin
             if not has_table_privilege(later.waiting, 'select') or not has_table_privilege(later.waiting, 'update')
                 or not has_table_privilege(later.waiting, 'delete') or not has_any_column_privilege(later.outbox, 'insert')
                 or not has_schema_privilege(later.schema, 'usage')
-                or exists (select from postbox._owned_sequences(later.outbox) s where not has_sequence_privilege(s, 'usage, update'))
+                or exists (select from postbox._owned_sequences(later.outbox) s where not has_sequence_privilege(s.sequence, 'usage, update'))
             then
                 raise exception using errcode = 'insufficient_privilege',
                     message = format('role "%s" may not move delayed events from %s to %s', current_user, later.waiting, later.outbox),

@@ -53,11 +53,7 @@ begin
             message = format('outbox "%s" is an adopted table, whose rows are its owner''s to remove', name),
             hint = 'Only outboxes made by postbox.create_outbox can be purged. Delete rows of this one yourself, once every group has had them.';
     end if;
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('outbox "%s" is to be purged in a transaction that is %s', name, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('outbox "%s" is to be purged', name));
     -- Two that move the sequence of a ring would do so from the same place.
     if not pg_try_advisory_xact_lock(hashtextextended('postbox.maintain', 0)) then
         raise exception using errcode = 'lock_not_available',

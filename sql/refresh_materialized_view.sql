@@ -33,11 +33,7 @@ begin
             message = format('"%s.%s" is not a materialized view', schema, name),
             hint = 'The changes of a table are captured by postbox.enable_outbox.';
     end if;
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('postbox.refresh_materialized_view in a transaction that is %s', current_setting('transaction_isolation')),
-            hint = 'It compares what is there before and after: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed('postbox.refresh_materialized_view');
     perform postbox._captured_columns(target, schema || '.' || name, 'key', key);
     if found_outbox is not null then
         perform postbox._require_taking(found_outbox, coalesce(outbox, found_outbox::text));

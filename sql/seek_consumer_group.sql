@@ -88,11 +88,7 @@ begin
     end if;
     perform postbox._check_dry_run(dry_run);
     found_group := postbox._lock_group(name, 'seek');
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('consumer group "%s" cannot seek in a transaction that is %s', name, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(format('consumer group "%s" cannot seek', name));
     perform postbox._require_replayable(o.outbox, 'seek')
         from postbox.consumer_group_outbox o
         join postbox._marker m on m.outbox = o.outbox

@@ -20,6 +20,7 @@ declare
     box postbox.inbox;
     made postbox.inbox;
     changes jsonb;
+    triggers_differ boolean;
 begin
     -- Others who set something come after it.
     perform from postbox.inbox i where i.name = set_inbox.inbox for no key update;
@@ -31,11 +32,7 @@ begin
     end if;
     if gap_alert_after is not null then
         perform postbox._ordered_inbox(box);
-    end if;
-    if gap_alert_after < interval '0' then
-        raise exception using errcode = 'invalid_parameter_value',
-            message = format('gap_alert_after of inbox "%s" is %s, must be 0 or more', box.name, gap_alert_after),
-            hint = 'How long a message may be missing before listeners of postbox_alert are told, for instance interval ''5 minutes''.';
+        perform postbox._check_gap_alert_after(box.name, gap_alert_after);
     end if;
     made := box;
     made.max_retries := coalesce(max_retries, box.max_retries);
@@ -59,14 +56,15 @@ begin
         return false;
     end if;
     -- Nobody looks for an id as it was done until now once maintenance goes by the new settings: who began before is waited for.
-    if (made.dedup_window > made.retention) <> (box.dedup_window > box.retention) then
+    triggers_differ := (made.dedup_window > made.retention) <> (box.dedup_window > box.retention);
+    if triggers_differ then
         perform postbox._alone_with_inbox(inbox);
     end if;
     update postbox.inbox i
         set max_retries = made.max_retries, retention = made.retention, dedup_window = made.dedup_window, failure_policy = made.failure_policy,
             dead_retention = made.dead_retention, backoff_initial = made.backoff_initial, backoff_max = made.backoff_max, gap_alert_after = made.gap_alert_after
         where i.id = box.id;
-    if (made.dedup_window > made.retention) <> (box.dedup_window > box.retention) then
+    if triggers_differ then
         perform postbox._arm_inbox(box.name);
     end if;
     insert into postbox.audit (action, subject, detail) values ('inbox_set', box.name, changes);

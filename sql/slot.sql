@@ -12,11 +12,7 @@ begin
             message = format('%s in a transaction that has written', what),
             hint = 'PostgreSQL makes replication slots only before the first write: call the function in a transaction of its own.';
     end if;
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception using errcode = 'active_sql_transaction',
-            message = format('%s in a transaction that is %s', what, current_setting('transaction_isolation')),
-            hint = 'It has to see what others commit meanwhile: use READ COMMITTED.';
-    end if;
+    perform postbox._require_read_committed(what);
 end
 $function$;
 comment on function postbox._require_before_writes(text) is 'Private: refuses where no slot can be made';

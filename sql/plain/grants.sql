@@ -3,6 +3,7 @@
 grant execute on function
     postbox._publish_target(regclass, text),
     postbox._publish_column(regclass, text, text[], text),
+    postbox._fitting_column(regclass, text, text[], text, regtype, boolean),
     postbox._publish(regclass, text, text, text, regtype, text, bytea, text, jsonb, uuid),
     postbox._emit(regclass, text, text, text, regtype, text, bytea, text, jsonb, uuid)
 to public;

@@ -102,35 +102,8 @@ begin
         ) as p(role, given, parameter, is_null)
         where payload_type is null
     loop
-        select * into field from postbox._publish_column(outbox, name, target.arguments, part.role);
-        if field.column_name is null then
-            if not part.is_null then
-                raise exception using errcode = 'undefined_column',
-                    message = format('outbox "%s" has no column for %s', name, part.role),
-                    hint = format('Leave %1$s out, or add the column and adopt the table anew with postbox.adopt_outbox.', part.role);
-            end if;
-            continue;
-        end if;
-        -- A value is cast only where that is what the caller means.
-        if part.given::oid <> field.type_oid and not exists (
-            select from (values
-                ('jsonb'::regtype, '{text,varchar,json}'::regtype[]),
-                ('json', '{text,varchar,jsonb}'),
-                ('uuid', '{text,varchar}'),
-                ('text', '{varchar,jsonb,json,bytea,uuid,int2,int4,int8}')
-            ) as fits(given, types)
-            where fits.given = part.given and field.type_oid = any (fits.types)
-        ) then
-            raise exception using errcode = 'datatype_mismatch',
-                message = format('%s of type %s does not fit column "%s" of outbox "%s", which has type %s', part.role, part.given, field.column_name, name,
-                    format_type(field.type_oid, null)),
-                hint = case
-                    when part.role = 'payload' and part.given = 'bytea'::regtype
-                        then 'This outbox takes text: pass convert_from(payload, ''UTF8''), or make an outbox with payload_type bytea.'
-                    when part.role = 'payload' and field.type_oid = 'bytea'::regtype
-                        then 'This outbox takes bytes: pass convert_to(payload::text, ''UTF8''), or a bytea.'
-                    else 'postbox.publish cannot write this column; INSERT into the table instead.' end;
-        end if;
+        select * into field from postbox._fitting_column(outbox, name, target.arguments, part.role, part.given, part.is_null);
+        continue when field.column_name is null;
         columns := columns || format('%I', field.column_name);
         -- All of these are types of PostgreSQL's own.
         vals := vals || format('%s::pg_catalog.%I', part.parameter, (select t.typname from pg_type t where t.oid = field.type_oid));

@@ -251,6 +251,18 @@ impl Run {
         self.end(timeout)
     }
 
+    /// SIGTERM again and again, as signals that come together are one, and then [`end`](Self::end).
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn insist(mut self, timeout: Duration) -> Ended {
+        wait_until("postbox ends", timeout, || {
+            self.signal(Signal::TERM);
+            self.process.try_wait().expect("the state of postbox")
+        });
+        self.end(timeout)
+    }
+
     /// SIGKILL: it gets no chance to confirm anything.
     ///
     /// # Panics

@@ -17,9 +17,6 @@ pub(crate) const SLOT: &str = "shop";
 /// Longer than anything takes on a busy machine; a test that hangs fails with what it waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Signals that come further apart are two.
-pub(crate) const SIGNALS_APART: Duration = Duration::from_millis(200);
-
 /// The type of the events that are never committed.
 pub(crate) const UNDONE: &str = "undone";
 

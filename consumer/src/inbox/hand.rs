@@ -234,9 +234,13 @@ impl<W: Work> Hand<W> {
                 return Ok(None);
             }
             let info = self.crew.info.clone();
+            // A worker that stands still in a transaction keeps the locks of its handler no longer than it would have let it go on.
+            let idle = format!("{}ms", self.crew.max_processing.as_millis().min(i32::MAX as u128));
             let connect = async {
                 let client = connect_sql(&info).await?;
-                let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)?;
+                let sql =
+                    "SELECT pg_backend_pid(), pg_catalog.set_config('idle_in_transaction_session_timeout', $1, false)";
+                let pid = client.query_one(sql, &[&idle]).await?.try_get(0)?;
                 Ok(Link { client, pid })
             };
             match connect.await {

@@ -31,7 +31,11 @@ impl Verb {
         let all: [(&(dyn ToSql + Sync), Type); 3] =
             [(&inbox, Type::TEXT), (&ids, Type::TEXT_ARRAY), (&tokens, Type::INT8_ARRAY)];
         match self {
-            Self::Complete => client.query_typed("SELECT postbox.inbox_complete($1, $2, $3)", &all).await.map(drop),
+            Self::Complete => {
+                // In a transaction only COMMIT is to follow: a worker that stands still before it does not keep the message.
+                let sql = "SELECT postbox.inbox_complete($1, $2, $3), pg_catalog.set_config('idle_in_transaction_session_timeout', '5s', true)";
+                client.query_typed(sql, &all).await.map(drop)
+            }
             Self::Release => client.query_typed("SELECT postbox.inbox_release($1, $2, $3)", &all).await.map(drop),
             Self::Fail(Failure { error, retry_after }) => {
                 // The database may have no such characters.
@@ -50,12 +54,12 @@ pub(super) fn is_stale(error: &SqlError) -> bool {
     error.code().is_some_and(|code| code.code() == STALE)
 }
 
-/// Whether a transaction was ended for the sake of others, for want of resources, or as the server shuts down: the next one may succeed. One
-/// that went beyond a limit that is set for it will do so again.
+/// Whether a transaction was ended for the sake of others, for want of resources, because nothing came for too long, or as the server shuts
+/// down: the next one may succeed. One that went beyond a limit that is set for it will do so again.
 pub(super) fn is_passing(error: &SqlError) -> bool {
     error.code().is_some_and(|code| {
         *code != SqlState::CONFIGURATION_LIMIT_EXCEEDED
-            && ["40", "53", "57P"].iter().any(|class| code.code().starts_with(class))
+            && ["40", "53", "57P", "25P03"].iter().any(|class| code.code().starts_with(class))
     })
 }
 

@@ -8,6 +8,7 @@ use postbox_wire::marker::ChunkMapping;
 use postbox_wire::{ErrorCode, OutboxSelector, Transaction};
 use tokio_postgres::Client;
 
+use super::CLAIMS_PUBLICATION;
 use super::message::{Relation, Row};
 use super::row::{bytea, empty};
 use super::table::{Column, Table};
@@ -121,9 +122,9 @@ impl Chunks {
             return Ok(*known);
         }
         let sql = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
-                   WHERE r.prrelid = k.claims AND p.pubname = 'postbox_claims' AND postbox._was_there(r.xmin, $2::text::pg_catalog.pg_snapshot)) \
+                   WHERE r.prrelid = k.claims AND p.pubname = $3 AND postbox._was_there(r.xmin, $2::text::pg_catalog.pg_snapshot)) \
                    FROM postbox._claim_check k WHERE k.outbox = $1";
-        let rows = group::query(client, sql, &[&outbox, &format!("{xid}:{xid}:")]).await?;
+        let rows = group::query(client, sql, &[&outbox, &format!("{xid}:{xid}:"), &CLAIMS_PUBLICATION]).await?;
         let unpublished = rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(false);
         self.unpublished.insert(outbox, unpublished);
         Ok(unpublished)

@@ -118,7 +118,7 @@ async fn an_adopted_inbox_does_all_that_another_does() {
     );
     assert_eq!(rows(&client, &letter).await, [format!("{}|1|3|failed|boom", id(1, 3))]);
     // An id is the same however it is written.
-    let replay = format!("SELECT postbox.replay_inbox_dead_letters('Mixed Case', '{{{}}}')", id(1, 3));
+    let replay = format!("SELECT postbox.replay_inbox_dead_letters('Mixed Case', '{{{}}}')", id(1, 3).to_uppercase());
     assert_eq!(row(&client, &replay).await, "1");
     assert_eq!(work(&client, "50", None).await, ["1-3"]);
     assert_eq!(work(&client, "50", None).await, ["1-4"]);
@@ -143,7 +143,7 @@ async fn an_adopted_inbox_does_all_that_another_does() {
     for (customer, number) in [(1, 1), (5, 32767), (2, 2)] {
         run(&client, &insert(customer, number, 0)).await;
     }
-    let again = format!("SELECT postbox.inbox_receive('Mixed Case', '{}')", id(1, 1));
+    let again = format!("SELECT postbox.inbox_receive('Mixed Case', '{}')", id(1, 1).to_uppercase());
     assert_eq!(row(&client, &again).await, "duplicate");
     assert_eq!(rows(&client, &left).await, [id(10, 1)]);
     assert_eq!(work(&client, "50", None).await, [""; 0]);

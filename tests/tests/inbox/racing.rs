@@ -229,7 +229,9 @@ async fn a_transaction_held_open_costs_ordered_claims_nothing() {
     run(&held, "COMMIT").await;
     let below = "SELECT count(*) FROM postbox.inbox_floor f JOIN postbox.inbox_batch b ON b.event_ids = '{late}' AND b.tier = f.tier AND b.ready_at < f.ready_at";
     assert_ne!(row(&client, below).await, "0", "it lies below the floor");
-    assert_eq!(drain(&client).await, ["late"]);
+    // Not by each claim where looking there is dear.
+    let late = async || Some(drain(&client).await).filter(|found| !found.is_empty());
+    assert_eq!(wait_until_async("what is late", PATIENCE, late).await, ["late"]);
 }
 
 /// Waits until claims, of which one in eight does so, twice a second at most and a second behind, have moved all floors past this moment.

@@ -644,12 +644,16 @@ fn what_cannot_be_done_is_said() {
 }
 
 /// So is a limit that is set for a transaction.
-#[test]
-fn a_batch_that_takes_too_long_is_taken_over_in_parts() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_takes_too_long_is_taken_over_in_parts() {
     let pair = Pair::open();
+    // From its ninth row on a transaction waits for a lock that is not given up.
+    let holder = pair.office.client("postgres").await;
+    holder.batch_execute("SELECT pg_advisory_lock(9)").await.expect("a lock");
     pair.office(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-             PERFORM pg_sleep(0.1);
+             PERFORM set_config('test.rows', (coalesce(nullif(current_setting('test.rows', true), ''), '0')::int + 1)::text, true);
+             IF current_setting('test.rows')::int >= 9 THEN PERFORM pg_advisory_xact_lock_shared(9); END IF;
              IF new.event_type = '31' THEN RAISE EXCEPTION USING errcode = '53400', message = 'over a limit'; END IF;
              RETURN new; END $$;
          CREATE TRIGGER slow BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION slow()",

@@ -75,10 +75,29 @@ fn effects_of_a_worker_that_was_frozen_beyond_its_lease_are_rolled_back() {
              PERFORM pg_advisory_xact_lock_shared(1);
          END $$",
     );
+    freeze(&desk);
+}
+
+/// It has locked the message then.
+#[test]
+fn a_worker_that_is_frozen_before_its_commit_does_not_keep_the_message() {
+    let desk = Desk::open("");
+    desk.psql(
+        "CREATE TABLE effect (id text, worker text);
+         CREATE FUNCTION handle(message jsonb) RETURNS void LANGUAGE sql AS
+             $$ INSERT INTO effect VALUES (message ->> 'event_id', current_setting('application_name')) $$;
+         CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN IF new.what = 'processed' THEN PERFORM pg_advisory_xact_lock_shared(1); END IF; RETURN new; END $$;
+         CREATE TRIGGER hold BEFORE INSERT ON postbox.inbox_log FOR EACH ROW EXECUTE FUNCTION hold()",
+    );
+    freeze(&desk);
+}
+
+/// A worker is frozen while it waits for the lock 1, which is then free, and thaws when another one has done its work.
+fn freeze(desk: &Desk) {
     desk.receive(&["a"]);
     let (held, release) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let desk = &desk;
         scope.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
