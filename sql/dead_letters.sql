@@ -76,23 +76,27 @@ $function$;
 comment on function postbox._store_dead_letters(text, bigint, boolean, text[], text[], bytea[], bigint[], text[], text[], text[], pg_lsn[], bigint[], timestamptz[], bytea[], text[], int[], bytea[], timestamptz[], bigint[]) is
     'Private: stores events, each once; false if they were to go behind others of their key and none are left';
 
-create or replace function postbox._dead_letter_keys(group_name text, epoch bigint) returns setof text
+create or replace function postbox._call_up_dead_letters(group_name text, epoch bigint) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
-declare
-    found_key text;
 begin
     perform postbox._durable();
     perform postbox._require_epoch(group_name, epoch);
     -- Rows may have been removed by hand.
-    for found_key in select distinct d.key from postbox.dead_letter d where d.group_name = _dead_letter_keys.group_name loop
-        perform postbox._call_up(group_name, found_key);
-        return next found_key;
-    end loop;
+    perform postbox._call_up(group_name, k.key)
+        from (select distinct d.key from postbox.dead_letter d where d.group_name = _call_up_dead_letters.group_name) k;
 end
 $function$;
-comment on function postbox._dead_letter_keys(text, bigint) is 'Private: the keys that have dead letters';
+comment on function postbox._call_up_dead_letters(text, bigint) is 'Private: of each key that has dead letters the first one is due';
+
+-- Without a lock: a member that stands still while it is told many keys does not keep the group.
+create or replace function postbox._dead_letter_keys(group_name text) returns setof text
+    language sql stable
+    begin atomic
+        select distinct d.key from postbox.dead_letter d where d.group_name = _dead_letter_keys.group_name;
+    end;
+comment on function postbox._dead_letter_keys(text) is 'Private: the keys that have dead letters';
 
 create or replace function postbox._due_dead_letters(group_name text, in_order boolean, keyless boolean, busy bigint[], most int, most_bytes bigint)
     returns table (id bigint, attempts int, frame bytea)

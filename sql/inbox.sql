@@ -99,7 +99,9 @@ create table postbox.inbox_batch (
     -- The lanes that these messages are the heads of, in the same order; NULL: messages of no lane.
     lanes           text[]
 ) with (fillfactor = 50, toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
-create index inbox_batch_ready on postbox.inbox_batch (inbox, tier, ready_at) where token is null and crashes < 2;
+-- Batches that came in one statement are due at one moment. Entries that share a key and lie in one list are only known to be dead when all of
+-- them are, and until then each claim would look at those before it.
+create index inbox_batch_ready on postbox.inbox_batch (inbox, tier, ready_at) with (deduplicate_items = off) where token is null and crashes < 2;
 create index inbox_batch_suspect on postbox.inbox_batch (inbox, tier, ready_at) where token is null and crashes >= 2;
 create index inbox_batch_leased on postbox.inbox_batch (inbox, token) where token is not null;
 comment on table postbox.inbox_batch is 'Messages of inboxes that wait for a worker or are with one';

@@ -309,3 +309,20 @@ end
 $function$;
 comment on function postbox.inbox_claim(text, text, int, int, text) is
     'Hands out messages that nobody else has: to be completed, failed, extended or released with their token until visibility_seconds are over. Commit it before working on them';
+
+-- What a worker reads once its claim is committed: a claim whose answer nobody takes, because its worker stands still, would keep its locks.
+create or replace function postbox._claimed(inbox text, ids text[], tries int[], lease bigint)
+    returns table (event_id text, token bigint, event_type text, aggregate_id text, sequence_num bigint, payload jsonb, headers jsonb, attempts int)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+as $function$
+begin
+    return query execute (postbox._inbox(inbox)).claimed_sql using ids, tries, lease;
+end
+$function$;
+comment on function postbox._claimed(text, text[], int[], bigint) is 'Private: messages that inbox_claim has handed out';

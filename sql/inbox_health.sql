@@ -113,6 +113,8 @@ begin
         recent := postbox._inbox_recent(box.id);
         age := clock_timestamp() - postbox._oldest_claimable(box);
         critical := array_remove(array[
+            case when box.armed_as <> box.relation::text then format('its table is not %s any more: call postbox.%s', box.armed_as,
+                case when exists (select from pg_class c where c.oid = box.relation) then 'repair_inbox' else 'drop_inbox' end) end,
             case when age > interval '10 minutes' then format('a message has waited for %s', date_trunc('second', age)) end,
             case when recent.died >= 10 and recent.died > recent.processed then format('%s messages became dead letters lately, %s were processed', recent.died, recent.processed) end
         ], null);

@@ -160,7 +160,7 @@ begin
     if began < newest.taken_at + greatest(newest.took * 50, interval '10 seconds') then
         return false;
     end if;
-    if (postbox._count_inbox(box, 1000)).is_all then
+    if (postbox._count_inbox(box, 500)).is_all then
         delete from postbox.inbox_sample s where s.inbox = box.id;
         return false;
     end if;

@@ -108,7 +108,7 @@ create or replace function postbox._inbox_counts(inbox int)
 as $function$
 declare
     -- Rows of the queue, of the dead and of the log each: some hundred pages.
-    most constant int := 1000;
+    most constant int := 500;
     box postbox.inbox;
     counted record;
     kept postbox.inbox_keeping;

@@ -150,8 +150,10 @@ impl DeadLetters for StoredLetters {
     }
 
     async fn keys(&self) -> Result<Vec<Option<ByteString>>> {
-        let sql = "SELECT postbox._dead_letter_keys($1, $2)";
-        let rows = self.client.query(sql, &[&&*self.group, &self.epoch]).await.map_err(refused)?;
+        let call_up = "SELECT postbox._call_up_dead_letters($1, $2)";
+        self.client.query(call_up, &[&&*self.group, &self.epoch]).await.map_err(refused)?;
+        let sql = "SELECT postbox._dead_letter_keys($1)";
+        let rows = self.client.query(sql, &[&&*self.group]).await.map_err(refused)?;
         let key = |row: &Row| Ok(row.try_get::<_, Option<String>>(0)?.map(ByteString::from));
         rows.iter().map(key).collect()
     }

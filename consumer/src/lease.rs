@@ -43,7 +43,7 @@ impl Moment {
     }
 
     /// The time since then by the clock that says more.
-    fn elapsed(self, now: Self) -> Duration {
+    pub(crate) fn elapsed(self, now: Self) -> Duration {
         let wall = now.wall.duration_since(self.wall).unwrap_or_default();
         now.monotonic.saturating_duration_since(self.monotonic).max(wall)
     }

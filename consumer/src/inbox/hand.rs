@@ -2,7 +2,7 @@
 
 use std::slice;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 use tokio_postgres::Client;
@@ -18,6 +18,7 @@ use super::{Failure, InboxMessage};
 use crate::backoff::Backoff;
 use crate::error::{Error, Result};
 use crate::group::query;
+use crate::lease::Moment;
 use crate::transport::connect_sql;
 
 pub(super) struct Hand<W> {
@@ -34,8 +35,9 @@ pub(super) struct Hand<W> {
 
 struct Link {
     client: Client,
-    /// The server's process, to end it when what it does is not wanted any more.
+    /// The server's process, to end it when what it does is not wanted any more, and when it began, as another may have the number later.
     pid: i32,
+    begun: SystemTime,
 }
 
 impl<W: Work> Hand<W> {
@@ -89,19 +91,34 @@ impl<W: Work> Hand<W> {
     /// Claims; none if the crew closes before the server answers.
     async fn claim(&mut self) -> Result<Option<Vec<InboxMessage>>> {
         let crew = Arc::clone(&self.crew);
-        let sql = format!("SELECT {} FROM postbox.inbox_claim($1, $2, $3, $4, $5)", InboxMessage::COLUMNS);
+        let sql = "SELECT array_agg(c.event_id), array_agg(c.attempts), max(c.token) FROM postbox.inbox_claim($1, $2, $3, $4, $5) c";
         let parameters: [&(dyn ToSql + Sync); 5] =
             [&crew.inbox, &crew.name, &crew.batch_size, &crew.visibility_seconds(), &self.tier.clone()];
         loop {
             let Some(link) = self.connection(false).await? else { return Ok(None) };
             // Its time begins no earlier than this.
-            let until = Instant::now() + crew.visibility;
-            match query(&link.client, &sql, &parameters).await {
+            let since = Moment::now();
+            match query(&link.client, sql, &parameters).await {
                 Ok(rows) => {
-                    let batch = rows.iter().map(InboxMessage::from_row).collect::<Result<Vec<_>>>()?;
-                    self.held.take(&batch, until);
-                    return Ok(Some(batch));
+                    let [row] = &rows[..] else { return Ok(Some(Vec::new())) };
+                    let Some(ids) = row.try_get::<_, Option<Vec<String>>>(0)? else { return Ok(Some(Vec::new())) };
+                    let (attempts, token) = (row.try_get(1)?, row.try_get(2)?);
+                    self.held.take(token, ids.clone(), since);
+                    return self.read(&ids, attempts, token).await;
                 }
+                Err(error) => self.recover(error).await?,
+            }
+        }
+    }
+
+    /// What has been claimed. Their sizes are not bounded, so the claim is committed by now, and extended meanwhile.
+    async fn read(&mut self, ids: &[String], attempts: Vec<i32>, token: i64) -> Result<Option<Vec<InboxMessage>>> {
+        let sql = format!("SELECT {} FROM postbox._claimed($1, $2, $3, $4)", InboxMessage::COLUMNS);
+        let inbox = self.crew.inbox.clone();
+        loop {
+            let Some(link) = self.connection(true).await? else { return Ok(None) };
+            match query(&link.client, &sql, &[&inbox, &ids, &attempts, &token]).await {
+                Ok(rows) => return rows.iter().map(InboxMessage::from_row).collect::<Result<Vec<_>>>().map(Some),
                 Err(error) => self.recover(error).await?,
             }
         }
@@ -116,13 +133,26 @@ impl<W: Work> Hand<W> {
                 debug!(messages = rest.len(), "released");
                 break;
             }
-            if self.held.has(&message.event_id) {
-                self.one(message).await?;
-            } else {
+            if !self.held.has(&message.event_id) {
                 lost(message);
+            } else if self.is_still_ours(message).await? {
+                self.one(message).await?;
             }
         }
         Ok(())
+    }
+
+    /// Asks if its time is over, as it is after we stood still.
+    async fn is_still_ours(&mut self, message: &InboxMessage) -> Result<bool> {
+        if self.held.lease().elapsed() < self.crew.visibility {
+            return Ok(true);
+        }
+        let extend = Verb::Extend(self.crew.visibility_seconds());
+        let ours = self.tell(slice::from_ref(message), &extend).await?;
+        if !ours {
+            self.held.settled(&message.event_id);
+        }
+        Ok(ours)
     }
 
     async fn one(&mut self, message: &InboxMessage) -> Result<()> {
@@ -166,7 +196,7 @@ impl<W: Work> Hand<W> {
                     Verb::Fail(failure) => {
                         warn!(event_id = id, attempt = message.attempt, "failed: {}", failure.error);
                     }
-                    Verb::Complete | Verb::Release => {}
+                    Verb::Complete | Verb::Release | Verb::Extend(_) => {}
                 }
                 let told = self.tell(slice::from_ref(message), &verb).await?;
                 if told && verb == Verb::Complete {
@@ -206,10 +236,11 @@ impl<W: Work> Hand<W> {
 
     /// Ends the session, as a statement that is under way would go on and keep its locks.
     async fn abandon(&mut self) -> Result<()> {
-        // As long as we have it, no other session has its number.
+        let sql =
+            "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = $1 AND a.backend_start = $2";
         let Some(old) = self.link.take().filter(|link| !link.client.is_closed()) else { return Ok(()) };
         if let Some(link) = self.connection(true).await?
-            && let Err(error) = link.client.execute("SELECT pg_terminate_backend($1)", &[&old.pid]).await
+            && let Err(error) = link.client.execute(sql, &[&old.pid, &old.begun]).await
         {
             debug!("cannot end session {}: {error}", old.pid);
         }
@@ -238,10 +269,11 @@ impl<W: Work> Hand<W> {
             let idle = format!("{}ms", self.crew.max_processing.as_millis().min(i32::MAX as u128));
             let connect = async {
                 let client = connect_sql(&info).await?;
-                let sql =
-                    "SELECT pg_backend_pid(), pg_catalog.set_config('idle_in_transaction_session_timeout', $1, false)";
-                let pid = client.query_one(sql, &[&idle]).await?.try_get(0)?;
-                Ok(Link { client, pid })
+                let sql = "SELECT a.pid, a.backend_start, pg_catalog.set_config('idle_in_transaction_session_timeout', $1, false) \
+                           FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()";
+                let row = client.query_one(sql, &[&idle]).await?;
+                let (pid, begun) = (row.try_get(0)?, row.try_get(1)?);
+                Ok(Link { client, pid, begun })
             };
             match connect.await {
                 Ok(link) => {

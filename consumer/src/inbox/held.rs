@@ -1,20 +1,27 @@
 //! What a hand has of the inbox at the moment, seen by the hand and by the keeper.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::InboxMessage;
+use crate::lease::Moment;
 
 /// The messages of one claim that are not done with.
 #[derive(Clone, Debug)]
 pub(super) struct Lease {
     pub(super) token: i64,
     pub(super) left: Vec<String>,
-    /// Nobody else is handed them before.
-    pub(super) until: Instant,
+    /// Since when nobody else is handed them, for as long as they are invisible.
+    pub(super) since: Moment,
     /// The hand is telling the server what became of one of them.
     pub(super) settling: bool,
+}
+
+impl Lease {
+    /// How much of the time is over in which nobody else is handed them.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.since.elapsed(Moment::now())
+    }
 }
 
 #[derive(Debug)]
@@ -22,13 +29,11 @@ pub(super) struct Held(watch::Sender<Lease>);
 
 impl Held {
     pub(super) fn new() -> Self {
-        Self(watch::Sender::new(Lease { token: 0, left: Vec::new(), until: Instant::now(), settling: false }))
+        Self(watch::Sender::new(Lease { token: 0, left: Vec::new(), since: Moment::now(), settling: false }))
     }
 
-    pub(super) fn take(&self, messages: &[InboxMessage], until: Instant) {
-        let token = messages.first().map_or(0, |message| message.token);
-        let left = messages.iter().map(|message| message.event_id.to_string()).collect();
-        self.0.send_replace(Lease { token, left, until, settling: false });
+    pub(super) fn take(&self, token: i64, left: Vec<String>, since: Moment) {
+        self.0.send_replace(Lease { token, left, since, settling: false });
     }
 
     pub(super) fn lease(&self) -> Lease {
@@ -56,11 +61,11 @@ impl Held {
         });
     }
 
-    /// The server has said how long the lease of all that is left holds.
-    pub(super) fn extended(&self, token: i64, until: Instant) {
+    /// The lease of all that is left begins anew.
+    pub(super) fn extended(&self, token: i64, since: Moment) {
         self.0.send_modify(|lease| {
             if lease.token == token {
-                lease.until = until;
+                lease.since = since;
             }
         });
     }

@@ -14,6 +14,7 @@ use super::verb::STALE;
 use super::worker::Crew;
 use crate::error::{Error, Result};
 use crate::group::query;
+use crate::lease::Moment;
 use crate::transport::{ConnInfo, connect_listening};
 
 /// How often tiers are looked at.
@@ -82,8 +83,11 @@ impl Keeper {
             }
         })
         .await?;
-        // A message whose completion waits for its commit is locked, and others wait for us.
-        client.batch_execute("SET lock_timeout = '200ms'; LISTEN postbox_inbox").await?;
+        // A message whose completion waits for its commit is locked, and others wait for us. Who listens and takes nothing keeps the server's
+        // queue of notifications, for all databases; we say something every few seconds.
+        client
+            .batch_execute("SET lock_timeout = '200ms'; SET idle_session_timeout = '1min'; LISTEN postbox_inbox")
+            .await?;
         Ok(client)
     }
 
@@ -91,15 +95,12 @@ impl Keeper {
     async fn extend(&self, client: &Client) -> Result<()> {
         for held in &self.hands {
             let lease = held.lease();
-            let now = Instant::now();
-            if lease.settling
-                || lease.left.is_empty()
-                || lease.until.saturating_duration_since(now) > self.crew.visibility * 2 / 3
-            {
+            if lease.settling || lease.left.is_empty() || lease.elapsed() < self.crew.visibility / 3 {
                 continue;
             }
+            let now = Moment::now();
             match self.ask(client, &lease, &lease.left).await {
-                Ok(()) => held.extended(lease.token, now + self.crew.visibility),
+                Ok(()) => held.extended(lease.token, now),
                 Err(error) if error.sqlstate() == Some(STALE) => self.examine(client, held, &lease).await?,
                 Err(error) if error.is_transient() => return Err(error),
                 Err(error) => debug!("not extended: {}", error.chain()),
@@ -138,7 +139,7 @@ impl Keeper {
     fn give_up(&self) {
         for held in &self.hands {
             let lease = held.lease();
-            if !lease.settling && lease.until < Instant::now() {
+            if !lease.settling && lease.elapsed() > self.crew.visibility {
                 lease.left.iter().for_each(|id| held.lose(lease.token, id));
             }
         }

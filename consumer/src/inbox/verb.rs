@@ -17,6 +17,8 @@ pub(crate) enum Verb {
     Complete,
     Fail(Failure),
     Release,
+    /// For so many seconds more.
+    Extend(i32),
 }
 
 impl Verb {
@@ -37,6 +39,10 @@ impl Verb {
                 client.query_typed(sql, &all).await.map(drop)
             }
             Self::Release => client.query_typed("SELECT postbox.inbox_release($1, $2, $3)", &all).await.map(drop),
+            Self::Extend(seconds) => {
+                let all = [&all[..], &[(seconds, Type::INT4)]].concat();
+                client.query_typed("SELECT postbox.inbox_extend($1, $2, $3, $4)", &all).await.map(drop)
+            }
             Self::Fail(Failure { error, retry_after }) => {
                 // The database may have no such characters.
                 let sql = "SELECT postbox.inbox_fail($1, $2, $3, postbox._readable($4), make_interval(secs => $5))";

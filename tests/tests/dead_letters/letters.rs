@@ -169,7 +169,7 @@ fn functions_refuse_what_is_wrong_and_a_group_with_letters_is_kept() {
             "24000: member of epoch 7 of consumer group \"billing\" has been replaced",
         ),
         ("postbox._fail_dead_letter('billing', 7, 1, '', NULL)", "24000: member of epoch 7"),
-        ("postbox._dead_letter_keys('billing', 7)", "24000: member of epoch 7"),
+        ("postbox._call_up_dead_letters('billing', 7)", "24000: member of epoch 7"),
         ("postbox.drop_consumer_group('billing')", "2BP01: consumer group \"billing\" has 1 dead letter, which"),
     ] {
         let error = office

@@ -214,3 +214,26 @@ fn a_standard_output_that_is_closed_is_refused() {
     assert!(thrown.status.success(), "{thrown:?}");
     assert_eq!(shop.drain(), []);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_frozen_while_it_is_told_its_keys_does_not_keep_the_group() {
+    let office = Office::open();
+    office.shop.psql(&format!(
+        "INSERT INTO postbox.dead_letter (group_name, why, outbox, key, xid, commit_lsn, ordinal, frame, attempts, epoch)
+         SELECT '{GROUP}', 'failed', 'orders', n || repeat('k', 200), pg_current_xact_id(), '0/0', n, '', 1, 0 FROM generate_series(1, 20000) n"
+    ));
+    office.publish("kept", "a", "1");
+    let member = || office.exec(SAY, &["--on-failure", "park", "--session-timeout", "2s"]);
+    let holder = office.shop.client().await;
+    holder.batch_execute("BEGIN; LOCK postbox.dead_letter IN ACCESS EXCLUSIVE MODE").await.expect("a lock");
+    let frozen = member();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '_dead_letter'";
+    wait_until("it waits", PATIENCE, || (office.shop.psql(waits) == "1").then_some(()));
+    frozen.signal(Signal::STOP);
+    holder.batch_execute("COMMIT").await.expect("released");
+    let next = member();
+    office.wait_for_log(&["1"]);
+    frozen.signal(Signal::CONT);
+    assert_eq!(next.terminate(PATIENCE).code, Some(0));
+    assert_eq!(frozen.terminate(PATIENCE).code, Some(0));
+}

@@ -89,6 +89,28 @@ async fn workers_that_claim_at_the_same_time_share_and_nobody_waits() {
     assert_eq!(claimed(&client, CLAIM).await.len(), 6, "what was not committed is handed out again");
 }
 
+/// What came in one statement is due at one moment, and claimed from one end to the other.
+#[tokio::test]
+async fn a_claim_does_not_pass_what_was_claimed_before() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments')").await;
+    // Autovacuum would do it as well, later.
+    run(&client, "ALTER TABLE postbox.inbox_batch SET (autovacuum_enabled = false)").await;
+    receive(&client, "generate_series(1, 15000) n, lateral (SELECT 'm' || n AS id) i").await;
+    let after = async |claims: u32| {
+        for _ in 0..claims {
+            let messages = claim(&client, CLAIM).await;
+            complete(&client, &messages).await;
+        }
+        run(&client, "BEGIN").await;
+        let pages = super::order::buffers(&client, "SELECT * FROM postbox.inbox_claim('payments', 'w')").await;
+        run(&client, "ROLLBACK").await;
+        pages
+    };
+    let (first, later) = (after(5).await, after(195).await);
+    assert!(later < first + 20, "{first} pages at first, {later} when 10,000 were processed");
+}
+
 #[tokio::test]
 async fn what_is_committed_late_below_the_floor_is_found() {
     let (cluster, client) = start().await;

@@ -15,6 +15,8 @@ async fn handed_out(client: &Client, inbox: &str) -> Vec<String> {
     rows(client, &sql).await
 }
 
+const HEALTH: &str = "SELECT status, array_to_string(reasons, '; ') FROM postbox.inbox_health('payments')";
+
 #[tokio::test]
 async fn a_table_of_any_shape_is_adopted_and_not_changed() {
     let (_cluster, client) = start().await;
@@ -412,6 +414,8 @@ async fn dropping_keeps_what_is_not_ours_and_what_is_not_done() {
     )
     .await;
     refused(&client, "SELECT postbox.repair_inbox('payments')", "42P01", "was dropped", "drop_inbox").await;
+    let gone = "critical|its table is not public.payments any more: call postbox.drop_inbox";
+    assert_eq!(row(&client, HEALTH).await, gone);
     run(&client, drop).await;
     assert_eq!(row(&client, left).await, "0");
 }
@@ -446,10 +450,13 @@ async fn an_inbox_follows_what_is_renamed_and_keeps_its_columns() {
         "repair_inbox('payments')",
     )
     .await;
+    let renamed = "critical|its table is not public.payments any more: call postbox.repair_inbox";
+    assert_eq!(row(&client, HEALTH).await, renamed);
     // Another table of that name is not taken for it.
     run(&client, "CREATE TABLE payments (LIKE receipts INCLUDING ALL)").await;
     refused(&client, claim, "55000", "is not public.payments any more", "repair_inbox").await;
     run(&client, "DROP TABLE payments; SELECT postbox.repair_inbox('payments')").await;
+    assert_eq!(row(&client, HEALTH).await, "healthy|");
     run(
         &client,
         "BEGIN; ALTER TABLE receipts RENAME COLUMN payload TO body; ALTER TABLE receipts RENAME COLUMN event_id TO \"The id\";

@@ -308,7 +308,7 @@ SELECT postbox._checkpoint('g', g.epoch, b.snapshot, b.lsn) FROM postbox.consume
 SELECT postbox._store_dead_letters('g', g.epoch, false, '{o,o}', '{1,2}', '{1,2}', '{1,2}', '{k,k}', '{t,t}', '{1,2}', '{0/1,0/2}', '{0,0}', '{now,now}', '{f,f}', '{failed,follower}', '{1,0}', '{\xff00,NULL}', '{now,NULL}', '{NULL,NULL}') FROM postbox.consumer_group g
 SELECT postbox._store_dead_letters('g', g.epoch, true, '{o}', '{3}', '{3}', '{3}', '{k}', '{t}', '{3}', '{0/3}', '{0}', '{now}', '{f}', '{follower}', '{0}', '{NULL}', '{NULL}', '{NULL}') FROM postbox.consumer_group g
 SELECT postbox.redrive_dead_letters('g', key => 'k', type => 't', error => 'x', older_than => '0', dry_run => true); SELECT postbox.redrive_dead_letters('g', every => true)
-SELECT postbox._dead_letter_keys('g', g.epoch) FROM postbox.consumer_group g
+SELECT postbox._call_up_dead_letters('g', g.epoch) FROM postbox.consumer_group g; SELECT postbox._dead_letter_keys('g')
 SELECT postbox._fail_dead_letter('g', g.epoch, d.id, 'again', 10) FROM postbox.consumer_group g, postbox._due_dead_letters('g', true, true, '{7}', 10, 1000000) d
 SELECT postbox._delivered_dead_letter('g', g.epoch, min(d.id)) FROM postbox.consumer_group g, postbox.dead_letters d GROUP BY g.epoch
 SELECT postbox.discard_dead_letters('g', every => true)
@@ -335,6 +335,7 @@ SELECT postbox.create_inbox('payments', max_retries => 0, retention => '0', dedu
 SELECT postbox.enable_inbox_tracking('taken', event_id => 'id', payload => 'body', processed_at => 'done')
 INSERT INTO payments (event_id, payload, aggregate_id, sequence_num, priority) SELECT n::pg_catalog.text, '{}', 'a', n, n FROM pg_catalog.generate_series(1, 60) n; INSERT INTO payments (event_id, payload) VALUES ('1', '[]'), ('2', '{}') ON CONFLICT DO NOTHING
 SELECT postbox.inbox_receive('payments', 'r', '{}', aggregate_id => 'a', sequence_num => 61); SELECT postbox.inbox_receive('payments', 'r', '[]'); SELECT postbox.inbox_receive('taken', '3', '{}'), postbox.inbox_receive('taken', '3', '[]'); SELECT postbox.inbox_receive_batch('payments', '{r,r}', ARRAY['{}', '[]']::pg_catalog.jsonb[]), postbox.inbox_receive_batch('taken', '{3,3}', ARRAY['{}', '[]']::pg_catalog.jsonb[]); SELECT postbox.inbox_claim('taken', 'w', 500) FROM pg_catalog.generate_series(1, 3)
+SELECT postbox._claimed('taken', '{a}', '{1}', 1)
 SELECT postbox.inbox_complete('payments', pg_catalog.array_agg(c.event_id), pg_catalog.array_agg(c.token)) FROM postbox.inbox_claim('payments', 'w', 1) c
 SELECT postbox.inbox_release('payments', pg_catalog.array_agg(c.event_id), pg_catalog.array_agg(c.token)) FROM postbox.inbox_claim('payments', 'w', 2) c
 SELECT postbox.inbox_extend('payments', pg_catalog.array_agg(c.event_id), pg_catalog.array_agg(c.token)), postbox.inbox_fail('payments', pg_catalog.min(c.event_id), pg_catalog.min(c.token), 'e') FROM postbox.inbox_claim('payments', 'w', 3) c

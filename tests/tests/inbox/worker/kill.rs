@@ -75,7 +75,8 @@ fn effects_of_a_worker_that_was_frozen_beyond_its_lease_are_rolled_back() {
              PERFORM pg_advisory_xact_lock_shared(1);
          END $$",
     );
-    freeze(&desk);
+    desk.receive(&["a"]);
+    freeze(&desk, "1");
 }
 
 /// It has locked the message then.
@@ -90,12 +91,28 @@ fn a_worker_that_is_frozen_before_its_commit_does_not_keep_the_message() {
              $$ BEGIN IF new.what = 'processed' THEN PERFORM pg_advisory_xact_lock_shared(1); END IF; RETURN new; END $$;
          CREATE TRIGGER hold BEFORE INSERT ON postbox.inbox_log FOR EACH ROW EXECUTE FUNCTION hold()",
     );
-    freeze(&desk);
+    desk.receive(&["a"]);
+    freeze(&desk, "1");
 }
 
-/// A worker is frozen while it waits for the lock 1, which is then free, and thaws when another one has done its work.
-fn freeze(desk: &Desk) {
-    desk.receive(&["a"]);
+/// Nor does one that is frozen when the server answers its claim, however much there is to say.
+#[test]
+fn a_worker_that_is_frozen_in_its_claim_does_not_keep_the_messages() {
+    let desk = Desk::open("");
+    desk.psql(
+        "CREATE TABLE effect (id text, worker text);
+         CREATE FUNCTION handle(message jsonb) RETURNS void LANGUAGE sql AS
+             $$ INSERT INTO effect VALUES (message ->> 'event_id', current_setting('application_name')) $$;
+         CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN IF new.worker = 'frozen' THEN PERFORM pg_advisory_xact_lock_shared(1); END IF; RETURN new; END $$;
+         CREATE TRIGGER hold BEFORE UPDATE ON postbox.inbox_batch FOR EACH ROW EXECUTE FUNCTION hold();
+         INSERT INTO box (event_id, payload) SELECT n::text, to_jsonb(repeat('x', 1000000)) FROM generate_series(1, 20) n",
+    );
+    freeze(&desk, "20");
+}
+
+/// A worker is frozen while it waits for the lock 1, which is then free, and thaws when another one has done the work.
+fn freeze(desk: &Desk, messages: &str) {
     let (held, release) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -113,19 +130,43 @@ fn freeze(desk: &Desk) {
         );
         let frozen = desk.work(&["--call", "handle", "--visibility", "1s", "--worker", "frozen"]);
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND wait_event = 'advisory'";
-        desk.wait_for("the first handler", waits, "1");
+        desk.wait_for("the frozen one", waits, "1");
         frozen.signal(Signal::STOP);
         held.send(()).expect("somebody who listens");
         // What it has written is not committed, and its lease runs out.
         let other = desk.work(&["--call", "handle", "--worker", "other"]);
         desk.wait_until_empty();
-        assert_eq!(desk.psql("SELECT count(*) FROM effect"), "1");
+        assert_eq!(desk.psql("SELECT count(*) FROM effect"), messages);
         frozen.signal(Signal::CONT);
         frozen.wait_for_log("not this worker's any more");
         assert_eq!((frozen.terminate(), other.terminate()), (Some(0), Some(0)));
     });
-    assert_eq!(desk.psql("SELECT id FROM effect"), "a");
-    assert_eq!(desk.processed(), "1");
+    assert_eq!(desk.psql("SELECT count(DISTINCT id) FROM effect"), messages);
+    assert_eq!(desk.psql("SELECT count(*) FROM effect"), messages);
+    assert_eq!(desk.processed(), messages);
+}
+
+/// What is under way by then is done twice, and nothing else.
+#[test]
+fn a_worker_that_thaws_asks_before_it_begins_what_it_has_claimed() {
+    let desk = Desk::open("");
+    let gate = desk.path("gate");
+    rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+    desk.psql("INSERT INTO box (event_id) SELECT n::text FROM generate_series(1, 20) n");
+    let waits = "echo $POSTBOX_EVENT_ID >> {dir}/log; test -e {dir}/open || cat {dir}/gate";
+    let frozen = desk.work(&["--exec", waits, "--visibility", "1s", "--worker", "frozen"]);
+    desk.wait_for_lines(1);
+    frozen.signal(Signal::STOP);
+    let other = desk.work(&["--exec", "echo $POSTBOX_EVENT_ID >> {dir}/log", "--worker", "other"]);
+    desk.wait_until_empty();
+    std::fs::write(desk.path("open"), "").expect("a file");
+    std::fs::write(&gate, "").expect("a pipe that is read");
+    frozen.signal(Signal::CONT);
+    let lost = || (frozen.log().matches("not this worker's any more").count() == 20).then_some(());
+    wait_until("it has found out", PATIENCE, lost);
+    assert_eq!((frozen.terminate(), other.terminate()), (Some(0), Some(0)));
+    assert_eq!(desk.lines().len(), 21, "{:?}", desk.lines());
+    assert_eq!(desk.processed(), "20");
 }
 
 #[test]
