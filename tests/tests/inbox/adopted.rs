@@ -113,10 +113,8 @@ async fn an_adopted_inbox_does_all_that_another_does() {
     run(&client, &insert(1, 4, 0)).await;
     assert_eq!(work(&client, "50", Some("boom")).await, ["1-3"]);
     assert_eq!(work(&client, "50", None).await, [""; 0]);
-    let letter = format!(
-        "SELECT event_id, aggregate_id, sequence_num, why, error FROM \"Shop X\".\"dlq_Mixed Case\" WHERE why = 'failed'"
-    );
-    assert_eq!(rows(&client, &letter).await, [format!("{}|1|3|failed|boom", id(1, 3))]);
+    let letter = "SELECT event_id, aggregate_id, sequence_num, why, error FROM \"Shop X\".\"dlq_Mixed Case\" WHERE why = 'failed'";
+    assert_eq!(rows(&client, letter).await, [format!("{}|1|3|failed|boom", id(1, 3))]);
     // An id is the same however it is written.
     let replay = format!("SELECT postbox.replay_inbox_dead_letters('Mixed Case', '{{{}}}')", id(1, 3).to_uppercase());
     assert_eq!(row(&client, &replay).await, "1");
