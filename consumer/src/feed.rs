@@ -175,15 +175,13 @@ impl Feed {
         }
     }
 
-    /// A link after the former one, of which nothing counts any more; before the first one, what is to come from the table is
-    /// delivered. None if the consumer is closed meanwhile.
+    /// A link after the former one. What that has brought may be delivered and acknowledged until then, and comes again if it is not. What is
+    /// to come from the table is delivered before the first link. None if the consumer is closed meanwhile.
     async fn attach(&mut self, again: bool) -> Result<Option<Link>> {
         let shared = Arc::clone(&self.shared);
         let (lost, stuck) = (self.lost(), self.stuck());
         tokio::select! {
             link = async {
-                self.shared.connection.fetch_add(1, Ordering::Relaxed);
-                self.shared.progress().reconnected();
                 self.backfill().await?;
                 let link = self.wait_for_link().await?;
                 if again {
@@ -193,12 +191,19 @@ impl Feed {
                     }
                     info!("connected again");
                 }
+                self.forget_link();
                 Ok(Some(link))
             } => link,
             error = lost => Err(error),
             error = stuck => Err(error),
             () = shared.closed() => Ok(None),
         }
+    }
+
+    /// From here on nothing that came before counts.
+    fn forget_link(&self) {
+        self.shared.connection.fetch_add(1, Ordering::Relaxed);
+        self.shared.progress().reconnected();
     }
 
     /// After the place was lost: waits until it is this process's turn again. False if the consumer is closed meanwhile.
@@ -209,7 +214,7 @@ impl Feed {
             *place = None;
             *shared.lease.lock().unwrap_or_else(PoisonError::into_inner) = membership.lease();
         }
-        shared.connection.fetch_add(1, Ordering::Relaxed);
+        self.forget_link();
         shared.wake_leased();
         // What ends each term at once would end them without a pause.
         tokio::select! {

@@ -22,6 +22,7 @@ impl Feed {
         if self.shared.is_backfilled() {
             return Ok(());
         }
+        self.forget_link();
         for backfill in place.backfills.iter().filter(|backfill| !backfill.finished) {
             let client = connect_own(&self.info).await?;
             let mut claims = None;
