@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::consumer::{Delivery, Receipt};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::event::Event;
 
 /// An event to deliver, and where it came from.
@@ -125,11 +125,6 @@ impl From<Delivery> for Task {
         let (event, receipt) = delivery.split();
         Self { event, origin: Origin::Stream(receipt) }
     }
-}
-
-/// The lease has been revoked.
-pub(crate) fn lost() -> Error {
-    Error::new(ErrorKind::PlaceLost, "this member has given up its place; nothing more is delivered")
 }
 
 /// An event, for people.

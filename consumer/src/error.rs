@@ -75,6 +75,11 @@ impl Error {
         Self::new(ErrorKind::Connect, "the server does not answer")
     }
 
+    /// What ends a term whose lease is revoked. Why it is has been logged by whoever noticed.
+    pub(crate) fn place_lost() -> Self {
+        Self::new(ErrorKind::PlaceLost, "this member has given up its place; nothing more is delivered")
+    }
+
     /// The same error, known to be of another kind.
     #[must_use]
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {

@@ -325,10 +325,11 @@ impl Feed {
         }
     }
 
-    fn give_up(&mut self, error: Error) -> Result<()> {
+    fn give_up(&mut self, mut error: Error) -> Result<()> {
         if error.kind() == ErrorKind::PlaceLost {
             self.tell_lost(&error);
             self.shared.lease().revoke();
+            error = Error::place_lost();
         }
         if matches!(error.kind(), ErrorKind::PlaceLost | ErrorKind::Stuck) {
             // What waits may not be delivered any more.

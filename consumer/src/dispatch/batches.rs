@@ -12,7 +12,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
-use super::lost;
 use super::{Limits, REST_PATIENCE, Source, Task};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -78,8 +77,8 @@ pub(crate) async fn deliver<S: Source, K: BatchSink>(
     let ended = tokio::select! {
         biased;
         ended = &mut end => ended.map_err(|_| Error::new(ErrorKind::Other, "the thread of the sink failed")),
-        () = stop => Err(lost()),
-        () = lease.revoked() => Err(lost()),
+        () = stop => Err(Error::place_lost()),
+        () = lease.revoked() => Err(Error::place_lost()),
         error = watch.stuck(max_processing, lease) => {
             lease.revoke();
             Err(error)
@@ -201,7 +200,7 @@ impl<S: Source, K: BatchSink> Pump<S, K> {
         if !self.lease.is_valid() {
             tokio::select! {
                 () = self.lease.valid() => {}
-                () = self.lease.revoked() => return Err(lost()),
+                () = self.lease.revoked() => return Err(Error::place_lost()),
             }
         }
         self.watch.called();
@@ -210,7 +209,7 @@ impl<S: Source, K: BatchSink> Pump<S, K> {
         failpoint::reach("deliver.after-sink");
         // Whoever waited has given up, and perhaps another member has these events now.
         if self.watch.abandoned.load(Ordering::Acquire) {
-            return Err(lost());
+            return Err(Error::place_lost());
         }
         taken?;
         // A chunk of a claim is no event.

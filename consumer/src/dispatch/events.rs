@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use self::letters::again;
 use super::lane::{Front, Lane, LaneId, Need, Retry};
 use super::settings::{Keyless, Settings};
-use super::{Limits, Origin, REST_PATIENCE, Source, Task, lost, name};
+use super::{Limits, Origin, REST_PATIENCE, Source, Task, name};
 use crate::dead_letter::{DeadLetters, DueLetter, NewLetter, Why};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -184,7 +184,7 @@ impl<S: Source, K: EventSink, D: DeadLetters> Engine<'_, S, K, D> {
             let wants_more = self.wants_more();
             tokio::select! {
                 biased;
-                () = &mut revoked => return Err(lost()),
+                () = &mut revoked => return Err(Error::place_lost()),
                 () = &mut stop, if !self.stopping => self.stop(),
                 Some(done) = self.running.next(), if !self.running.is_empty() => self.done(done)?,
                 next = self.source.next(), if wants_more => {

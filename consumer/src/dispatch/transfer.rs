@@ -7,9 +7,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::{Limits, Origin, Source, Task};
-use super::{POLL, lost};
+use super::POLL;
 use crate::dead_letter::{DeadLetters, DueLetter};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lease::Lease;
 use crate::sink::Inbox;
 
@@ -110,7 +110,7 @@ impl<S: Source, D: DeadLetters> Transfer<'_, S, D> {
             };
             tokio::select! {
                 biased;
-                () = &mut revoked => return Err(lost()),
+                () = &mut revoked => return Err(Error::place_lost()),
                 () = &mut stop, if self.stopped.is_none() => self.stopped = Some(Instant::now()),
                 written = written => {
                     writing = None;

@@ -122,7 +122,7 @@ impl<W: Write> Lines<'_, W> {
     /// Asks the lease before a line is begun.
     fn begin(&mut self) {
         if self.outcome.is_ok() && !self.torn && !self.lease.wait_to_finish() {
-            self.outcome = Err(crate::dispatch::lost());
+            self.outcome = Err(Error::place_lost());
         }
     }
 
