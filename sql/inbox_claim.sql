@@ -185,9 +185,11 @@ end
 $function$;
 comment on function postbox._claim_tiers(int, smallint[], bigint, text, timestamptz, int, boolean) is 'Private: leases messages, of one tier after another';
 
-create or replace function postbox.inbox_claim(
-    inbox text, worker text, batch_size int default 50, visibility_seconds int default 30, tier text default null
-) returns table (event_id text, token bigint, event_type text, aggregate_id text, sequence_num bigint, payload jsonb, headers jsonb, attempts int)
+-- Leases messages and says which: a worker reads them once this is committed, as a claim whose answer nobody takes, because its worker
+-- stands still, would keep its locks.
+create or replace function postbox._claim(
+    inbox text, worker text, batch_size int, visibility_seconds int, tier text, out ids text[], out tries int[], out lease bigint
+)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     -- Plans are made when a queue is short and used when it is long: only those along an index will do.
@@ -200,7 +202,6 @@ create or replace function postbox.inbox_claim(
 as $function$
 declare
     box constant postbox.inbox := postbox._use_inbox(inbox);
-    lease bigint;
     lease_until timestamptz;
     tiers smallint[] := '{0}';
     matching bigint;
@@ -209,8 +210,6 @@ declare
     sorted int := 0;
     began timestamptz;
     got record;
-    ids text[];
-    tries int[];
 begin
     if box.style <> 'claim' then
         raise exception using errcode = 'object_not_in_prerequisite_state',
@@ -234,7 +233,7 @@ begin
     end if;
     if box.tiered or tier is not null then
         select array_agg(t.tier order by t.tier) filter (where t.paused_at is null), count(*) into tiers, matching
-            from postbox.inbox_tier t where t.inbox = box.id and (inbox_claim.tier is null or t.name = inbox_claim.tier);
+            from postbox.inbox_tier t where t.inbox = box.id and (_claim.tier is null or t.name = _claim.tier);
         if matching = 0 then
             raise exception using errcode = 'undefined_object',
                 message = format('inbox "%s" has no tier "%s"', box.name, tier),
@@ -298,19 +297,13 @@ begin
             perform postbox._note_look(box.id, clock_timestamp() - began);
         end if;
     end if;
-    if ids is null then
-        return;
-    end if;
     if cardinality(ids) = 1 then
         update postbox.inbox_batch b set alone = true where b.inbox = box.id and b.token = lease;
     end if;
-    return query execute box.claimed_sql using ids, tries, lease;
 end
 $function$;
-comment on function postbox.inbox_claim(text, text, int, int, text) is
-    'Hands out messages that nobody else has: to be completed, failed, extended or released with their token until visibility_seconds are over. Commit it before working on them';
+comment on function postbox._claim(text, text, int, int, text) is 'Private: leases messages; no ids if there are none';
 
--- What a worker reads once its claim is committed: a claim whose answer nobody takes, because its worker stands still, would keep its locks.
 create or replace function postbox._claimed(inbox text, ids text[], tries int[], lease bigint)
     returns table (event_id text, token bigint, event_type text, aggregate_id text, sequence_num bigint, payload jsonb, headers jsonb, attempts int)
     language plpgsql stable
@@ -325,4 +318,21 @@ begin
     return query execute (postbox._inbox(inbox)).claimed_sql using ids, tries, lease;
 end
 $function$;
-comment on function postbox._claimed(text, text[], int[], bigint) is 'Private: messages that inbox_claim has handed out';
+comment on function postbox._claimed(text, text[], int[], bigint) is 'Private: messages that were leased';
+
+create or replace function postbox.inbox_claim(
+    inbox text, worker text, batch_size int default 50, visibility_seconds int default 30, tier text default null
+) returns table (event_id text, token bigint, event_type text, aggregate_id text, sequence_num bigint, payload jsonb, headers jsonb, attempts int)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    got constant record := postbox._claim(inbox, worker, batch_size, visibility_seconds, tier);
+begin
+    if got.ids is not null then
+        return query select * from postbox._claimed(inbox, got.ids, got.tries, got.lease);
+    end if;
+end
+$function$;
+comment on function postbox.inbox_claim(text, text, int, int, text) is
+    'Hands out messages that nobody else has: to be completed, failed, extended or released with their token until visibility_seconds are over. Commit it before working on them';

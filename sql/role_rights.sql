@@ -103,6 +103,7 @@ create or replace function postbox._role_rights(role text)
             ('worker', 'select, insert, update, delete', 'table postbox.inbox_batch, postbox.inbox_lane, postbox.inbox_dead'),
             ('worker', 'select, insert', 'table postbox.inbox_log'),
             ('worker', 'execute', 'function postbox.inbox_claim(text, text, int, int, text)'),
+            ('worker', 'execute', 'function postbox._claim(text, text, int, int, text)'),
             ('worker', 'execute', 'function postbox._claimed(text, text[], int[], bigint)'),
             ('worker', 'execute', 'function postbox.inbox_complete(text, text[], bigint[])'),
             ('worker', 'execute', 'function postbox.inbox_fail(text, text, bigint, text, interval)'),

@@ -91,7 +91,7 @@ impl<W: Work> Hand<W> {
     /// Claims; none if the crew closes before the server answers.
     async fn claim(&mut self) -> Result<Option<Vec<InboxMessage>>> {
         let crew = Arc::clone(&self.crew);
-        let sql = "SELECT array_agg(c.event_id), array_agg(c.attempts), max(c.token) FROM postbox.inbox_claim($1, $2, $3, $4, $5) c";
+        let sql = "SELECT ids, tries, lease FROM postbox._claim($1, $2, $3, $4, $5) WHERE ids IS NOT NULL";
         let parameters: [&(dyn ToSql + Sync); 5] =
             [&crew.inbox, &crew.name, &crew.batch_size, &crew.visibility_seconds(), &self.tier.clone()];
         loop {
@@ -100,9 +100,8 @@ impl<W: Work> Hand<W> {
             let since = Moment::now();
             match query(&link.client, sql, &parameters).await {
                 Ok(rows) => {
-                    let [row] = &rows[..] else { return Ok(Some(Vec::new())) };
-                    let Some(ids) = row.try_get::<_, Option<Vec<String>>>(0)? else { return Ok(Some(Vec::new())) };
-                    let (attempts, token) = (row.try_get(1)?, row.try_get(2)?);
+                    let Some(row) = rows.first() else { return Ok(Some(Vec::new())) };
+                    let (ids, attempts, token) = (row.try_get::<_, Vec<String>>(0)?, row.try_get(1)?, row.try_get(2)?);
                     self.held.take(token, ids.clone(), since);
                     return self.read(&ids, attempts, token).await;
                 }

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
-use tokio_postgres::types::ToSql;
 use tracing::{debug, warn};
 
 use super::held::{Held, Lease};
 use super::turn::Turn;
-use super::verb::STALE;
+use super::verb::{STALE, extend};
 use super::worker::Crew;
 use crate::error::{Error, Result};
 use crate::group::query;
@@ -130,9 +129,8 @@ impl Keeper {
     }
 
     async fn ask(&self, client: &Client, lease: &Lease, ids: &[String]) -> Result<()> {
-        let parameters: [&(dyn ToSql + Sync); 4] =
-            [&self.crew.inbox, &ids, &vec![lease.token; ids.len()], &self.crew.visibility_seconds()];
-        query(client, "SELECT postbox.inbox_extend($1, $2, $3, $4)", &parameters).await.map(drop)
+        let tokens = vec![lease.token; ids.len()];
+        Ok(extend(client, &self.crew.inbox, &ids, &tokens, self.crew.visibility_seconds()).await?)
     }
 
     /// The server cannot be asked: what has not been extended in time may be another worker's by now.

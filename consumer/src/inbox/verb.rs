@@ -39,10 +39,7 @@ impl Verb {
                 client.query_typed(sql, &all).await.map(drop)
             }
             Self::Release => client.query_typed("SELECT postbox.inbox_release($1, $2, $3)", &all).await.map(drop),
-            Self::Extend(seconds) => {
-                let all = [&all[..], &[(seconds, Type::INT4)]].concat();
-                client.query_typed("SELECT postbox.inbox_extend($1, $2, $3, $4)", &all).await.map(drop)
-            }
+            Self::Extend(seconds) => extend(client, inbox, &ids, &tokens, *seconds).await,
             Self::Fail(Failure { error, retry_after }) => {
                 // The database may have no such characters.
                 let sql = "SELECT postbox.inbox_fail($1, $2, $3, postbox._readable($4), make_interval(secs => $5))";
@@ -54,6 +51,19 @@ impl Verb {
             }
         }
     }
+}
+
+/// Gives more time: to all of them, or to none if one of the tokens holds no more.
+pub(super) async fn extend(
+    client: &impl GenericClient,
+    inbox: &str,
+    ids: &(dyn ToSql + Sync),
+    tokens: &[i64],
+    seconds: i32,
+) -> Result<(), SqlError> {
+    let all: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&inbox, Type::TEXT), (ids, Type::TEXT_ARRAY), (&tokens, Type::INT8_ARRAY), (&seconds, Type::INT4)];
+    client.query_typed("SELECT postbox.inbox_extend($1, $2, $3, $4)", &all).await.map(drop)
 }
 
 pub(super) fn is_stale(error: &SqlError) -> bool {

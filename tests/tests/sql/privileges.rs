@@ -335,7 +335,6 @@ SELECT postbox.create_inbox('payments', max_retries => 0, retention => '0', dedu
 SELECT postbox.enable_inbox_tracking('taken', event_id => 'id', payload => 'body', processed_at => 'done')
 INSERT INTO payments (event_id, payload, aggregate_id, sequence_num, priority) SELECT n::pg_catalog.text, '{}', 'a', n, n FROM pg_catalog.generate_series(1, 60) n; INSERT INTO payments (event_id, payload) VALUES ('1', '[]'), ('2', '{}') ON CONFLICT DO NOTHING
 SELECT postbox.inbox_receive('payments', 'r', '{}', aggregate_id => 'a', sequence_num => 61); SELECT postbox.inbox_receive('payments', 'r', '[]'); SELECT postbox.inbox_receive('taken', '3', '{}'), postbox.inbox_receive('taken', '3', '[]'); SELECT postbox.inbox_receive_batch('payments', '{r,r}', ARRAY['{}', '[]']::pg_catalog.jsonb[]), postbox.inbox_receive_batch('taken', '{3,3}', ARRAY['{}', '[]']::pg_catalog.jsonb[]); SELECT postbox.inbox_claim('taken', 'w', 500) FROM pg_catalog.generate_series(1, 3)
-SELECT postbox._claimed('taken', '{1}', '{1}', 1)
 SELECT postbox.inbox_complete('payments', pg_catalog.array_agg(c.event_id), pg_catalog.array_agg(c.token)) FROM postbox.inbox_claim('payments', 'w', 1) c
 SELECT postbox.inbox_release('payments', pg_catalog.array_agg(c.event_id), pg_catalog.array_agg(c.token)) FROM postbox.inbox_claim('payments', 'w', 2) c
 SELECT postbox.inbox_extend('payments', pg_catalog.array_agg(c.event_id), pg_catalog.array_agg(c.token)), postbox.inbox_fail('payments', pg_catalog.min(c.event_id), pg_catalog.min(c.token), 'e') FROM postbox.inbox_claim('payments', 'w', 3) c
