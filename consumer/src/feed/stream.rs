@@ -157,19 +157,9 @@ impl Feed {
         let shared = Arc::clone(&self.shared);
         let most = (!self.builder.one_term).then_some(self.builder.max_processing);
         async move {
-            let Some(most) = most else { return std::future::pending().await };
-            let (mut before, mut since) = (None, Instant::now());
-            loop {
-                let held = shared.progress().held();
-                if held.is_none() || held != before {
-                    (before, since) = (held, Instant::now());
-                } else if since.elapsed() >= most {
-                    let message = format!("an event has not been acknowledged for {most:?} (max_processing)");
-                    return Error::new(ErrorKind::Stuck, message).with_hint(
-                        "Acknowledge each delivery once it is dealt with, or raise max_processing. The event comes again.",
-                    );
-                }
-                sleep((most / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
+            match most {
+                Some(most) => stuck(&shared, most).await,
+                None => std::future::pending().await,
             }
         }
     }
@@ -260,6 +250,25 @@ impl Feed {
     }
 }
 
+/// As [`Feed::stuck`]. The time is counted in steps: when the whole process stands still the application cannot acknowledge.
+async fn stuck(shared: &Shared, most: Duration) -> Error {
+    let step = (most / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
+    let (mut before, mut since) = (None, Duration::ZERO);
+    loop {
+        let held = shared.progress().held();
+        if held.is_none() || held != before {
+            (before, since) = (held, Duration::ZERO);
+        } else if since >= most {
+            let message = format!("an event has not been acknowledged for {most:?} (max_processing)");
+            return Error::new(ErrorKind::Stuck, message).with_hint(
+                "Acknowledge each delivery once it is dealt with, or raise max_processing. The event comes again.",
+            );
+        }
+        sleep(step).await;
+        since += step;
+    }
+}
+
 /// Waits until the server shuts down while nothing is acknowledged any more.
 ///
 /// A server that shuts down waits until its consumers have confirmed everything, for as long as it hears from them. So a
@@ -287,3 +296,32 @@ async fn shutdown(info: ConnInfo, shared: Arc<Shared>, interval: Duration) -> Er
 
 /// The SQLSTATE of a server that starts or shuts down.
 const CANNOT_CONNECT_NOW: &str = "57P03";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::Lease;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_stands_still_does_not_hold_an_event() {
+        let most = Duration::from_secs(8);
+        let shared = Arc::new(Shared::new(Lease::unlimited()));
+        {
+            let mut progress = shared.progress();
+            let transaction = progress.begin(Lsn(1));
+            progress.frame(1, true);
+            progress.hold(transaction);
+        }
+        let mut stuck = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move { stuck(&shared, most).await }
+        });
+        tokio::task::yield_now().await;
+        // By the clock an hour passes at once.
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let second = Duration::from_secs(1);
+        assert!(timeout(6 * second, &mut stuck).await.is_err(), "the process stood still, not the application");
+        let error = timeout(3 * second, stuck).await.expect("stuck now").expect("no panic");
+        assert_eq!(error.kind(), ErrorKind::Stuck);
+    }
+}
