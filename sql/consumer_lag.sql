@@ -27,10 +27,12 @@ create or replace view postbox.consumer_lag as
     )
     select slot.name                                                                        as group_name,
            greatest(log.position - slot.position, 0)::bigint                                as bytes,
-           case when slot.position >= log.position or nothing.waits then 0
+           case when filling.rows then null
+                when slot.position >= log.position or nothing.waits then 0
                 else extract(epoch from clock_timestamp() - reached.taken_at)::float8 end   as seconds,
-           case when slot.position >= log.position or nothing.waits then 0 else waiting.events end as events,
-           case when slot.position is null then null
+           case when filling.rows then null
+                when slot.position >= log.position or nothing.waits then 0 else waiting.events end as events,
+           case when slot.position is null or filling.rows then null
                 when slot.position >= log.position then 'exact' else 'approximate' end      as precision,
            greatest(log.position - slot.restart_lsn, 0)::bigint                             as restart_lag_bytes,
            case when slot.restart_lsn is not null then (select h.words from holder h) end    as restart_holder
@@ -45,6 +47,10 @@ create or replace view postbox.consumer_lag as
         order by s.taken_at desc
         limit 1
     ) reached on true
+    -- Rows of the table come before what the slot has.
+    cross join lateral (
+        select exists (select from postbox.backfill b where b.group_name = slot.name and not b.finished) as rows
+    ) filling
     -- It is past the newest sample, and nobody has written since.
     cross join lateral (
         select coalesce(slot.position >= newest.lsn and not postbox._has_moved(newest.snapshot, newest.lsn, false), false) as waits
@@ -64,9 +70,10 @@ create or replace view postbox.consumer_lag as
     ) waiting;
 comment on view postbox.consumer_lag is 'How far each consumer group is behind';
 comment on column postbox.consumer_lag.bytes is 'WAL written since the confirmed position, of events and of everything else';
-comment on column postbox.consumer_lag.seconds is 'At most: time since the last sample that the group has reached; NULL: it has reached none';
+comment on column postbox.consumer_lag.seconds is
+    'At most: time since the last sample that the group has reached; NULL: it has reached none, or is still given rows from the table';
 comment on column postbox.consumer_lag.events is
-    'Values of seq handed out since that sample, those of transactions that were rolled back included; NULL also for roles that may not read the sequences';
+    'Values of seq handed out since that sample, those of transactions that were rolled back included; NULL as for seconds, and for roles that may not read the sequences';
 comment on column postbox.consumer_lag.precision is 'Of seconds and events: exact, or approximate';
 comment on column postbox.consumer_lag.restart_lag_bytes is 'WAL that a member has to decode again before it delivers, when it takes over now';
-comment on column postbox.consumer_lag.restart_holder is 'The oldest transaction with an id on the whole server, which holds that position back';
+comment on column postbox.consumer_lag.restart_holder is 'The oldest transaction with an id on the whole server: that position does not pass its beginning';

@@ -32,14 +32,17 @@ begin
         || format(E'State:         %s\n', case
             when g.wal_status in ('missing', 'lost') then 'slot ' || g.wal_status || ': recover the group'
             when g.paused_at is not null then 'paused since ' || date_trunc('second', g.paused_at)
-            when g.active then 'active' else 'no active member' end)
+            -- Whoever is given rows from the table does not read the slot yet.
+            when g.active or exists (select from postbox.active_leases l where l.group_name = g.name) then 'active' else 'no active member' end)
         || format(E'Source:        %s\n', g.source)
         || format(E'Slot:          %s (%s%s)\n', g.slot_name, g.wal_status, case when g.failover then ', kept on standbys' else '' end)
         || format(E'Confirmed:     %s\n', coalesce(g.confirmed_flush_lsn::text, '-'))
         || format(E'Log end:       %s\n', case when pg_is_in_recovery() then pg_last_wal_receive_lsn() else pg_current_wal_insert_lsn() end)
         || format(E'Lag:           %s, %s s, %s events (%s)\n', coalesce(pg_size_pretty(lag.bytes), '-'),
             coalesce(round(lag.seconds::numeric, 1)::text, '-'), coalesce(lag.events::text, '-'), coalesce(lag.precision, 'unknown'))
-        || format(E'Restart lag:   %s%s\n', coalesce(pg_size_pretty(lag.restart_lag_bytes), '-'), coalesce(', held back by ' || lag.restart_holder, ''))
+        || format(E'Restart lag:   %s%s\n', coalesce(pg_size_pretty(lag.restart_lag_bytes), '-'), 
+            -- Most of it lies before what is confirmed: the group has dealt with it, and cannot let go of it.
+            coalesce(case when lag.restart_lag_bytes > 2 * lag.bytes then ', held back by ' else ', oldest transaction: ' end || lag.restart_holder, ''))
         || format(E'WAL budget:    %s\n', coalesce(pg_size_pretty(g.wal_budget) || ', beyond it ' || g.over_budget, 'none'))
         || format(E'Checkpoint:    %s\n', coalesce(format('%s, taken %s', known.lsn, date_trunc('second', known.taken_at)), 'none'))
         || format(E'Dead letters:  %s\n', letters);

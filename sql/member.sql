@@ -24,6 +24,25 @@ create or replace function postbox._try_membership(group_name text) returns text
     end;
 comment on function postbox._try_membership(text) is 'Private: takes the lock of the group if it is free, and says what the caller is then';
 
+-- PostgreSQL itself brings such a slot to a standby, never ahead of what the standby has. One that a backup of the primary brought is none.
+create or replace function postbox._was_synced(slot name) returns boolean
+    language sql stable
+    begin atomic
+        select exists (
+            select from pg_replication_slots s
+            where s.slot_name = slot and (to_jsonb(s) ->> 'failover')::boolean and (to_jsonb(s) ->> 'synced')::boolean);
+    end;
+comment on function postbox._was_synced(name) is 'Private: whether the slot followed its group through a failover';
+
+create or replace function postbox._position_hint(of_group postbox.consumer_group) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    return case
+        when of_group.timeline <> (select s.timeline from postbox._server s) and postbox._was_synced(of_group.slot_name)
+            then format('Its slot came along in a failover, which the next member takes note of: postbox run --group %s.', of_group.name)
+        else format('Recover it first: postbox group recover %s.', of_group.name) end;
+comment on function postbox._position_hint(postbox.consumer_group) is 'Private: what to do about a group without a position';
+
 -- Takes the group over: from the commit on, whatever a former member still wants to write is refused.
 create or replace function postbox._activate(
     group_name text, member text, session_timeout interval, max_processing interval,
@@ -75,11 +94,7 @@ begin
     system_identifier := server.system_identifier;
     timeline := server.timeline;
     if found_group.timeline <> server.timeline then
-        -- PostgreSQL itself brings the slot to the standby, never ahead of what the standby has.
-        if not exists (
-            select from pg_replication_slots s
-            where s.slot_name = found_group.slot_name and (to_jsonb(s) ->> 'failover')::boolean
-        ) then
+        if not postbox._was_synced(found_group.slot_name) then
             raise exception using errcode = 'PB001',
                 message = format('the server of consumer group "%s" was promoted or restored: timeline %s has become %s', group_name, found_group.timeline, server.timeline),
                 detail = 'Its slot, if there is one, may stand behind or beyond events that the group has not had.',
@@ -148,6 +163,33 @@ $function$;
 comment on function postbox._checkpoint(text, bigint, pg_snapshot, pg_lsn) is
     'Private: the group has dealt with everything that committed below lsn, which was read after the snapshot';
 
+-- The slot holds its log for as long as rows come from the table, and may be lost for it; recovery is not to begin before them again. Where
+-- rows were gone, their events are still in the slot.
+create or replace function postbox._checkpoint_of_backfill(group_name text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    given constant pg_snapshot := (
+        select postbox._earliest(array_agg(b.upto)) from postbox.consumer_group_outbox o
+        join postbox._marker m on m.outbox = o.outbox
+        left join postbox.backfill b on b.group_name = o.group_name and b.outbox = o.outbox
+        where o.group_name = _checkpoint_of_backfill.group_name
+        having bool_and(coalesce(b.finished and b.upto_lsn > '0/0', false)));
+begin
+    insert into postbox.checkpoint as c (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
+        select g.name, given, (select min(b.upto_lsn) from postbox.backfill b where b.group_name = g.name and b.upto::text = given::text),
+            g.system_identifier, g.timeline, clock_timestamp()
+        from postbox.consumer_group g
+        where g.name = _checkpoint_of_backfill.group_name and given is not null
+    on conflict on constraint checkpoint_pkey do update set
+        snapshot = excluded.snapshot, lsn = excluded.lsn, system_identifier = excluded.system_identifier,
+        timeline = excluded.timeline, taken_at = excluded.taken_at
+        where postbox._includes(excluded.snapshot, c.snapshot);
+end
+$function$;
+comment on function postbox._checkpoint_of_backfill(text) is 'Private: the group has every row that was stored when its backfills began, once they have all ended';
+
 create or replace function postbox._backfilled(group_name text, epoch bigint, outbox oid, "position" bigint, finished boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -158,6 +200,9 @@ begin
     update postbox.backfill b
         set position = greatest(b.position, _backfilled.position), finished = _backfilled.finished
         where b.group_name = _backfilled.group_name and b.outbox = _backfilled.outbox::regclass;
+    if finished then
+        perform postbox._checkpoint_of_backfill(group_name);
+    end if;
 end
 $function$;
 comment on function postbox._backfilled(text, bigint, oid, bigint, boolean) is 'Private: the stored rows up to this seq are delivered';

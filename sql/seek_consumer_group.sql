@@ -100,7 +100,7 @@ begin
     then
         raise exception using errcode = 'object_not_in_prerequisite_state',
             message = format('consumer group "%s" has no position to seek from: its slot is missing, lost or of another server', name),
-            hint = format('Recover it first: postbox group recover %s.', name);
+            hint = postbox._position_hint(found_group);
     end if;
     from_lsn := slot.confirmed_flush_lsn;
     kind := case

@@ -50,7 +50,7 @@ begin
     then
         raise exception using errcode = 'object_not_in_prerequisite_state',
             message = format('consumer group "%s" has no position to go on from: its slot is missing, lost or of another server', group_name),
-            hint = format('Recover it first: postbox group recover %s.', group_name);
+            hint = postbox._position_hint(found_group);
     end if;
     if slot.active_pid is not null then
         raise exception using errcode = 'object_in_use',

@@ -89,8 +89,10 @@ async fn a_takeover_costs_the_decoding_from_where_an_open_writer_holds_the_slot(
         let lag = "SELECT restart_lag_bytes > 30000000, restart_holder FROM postbox.consumer_lag";
         let lag = team.psql(lag);
         assert!(lag.starts_with("t|process ") && lag.contains("(importer), open for"), "{lag}");
-        let described = team.psql("SELECT postbox.describe_consumer_group('g')");
-        assert!(described.contains("held back by process") && described.contains("(importer)"), "{described}");
+        wait_until("the group has confirmed the rest", PATIENCE, || {
+            let described = team.psql("SELECT postbox.describe_consumer_group('g')");
+            (described.contains("held back by process") && described.contains("(importer)")).then_some(())
+        });
         let (took, killed) = take_over(&team, one, &mut two);
         (took, two, killed)
     });

@@ -156,7 +156,12 @@ async fn with_failover_slots_a_promotion_loses_nothing_and_shows_no_phantoms() {
     block_in_place(|| kill(&office));
     publishers.stop().await;
     run.wait_for_log("cannot connect yet", 1, PATIENCE);
+    run.signal(Signal::STOP);
     promote(&standby);
+    let seek = "SELECT postbox.seek_consumer_group('g', 'latest')";
+    let error = standby.psql_result("postgres", seek).expect_err("no member has been there");
+    assert!(error.contains("the next member takes note of: postbox run --group g"), "{error}");
+    run.signal(Signal::CONT);
     run.wait_for_log("in epoch", 2, PATIENCE);
     standby.psql("postgres", "INSERT INTO orders (type, key, payload) VALUES ('b:1', 'b', '{}')");
     let stored = stored(&standby);

@@ -156,6 +156,35 @@ fn a_kill_in_the_middle_of_the_backfill_loses_nothing_and_keeps_the_position() {
     assert_eq!(office.deliver(), []);
 }
 
+/// It holds its log for as long as rows come from the table.
+#[test]
+fn a_slot_that_is_lost_under_a_backfill_costs_what_was_published_since() {
+    let office = Office::open();
+    office.create("latest");
+    office.psql(
+        "INSERT INTO orders (type, key, payload) SELECT 'a:' || n, 'a', jsonb_build_object('filler', repeat('x', 2000))
+         FROM generate_series(1, 2000) n",
+    );
+    office.psql(DROP_SLOTS);
+    let mut run =
+        postbox_tests::Run::start_held(&office.cluster.conninfo("postgres"), &["--group", "g", "--recover"]);
+    wait_until("the pipe is full", PATIENCE, || (run.unread() > 32 << 10).then_some(()));
+    // Meanwhile it is nobody's fault that it does not read the slot.
+    let described = office.psql("SELECT postbox.describe_consumer_group('g')");
+    assert!(described.contains("State:         active") && described.contains("because of recover"), "{described}");
+    assert_eq!(office.psql("SELECT seconds, events, precision FROM postbox.consumer_lag"), "||");
+    office.psql(DROP_SLOTS);
+    office.publish("b", 1, 10);
+    run.release();
+    run.wait_for_log("has been recovered", 2, PATIENCE);
+    office.publish("c", 1, 10);
+    run.wait_until("the last event", PATIENCE, |lines| lines.iter().any(|line| line.event_type == "c:10"));
+    let ended = run.terminate(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert_eq!(assert_came(&ended.lines, &office.stored()), 0, "what came from the table comes again");
+    assert_eq!(office.deliver(), []);
+}
+
 /// Between the making of the slot and the commit that says which hole it leaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_slot_that_no_transaction_vouches_for_is_never_read() {

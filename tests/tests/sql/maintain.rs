@@ -161,6 +161,20 @@ async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
     let heard = listen(&cluster, MAINTAIN);
     assert!(heard.contains("group_stalled") && heard.contains("\"cleared\": true"), "{heard}");
 
+    // It is given rows from the table: one after the other, and then no more.
+    run(&client, "INSERT INTO postbox.backfill (group_name, outbox, done, upto, upto_lsn, reason) \
+                  VALUES ('g', 'orders', '{}', pg_current_snapshot(), pg_current_wal_insert_lsn(), 'earliest'); \
+                  SELECT postbox.publish('orders', 't', '{}')").await;
+    listen(&cluster, MAINTAIN);
+    run(&client, LONG_SINCE).await;
+    run(&client, "UPDATE postbox.backfill SET position = 1").await;
+    assert!(!listen(&cluster, MAINTAIN).contains("group_stalled"));
+    run(&client, LONG_SINCE).await;
+    assert!(listen(&cluster, MAINTAIN).contains("group_stalled"));
+    run(&client, "DELETE FROM postbox.backfill; SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots")
+        .await;
+    assert!(listen(&cluster, MAINTAIN).contains("\"cleared\": true"));
+
     run(&client, "SELECT postbox.set_retention('orders', '1 day', 1)").await;
     let heard = listen(&cluster, MAINTAIN);
     assert!(heard.contains("\"kind\": \"outbox_storage_critical\"") && heard.contains("public.orders"), "{heard}");
