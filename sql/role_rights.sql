@@ -44,7 +44,8 @@ create or replace function postbox._role_rights(role text)
             -- Reads the slot of a group and notes where it is.
             ('consumer', 'usage', 'schema postbox'),
             ('consumer', 'select', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill, postbox._server, postbox._marker'),
-            ('consumer', 'update', 'table postbox.consumer_group, postbox.checkpoint, postbox.backfill'),
+            ('consumer', 'update (epoch, member, active_since, released_at, session_timeout, max_processing, timeline)', 'table postbox.consumer_group'),
+            ('consumer', 'update', 'table postbox.checkpoint, postbox.backfill'),
             ('consumer', 'insert, delete', 'table postbox.checkpoint, postbox.backfill'),
             ('consumer', 'insert', 'table postbox.audit'),
             ('consumer', 'execute', 'function postbox._member_lock(text)'),

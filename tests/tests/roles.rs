@@ -170,6 +170,10 @@ fn each_role_does_its_own_task_and_not_the_others() {
             denied(&cluster, role, command, "permission denied");
         }
     }
+    // Nor by way of the table.
+    let pause = "SET ROLE reader; UPDATE postbox.consumer_group SET paused_at = now()";
+    let error = cluster.psql_result("postgres", pause).expect_err("an operator's task");
+    assert!(error.contains("permission denied"), "{error}");
     // Beside a member that may not maintain, deliveries go on.
     publish(&cluster, &["one"]);
     let ended = Run::start(&conninfo(&cluster, "reader"), &["--group", "g", "--exit-when-idle", "200ms"]).end(PATIENCE);
