@@ -48,8 +48,8 @@ const KEEP_BYTES: usize = 1 << 20;
 const RAW_BYTES: usize = MAX_FRAME_BYTES - (1 << 20);
 
 /// Columns that could not become fields.
-#[derive(Default)]
 struct Faults {
+    encoding: Encoding,
     first: Option<ErrorCode>,
     details: Vec<String>,
     raw: Vec<(String, Vec<u8>)>,
@@ -145,7 +145,7 @@ impl RowReader {
         emit: impl FnOnce(&Event<'_>),
     ) {
         let Self { encoding, max_event_bytes, .. } = self;
-        let mut faults = Faults::default();
+        let mut faults = Faults::new(*encoding);
         let outbox = table.target.outbox.clone();
         let nothing = |outbox| Event {
             outbox,
@@ -170,19 +170,19 @@ impl RowReader {
                     ..nothing(outbox)
                 };
                 if event.size() > *max_event_bytes {
-                    faults.too_large(&mut event, mapping, *max_event_bytes, *encoding);
+                    faults.too_large(&mut event, mapping, *max_event_bytes);
                 }
-                faults.report(event, *encoding, emit);
+                faults.report(event, emit);
             }
             (Err(detail), _) => {
                 faults.say(ErrorCode::Mapping, detail.clone());
                 faults.raw.push(("message".to_owned(), message.to_vec()));
-                faults.report(nothing(outbox), *encoding, emit);
+                faults.report(nothing(outbox), emit);
             }
             (_, Err(detail)) => {
                 faults.say(ErrorCode::Malformed, format!("the message is no event: {detail}"));
                 faults.raw.push(("message".to_owned(), message.to_vec()));
-                faults.report(nothing(outbox), *encoding, emit);
+                faults.report(nothing(outbox), emit);
             }
         }
     }
@@ -191,7 +191,7 @@ impl RowReader {
     fn map(&mut self, mapping: &Mapping, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>, &Values)) {
         let Self { encoding, max_event_bytes, claims, broken_claim, values, text, .. } = self;
         let read = Reader { encoding: *encoding, limit: *max_event_bytes };
-        let mut faults = Faults::default();
+        let mut faults = Faults::new(*encoding);
 
         let id = need(values, &mapping.event_id, "event_id", &mut faults).and_then(|value| {
             match mapping.event_id.type_oid {
@@ -240,14 +240,15 @@ impl RowReader {
         let outbox = table.target.outbox.clone();
         let mut event = Event { outbox, ordinal, id, seq, event_type, key, headers, payload, claim, error: None };
         if event.size() > *max_event_bytes {
-            faults.too_large(&mut event, mapping, *max_event_bytes, *encoding);
+            faults.too_large(&mut event, mapping, *max_event_bytes);
         }
-        faults.report(event, *encoding, |event| emit(event, values));
+        faults.report(event, |event| emit(event, values));
     }
 
     /// The error event of a row whose columns cannot be mapped: it carries all of them, as their types print them.
     fn explain(&mut self, detail: &str, table: &Table, ordinal: u64, emit: impl FnOnce(&Event<'_>, &Values)) {
-        let mut faults = Faults { first: Some(ErrorCode::Mapping), details: vec![detail.to_owned()], raw: Vec::new() };
+        let mut faults = Faults::new(self.encoding);
+        faults.say(ErrorCode::Mapping, detail.to_owned());
         // A row that SQL passes has the values of virtual columns, one of the log has not.
         for column in table.columns.iter().filter(|column| !column.is_virtual) {
             let Some(value) = self.values.get(column.index) else { continue };
@@ -268,7 +269,7 @@ impl RowReader {
             claim: None,
             error: None,
         };
-        faults.report(event, self.encoding, |event| emit(event, &self.values));
+        faults.report(event, |event| emit(event, &self.values));
     }
 }
 
@@ -388,6 +389,10 @@ fn need(values: &Values, column: &Column, role: &str, faults: &mut Faults) -> Op
 }
 
 impl Faults {
+    fn new(encoding: Encoding) -> Self {
+        Self { encoding, first: None, details: Vec::new(), raw: Vec::new() }
+    }
+
     fn say(&mut self, code: ErrorCode, detail: String) {
         self.first.get_or_insert(code);
         self.details.push(detail);
@@ -395,17 +400,17 @@ impl Faults {
 
     /// A column that could not become a field: its bytes go along.
     fn add(&mut self, code: ErrorCode, column: &Column, detail: String, value: Value) {
-        let name = String::from_utf8_lossy(&column.name).into_owned();
+        let name = self.encoding.show(&column.name);
         self.say(code, format!("column \"{name}\": {detail}"));
         self.raw.push((name, raw(code, column.type_oid, value)));
     }
 
     /// Takes the fields out of an event that is too large, the payload first, until the rest is within the limit.
-    fn too_large(&mut self, event: &mut Event<'_>, mapping: &Mapping, limit: usize, encoding: Encoding) {
+    fn too_large(&mut self, event: &mut Event<'_>, mapping: &Mapping, limit: usize) {
         self.say(ErrorCode::TooLarge, format!("the event has {} bytes, the limit is {limit}", event.size()));
         let mut set_aside = |column: Option<&Column>, field: Option<&[u8]>| {
             if let (Some(column), Some(bytes)) = (column, field) {
-                self.raw.push((encoding.show(&column.name), bytes.to_vec()));
+                self.raw.push((self.encoding.show(&column.name), bytes.to_vec()));
             }
         };
         set_aside(Some(&mapping.payload), event.payload.take());
@@ -428,7 +433,7 @@ impl Faults {
     }
 
     /// Hands the event on, as an error event if there is anything to say.
-    fn report(mut self, event: Event<'_>, encoding: Encoding, emit: impl FnOnce(&Event<'_>)) {
+    fn report(mut self, event: Event<'_>, emit: impl FnOnce(&Event<'_>)) {
         let Some(code) = self.first else { return emit(&event) };
         let mut room = RAW_BYTES.saturating_sub(event.size());
         let Self { details, raw, .. } = &mut self;
@@ -443,8 +448,7 @@ impl Faults {
             }
             fits
         });
-        // Messages of the server are in the database's encoding.
-        let detail = encoding.show(self.details.join("; ").as_bytes());
+        let detail = self.details.join("; ");
         let raw = self.raw.iter().map(|(column, bytes)| RawColumn { column, bytes }).collect();
         let mut event: Event<'_> = event;
         event.error = Some(EventError { code, detail: &detail, raw });

@@ -134,6 +134,25 @@ fn names_of_any_encoding_are_followed_and_shown() {
 }
 
 #[test]
+fn an_error_event_says_names_of_any_encoding() {
+    let cluster = with_database("LATIN1");
+    cluster.psql(
+        "other",
+        "SET client_encoding = 'UTF8';
+         CREATE TABLE odd (event_id uuid DEFAULT gen_random_uuid(), type text, headers jsonb, \"größe\" jsonb, \"höhe\" text);
+         SELECT postbox.adopt_outbox('odd', payload => 'größe', header_columns => '{höhe}');
+         INSERT INTO odd (type, headers, \"höhe\") VALUES ('t', '{\"höhe\": 1}', 'x');
+         ALTER TABLE odd RENAME \"größe\" TO \"länge\"; INSERT INTO odd (\"länge\") VALUES ('1')",
+    );
+    let events = events(&cluster);
+    let (clash, renamed) = (&events[0]["error"], &events[1]["error"]);
+    assert_eq!(clash["detail"], "column \"höhe\": the row's headers have a \"höhe\" of their own");
+    assert_eq!(clash["raw"], json!({"höhe": "eA=="}));
+    assert!(renamed["detail"].as_str().unwrap().contains("\"größe\""), "{renamed}");
+    assert_eq!(renamed["raw"]["länge"], "MQ==", "{renamed}");
+}
+
+#[test]
 fn a_name_that_is_no_text_does_not_stop_the_stream() {
     let cluster = with_database("SQL_ASCII");
     let name = "convert_from('\\x62e464', 'SQL_ASCII')";
