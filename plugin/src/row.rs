@@ -144,7 +144,7 @@ impl RowReader {
         ordinal: u64,
         emit: impl FnOnce(&Event<'_>),
     ) {
-        let Self { encoding, max_event_bytes, .. } = self;
+        let Self { encoding, memory, max_event_bytes, .. } = self;
         let mut faults = Faults::new(*encoding);
         let outbox = table.target.outbox.clone();
         let nothing = |outbox| Event {
@@ -159,7 +159,15 @@ impl RowReader {
             claim: None,
             error: None,
         };
-        match (&table.mapping, emitted.fields(outbox.payload_type)) {
+        let fields = emitted.fields(outbox.payload_type).and_then(|fields| {
+            // With a dead letter they are stored as text.
+            for (name, text) in [("type", Some(&fields.event_type)), ("key", fields.key.as_ref())] {
+                let held = memory.scoped(|| text.map_or(Ok(()), |text| encoding.encode(text).map(drop)));
+                held.map_err(|detail| format!("its {name} is no text of the database: {detail}"))?;
+            }
+            Ok(fields)
+        });
+        match (&table.mapping, fields) {
             (Ok(mapping), Ok(fields)) => {
                 let mut event = Event {
                     id: Some(EventId::Uuid(fields.id)),

@@ -1,13 +1,16 @@
 //! `postbox.emit`: events that are in the log and in no table.
 
+use std::fs;
 use std::time::Duration;
 
 use postbox_tests::tap::{Tap, decode, make_slot, peek_events, prepare, raw_of};
-use postbox_tests::{Cluster, wait_until_async};
+use postbox_tests::{Cluster, Run, wait_until_async};
 use postbox_wire::Decoder;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::docs::spans;
+use crate::shop::PATIENCE;
 
 const OUTBOXES: [(&str, &str); 4] =
     [("of_jsonb", "jsonb"), ("of_json", "json"), ("of_text", "text"), ("of_bytea", "bytea")];
@@ -148,6 +151,10 @@ fn what_anybody_writes_to_the_log_is_believed_only_where_it_may_be_and_stops_not
         format!("{{\"outbox\":{open},\"id\":\"{id}\",\"type\":5}}"),
         format!("{{\"outbox\":{open},\"id\":\"{id}\"}}"),
         format!("{{\"outbox\":{open},\"id\":\"{id}\",\"type\":\"t\",\"key\":[]}}"),
+        format!("{{\"outbox\":{open},\"id\":\"{id}\",\"type\":\"a\\u0000\"}}"),
+        format!("{{\"outbox\":{open},\"id\":\"{id}\",\"type\":\"t\",\"key\":\"\\u0000\"}}"),
+        format!("{{\"outbox\":{open},\"id\":\"\\u0000\",\"type\":\"t\"}}"),
+        format!("{{\"outbox\":{},\"id\":\"{id}\",\"type\":\"t\",\"payload\":\"\\u0000\"}}", oid(&cluster, "of_text")),
         format!("{{\"outbox\":{},\"id\":\"{id}\",\"type\":\"t\",\"payload\":\"a*b\"}}", oid(&cluster, "of_bytea")),
         format!("{{\"outbox\":{},\"id\":\"{id}\",\"type\":\"t\",\"payload\":{{}}}}", oid(&cluster, "of_text")),
     ];
@@ -166,6 +173,34 @@ fn what_anybody_writes_to_the_log_is_believed_only_where_it_may_be_and_stops_not
         );
     }
     assert_eq!(events[malformed.len()]["type"], "t");
+}
+
+#[test]
+fn what_the_database_cannot_hold_as_text_holds_no_group_up() {
+    for (encoding, odd, says) in [("LATIN1", "\\u20ac", "LATIN1"), ("UTF8", "\\u0000", "U+0000")] {
+        let cluster = with_outboxes("other", encoding);
+        cluster.psql("other", "SELECT postbox.create_consumer_group('g', '{of_jsonb}')");
+        for members in [format!("\"type\":\"{odd}\""), format!("\"type\":\"t\",\"key\":\"{odd}\"")] {
+            let message = format!("{{\"outbox\":%s,\"id\":\"00000000-0000-4000-8000-0000000000ab\",{members}}}");
+            let sql = format!(
+                "SELECT pg_logical_emit_message(true, 'postbox', format('{message}', 'of_jsonb'::regclass::oid))"
+            );
+            cluster.psql("other", &sql);
+        }
+        cluster.psql("other", "SELECT postbox.emit('of_jsonb', 'after', '{}')");
+        let dir = TempDir::new().expect("a directory");
+        let log = dir.path().join("log");
+        let command = format!("[ \"$POSTBOX_TYPE\" = after ] && echo \"$POSTBOX_TYPE\" >> {}", log.display());
+        let sink = ["--sink", "exec", "--exec", &command, "--max-attempts", "1", "--on-failure", "park"];
+        let arguments = [&["--group", "g", "--exit-when-idle", "200ms"], &sink[..]].concat();
+        let ended = Run::start(&cluster.conninfo("other"), &arguments).end(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{encoding}: {}", ended.log);
+        assert_eq!(fs::read_to_string(&log).expect("the event behind them"), "after\n", "{encoding}");
+        let letters = "SELECT why, error FROM postbox.dead_letters ORDER BY id";
+        let letters = cluster.psql("other", letters);
+        let told = |line: &str| line.starts_with("unreadable|") && line.contains(says);
+        assert!(letters.lines().count() == 2 && letters.lines().all(told), "{encoding}: {letters}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Text of the database as UTF-8.
 
-use core::ffi::{CStr, c_char};
+use core::ffi::{CStr, c_char, c_int};
+use std::borrow::Cow;
 
 use pgrx::pg_sys;
 
@@ -22,16 +23,24 @@ impl Encoding {
         if self.is_utf8_already(text) {
             return as_utf8(text);
         }
-        *scratch = convert(text)?;
+        *scratch = convert(text, pg_sys::pg_server_to_any)?;
         as_utf8(scratch)
     }
 
     /// As [`to_utf8`](Self::to_utf8), for text that is in a buffer.
     pub(crate) fn in_place(self, text: &mut Vec<u8>) -> Result<&str, String> {
         if !self.is_utf8_already(text) {
-            *text = convert(text)?;
+            *text = convert(text, pg_sys::pg_server_to_any)?;
         }
         as_utf8(text)
+    }
+
+    /// The text as the database has it. The error says which character its encoding lacks.
+    pub(crate) fn encode(self, text: &str) -> Result<Cow<'_, [u8]>, String> {
+        if self.is_utf8_already(text.as_bytes()) {
+            return Ok(text.as_bytes().into());
+        }
+        convert(text.as_bytes(), pg_sys::pg_any_to_server).map(Cow::Owned)
     }
 
     /// Text for people, in UTF-8; a byte that cannot be converted is shown as U+FFFD.
@@ -63,15 +72,18 @@ fn as_utf8(text: &[u8]) -> Result<&str, String> {
     core::str::from_utf8(text).map_err(|error| format!("byte {} is not UTF-8", error.valid_up_to()))
 }
 
-/// The server converts.
-fn convert(text: &[u8]) -> Result<Vec<u8>, String> {
+/// A function of the server that converts between the database's encoding and the one that it is given.
+type Convert = unsafe fn(*const c_char, c_int, c_int) -> *mut c_char;
+
+/// The server converts, from or to UTF-8.
+fn convert(text: &[u8], convert: Convert) -> Result<Vec<u8>, String> {
     let Ok(length) = i32::try_from(text.len()) else { return Err("the text is too long to convert".to_owned()) };
     let pointer = text.as_ptr() as usize;
     // The result is copied at once: it lies in the row's memory context.
     report::about_value(move || {
         // SAFETY: the bytes are valid for the call, which does not write to them; the result is a C string.
         unsafe {
-            let result = pg_sys::pg_server_to_any(pointer as *const c_char, length, pg_sys::pg_enc::PG_UTF8 as i32);
+            let result = convert(pointer as *const c_char, length, pg_sys::pg_enc::PG_UTF8 as i32);
             CStr::from_ptr(result).to_bytes().to_vec()
         }
     })

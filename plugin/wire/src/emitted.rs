@@ -81,9 +81,13 @@ impl<'a> Emitted<'a> {
 
     fn string(&self, name: &str) -> Result<Option<Cow<'a, str>>, String> {
         let Some(value) = self.present(name) else { return Ok(None) };
-        serde_json::from_str::<Text<'a>>(value.get())
-            .map(|text| Some(text.0))
-            .map_err(|_| format!("its {name} is not a string"))
+        let Ok(Text(text)) = serde_json::from_str::<Text<'a>>(value.get()) else {
+            return Err(format!("its {name} is not a string"));
+        };
+        if text.contains('\0') {
+            return Err(format!("its {name} has the character U+0000, which no text has"));
+        }
+        Ok(Some(text))
     }
 }
 
