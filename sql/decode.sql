@@ -1,6 +1,5 @@
 -- Frames as rows, for people.
 
--- A payload of type json may hold \u0000, which no text of PostgreSQL can; it is shown as U+FFFD, the replacement character.
 create or replace function postbox.decode(frame bytea)
     returns table (
         outbox      text,
@@ -22,16 +21,16 @@ create or replace function postbox.decode(frame bytea)
                event ->> 'event_id',
                event ->> 'type',
                event ->> 'key',
-               (event ->> 'headers')::jsonb,
+               nullif((event -> 'headers')::jsonb, 'null'),
                event ->> 'payload',
                (event ->> 'commit_lsn')::pg_lsn,
                (event ->> 'ordinal')::bigint,
                (event ->> 'commit_time')::timestamptz,
                (event ->> 'xid')::xid8,
-               (event ->> 'error')::jsonb,
-               (event ->> 'claim')::jsonb
+               (event -> 'error')::jsonb,
+               (event -> 'claim')::jsonb
         from unnest(postbox._decode_lines(frame)) with ordinality as listed(line, n)
-        cross join lateral cast(regexp_replace(convert_from(line, 'UTF8'), '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g') as json) as event
+        cross join lateral cast(convert_from(line, 'UTF8') as json) as event
         order by n;
     end;
 comment on function postbox.decode(bytea) is 'The events of a frame of the output plugin, as pg_logical_slot_peek_binary_changes returns it; the position of a stored row is NULL, and a chunk of a claim has neither id nor type';

@@ -153,6 +153,34 @@ fn an_error_event_says_names_of_any_encoding() {
 }
 
 #[test]
+fn people_see_events_with_characters_that_the_database_lacks() {
+    let cluster = with_database("LATIN1");
+    cluster.psql("other", "SELECT postbox.set_emit('of_json', true), postbox.set_emit('of_text', true)");
+    let emit = |outbox: &str, members: &str| {
+        let oid = cluster.psql("other", &format!("SELECT '{outbox}'::regclass::oid"));
+        let message = format!("{{\"outbox\":{oid},{members}}}");
+        let bytes: String = message.bytes().map(|byte| format!("{byte:02x}")).collect();
+        cluster.psql("other", &format!("SELECT pg_logical_emit_message(true, 'postbox', '\\x{bytes}'::bytea)"));
+    };
+    let id = "\"id\":\"00000000-0000-4000-8000-0000000000ab\"";
+    cluster.psql("other", "SELECT postbox.publish('of_json', 't', '{\"a\": \"\\u20ac\"}'::json)");
+    emit("of_json", &format!("{id},\"type\":\"t\",\"headers\":[\"ä\",\"€\"],\"payload\":\"ä\""));
+    emit("of_json", &format!("{id},\"type\":\"t\",\"headers\":[\"ä\"],\"payload\":\"ä€😀\""));
+    emit("of_text", &format!("{id},\"type\":\"t\",\"payload\":\"€\""));
+    emit("of_text", "\"id\":\"€\"");
+    let shown = "SET client_encoding = 'UTF8'; SELECT d.headers, coalesce(d.payload, d.error ->> 'detail')
+        FROM pg_logical_slot_peek_binary_changes('s', NULL, NULL) s, postbox.decode(s.data) d";
+    let expected = [
+        r#"|{"a": "\u20ac"}"#,
+        r#""[\"\\u00e4\",\"\\u20ac\"]"|"ä""#,
+        r#"["\\u00e4"]|"\u00e4\u20ac\ud83d\ude00""#,
+        r"|\u20ac",
+        r#"|the message is no event: its id "\u20ac" is not a UUID"#,
+    ];
+    assert_eq!(cluster.psql("other", shown).lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_name_that_is_no_text_does_not_stop_the_stream() {
     let cluster = with_database("SQL_ASCII");
     let name = "convert_from('\\x62e464', 'SQL_ASCII')";

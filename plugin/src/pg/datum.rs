@@ -1,6 +1,7 @@
 //! Values of a row.
 
 use core::ffi::CStr;
+use std::ffi::CString;
 
 use pgrx::pg_sys;
 use pgrx::varlena::{varatt_is_1b, varatt_is_1b_e, varatt_is_4b_u, vardata_any, varsize_any_exhdr};
@@ -109,6 +110,20 @@ impl Value {
             }
         })
     }
+}
+
+/// Whether jsonb can hold the document, which is in the database's encoding.
+pub(crate) fn is_jsonb(document: &[u8]) -> bool {
+    let Ok(document) = CString::new(document) else { return false };
+    let read = report::about_value(move || {
+        let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+        // SAFETY: the input function of jsonb reads a C string and does not write to it; the result stays in the current memory context.
+        unsafe {
+            pg_sys::getTypeInputInfo(pg_sys::JSONBOID, &raw mut input, &raw mut parameter);
+            pg_sys::OidInputFunctionCall(input, document.as_ptr().cast_mut(), parameter, -1);
+        }
+    });
+    read.is_ok()
 }
 
 /// # Safety

@@ -43,6 +43,25 @@ impl Encoding {
         convert(text.as_bytes(), pg_sys::pg_any_to_server).map(Cow::Owned)
     }
 
+    /// The text; where no text of the database can be it, U+0000 and all beyond ASCII are as JSON escapes them, with this for
+    /// a backslash.
+    pub(crate) fn escape<'a>(self, text: &'a str, backslash: &str) -> Cow<'a, str> {
+        if !text.contains('\0') && self.encode(text).is_ok() {
+            return text.into();
+        }
+        let mut escaped = String::with_capacity(text.len());
+        for c in text.chars() {
+            if c.is_ascii() && c != '\0' {
+                escaped.push(c);
+                continue;
+            }
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                escaped += &format!("{backslash}u{unit:04x}");
+            }
+        }
+        escaped.into()
+    }
+
     /// Text for people, in UTF-8; a byte that cannot be converted is shown as U+FFFD.
     pub(crate) fn show(self, text: &[u8]) -> String {
         let mut scratch = Vec::new();

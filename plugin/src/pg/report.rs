@@ -39,7 +39,6 @@ fn environmental(code: PgSqlErrorCode) -> bool {
             | PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN
             | PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY
             | PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES
-            | PgSqlErrorCode::ERRCODE_STATEMENT_TOO_COMPLEX
             | PgSqlErrorCode::ERRCODE_IO_ERROR
             | PgSqlErrorCode::ERRCODE_DISK_FULL
     )

@@ -50,15 +50,46 @@ async fn text_comes_out_as_it_went_in() {
          JOIN words w ON w.event_id::text = d.event_id"
     );
     assert_eq!(row(&client, &equal).await, format!("{}|t", texts.len()));
+    // A frame may have what no text of PostgreSQL has.
+    run(&client, "SELECT postbox.publish('words', '~~~~', '~~~~ \\u0000', 'k')").await;
+    let nul = EVENTS.replace("(data)", "(decode(replace(encode(data, 'hex'), '7e7e7e7e', '00000000'), 'hex'))");
+    let nul = row(&client, &format!("SELECT d.type, d.payload {nul} WHERE d.key = 'k'")).await;
+    assert_eq!(nul, format!("{0}|{0} \\u0000", "\\u0000".repeat(4)));
 
     // json keeps what jsonb and text cannot hold.
-    for json in ["{\"a\":  1, \"a\": \"\\u0000\"}", "\"\\u0000\\u0000\"", "\"a \\\\u0000\"", "[null]", "null", "1e400"]
-    {
+    let documents = [
+        "{\"a\":  1, \"a\": \"\\u0000\"}",
+        "\"\\u0000\\u0000\"",
+        "\"a \\\\u0000\"",
+        "{\"a\":\"\\ud800\"}",
+        "[\n null]",
+        "null",
+        "1e400",
+    ];
+    for json in documents {
         run(&client, &format!("SELECT postbox.publish('facts', 't', '{json}'::json)")).await;
     }
     let payloads = format!("SELECT d.payload {EVENTS} WHERE d.outbox = 'public.facts' ORDER BY d.commit_lsn");
-    let expected = ["{\"a\":  1, \"a\": \"\\ufffd\"}", "\u{fffd}\u{fffd}", "a \\u0000", "[null]", "", "1e400"];
-    assert_eq!(rows(&client, &payloads).await, expected);
+    assert_eq!(rows(&client, &payloads).await, documents);
+}
+
+#[tokio::test]
+async fn headers_that_jsonb_cannot_hold_are_a_string() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders'), postbox.set_emit('orders', true)").await;
+    run(&client, "SELECT pg_create_logical_replication_slot('s', 'postbox')").await;
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let quoted = ["{\"a\": \"\\u0000\"}", "[\"\\ud800\"]", "1e1000000", &deep].map(|headers| (headers, headers));
+    for (headers, string) in quoted.into_iter().chain([("\"string\"", "string")]) {
+        let message = format!(
+            "format('{{\"outbox\":%s,\"id\":\"00000000-0000-4000-8000-0000000000ab\",\"type\":\"t\",\"headers\":%s}}',
+                'orders'::regclass::oid, '{headers}')"
+        );
+        run(&client, &format!("SELECT pg_logical_emit_message(true, 'postbox', {message})")).await;
+        let same =
+            format!("SELECT d.type, d.headers #>> '{{}}' = '{string}' {EVENTS} ORDER BY d.commit_lsn DESC LIMIT 1");
+        assert_eq!(row(&client, &same).await, "t|t");
+    }
 }
 
 #[tokio::test]
