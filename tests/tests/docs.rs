@@ -46,6 +46,13 @@ pub(crate) fn spans(document: &str, begin: &str) -> Vec<String> {
     page(document).split('`').filter(|code| code.starts_with(begin)).map(str::to_owned).collect()
 }
 
+/// The first code in the line of a document that begins with this.
+pub(crate) fn code_of_line(document: &str, begin: &str) -> String {
+    let page = page(document);
+    let line = page.lines().find(|line| line.starts_with(begin)).expect(begin);
+    line.split('`').nth(1).expect("code").to_owned()
+}
+
 /// The sections of the operations guide: heading and text.
 fn sections() -> Vec<(String, String)> {
     let page = page("docs/operations.md");

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use postbox_tests::{Cluster, Run, postbox_binary, wait_until};
 use tempfile::TempDir;
 
+use crate::docs::code_of_line;
 use crate::shop::PATIENCE;
 
 /// A cluster with the outbox `orders`, and a login for each role: `app` publishes, `ops` operates, `reader` consumes,
@@ -178,4 +179,21 @@ fn each_role_does_its_own_task_and_not_the_others() {
     publish(&cluster, &["one"]);
     let ended = Run::start(&conninfo(&cluster, "reader"), &["--group", "g", "--exit-when-idle", "200ms"]).end(PATIENCE);
     assert_eq!((ended.code, ended.lines.len()), (Some(0), 1), "{}", ended.log);
+}
+
+#[test]
+fn who_is_granted_what_the_readme_says_makes_adopts_and_drops_outboxes() {
+    let cluster = Cluster::start();
+    cluster.psql(
+        "postgres",
+        "CREATE EXTENSION postbox; CREATE ROLE maker; CREATE SCHEMA mine; GRANT USAGE, CREATE ON SCHEMA mine TO maker;
+         CREATE TABLE mine.old (event_id uuid, type text, payload jsonb); ALTER TABLE mine.old OWNER TO maker",
+    );
+    cluster.psql("postgres", &code_of_line("sql/README.md", "- **Make outboxes**").replace('…', "maker"));
+    cluster.psql(
+        "postgres",
+        "SET ROLE maker; SELECT postbox.create_outbox('orders', 'mine'); SELECT postbox.adopt_outbox('old', 'mine');
+         SELECT postbox.publish('mine.orders', 't', '{}'), postbox.publish('mine.old', 't', '{}');
+         SELECT postbox.drop_outbox('orders', 'mine', force => true); SELECT postbox.drop_outbox('old', 'mine', force => true)",
+    );
 }
