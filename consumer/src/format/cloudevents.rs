@@ -3,13 +3,16 @@
 //! Attributes: <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>; `partitionkey`, `sequence` and
 //! `traceparent` are the extensions of those names, kept in the same repository.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use postbox_wire::json::{self, Output};
 use postbox_wire::{Lsn, PayloadType, PgMicros};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::event::Event;
 
@@ -28,7 +31,7 @@ const UNTYPED: &str = "postbox.untyped";
 const CLAIM: &str = "application/vnd.postbox.claim+json";
 
 /// Attributes that no header can take the place of.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 12] = [
     "specversion",
     "id",
     "source",
@@ -36,6 +39,7 @@ const RESERVED: [&str; 11] = [
     "subject",
     "time",
     "datacontenttype",
+    "dataschema",
     "data",
     "partitionkey",
     "sequence",
@@ -65,7 +69,7 @@ impl CloudEvents {
     pub(crate) fn write(&self, event: &Event, out: &mut impl Output) {
         out.put(b"{\"specversion\":\"1.0\"");
         match event.id.as_ref().map(ToString::to_string).filter(|id| !id.is_empty()) {
-            Some(id) => attribute(out, "id", &id),
+            Some(id) => published(out, "id", &id),
             None => attribute(out, "id", &place(event)),
         }
         attribute(out, "source", &self.source_of(event));
@@ -74,16 +78,16 @@ impl CloudEvents {
             (None, "") => UNTYPED,
             (None, event_type) => event_type,
         };
-        attribute(out, "type", event_type);
+        published(out, "type", event_type);
         let key = event.key.as_deref().filter(|key| !key.is_empty());
         if let Some(key) = key {
-            attribute(out, "subject", key);
+            published(out, "subject", key);
         }
         if event.commit_time != PgMicros::UNKNOWN {
             attribute(out, "time", &event.commit_time.to_string());
         }
         if let Some(key) = key {
-            attribute(out, "partitionkey", key);
+            published(out, "partitionkey", key);
         }
         if event.commit_lsn != Lsn::ZERO {
             // Of one length, so that the order of the text is that of the log.
@@ -115,18 +119,21 @@ fn place(event: &Event) -> String {
 
 /// Headers as attributes of their own: those with a name and a value that an attribute may have.
 fn extensions(out: &mut impl Output, headers: &str) {
-    let members: Map<String, Value> = serde_json::from_str(headers).unwrap_or_default();
+    // Each by itself: one that cannot be read is no attribute, and takes no other with it.
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(headers).unwrap_or_default();
     let mut taken = 0;
     for (name, value) in &members {
         let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) && !name.is_empty();
         if !is_name || RESERVED.contains(&name.as_str()) {
             continue;
         }
-        match value {
-            Value::String(value) if !value.is_empty() => attribute(out, name, value),
-            Value::Bool(value) => literal(out, name, value),
+        match serde_json::from_str(value.get()) {
+            Ok(Value::String(value)) if !value.is_empty() && !value.contains(is_forbidden) => {
+                attribute(out, name, &value)
+            }
+            Ok(Value::Bool(value)) => literal(out, name, value),
             // An integer of CloudEvents has 32 bits.
-            Value::Number(number) if number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => {
+            Ok(Value::Number(number)) if number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => {
                 literal(out, name, number);
             }
             _ => continue,
@@ -134,7 +141,7 @@ fn extensions(out: &mut impl Output, headers: &str) {
         taken += 1;
     }
     if taken < members.len() || members.is_empty() && headers != "{}" {
-        attribute(out, HEADERS, headers);
+        attribute(out, HEADERS, &permitted(headers, in_json));
     }
 }
 
@@ -170,6 +177,34 @@ fn data(out: &mut impl Output, event: &Event) {
     }
 }
 
+/// What no attribute has (specification, section 3.1, "String").
+fn is_forbidden(c: char) -> bool {
+    // Noncharacters are these, and the last two of each plane.
+    c.is_control() || matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe
+}
+
+/// The text with something `instead` of each character that no attribute has.
+fn permitted(text: &str, instead: impl Fn(char) -> String) -> Cow<'_, str> {
+    if !text.contains(is_forbidden) {
+        return text.into();
+    }
+    text.chars().map(|c| if is_forbidden(c) { instead(c) } else { c.into() }).collect()
+}
+
+/// What a character of a JSON document can be written as: it is white space, or in a string.
+fn in_json(c: char) -> String {
+    if c.is_ascii_whitespace() {
+        return " ".to_owned();
+    }
+    c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+}
+
+/// An attribute that there must be, whatever was published.
+fn published(out: &mut impl Output, name: &str, value: &str) {
+    let encoded = |c: char| utf8_percent_encode(c.encode_utf8(&mut [0; 4]), CONTROLS).to_string();
+    attribute(out, name, &permitted(value, encoded));
+}
+
 fn attribute(out: &mut impl Output, name: &str, value: &str) {
     member(out, name);
     json::string(out, value);
@@ -194,7 +229,7 @@ mod tests {
     use postbox_wire::{ErrorCode, Outbox};
 
     use super::*;
-    use crate::event::EventError;
+    use crate::event::{EventError, EventId};
 
     /// An error event of a stored row: without an id, and without a place in the log.
     fn stored(seq: Option<i64>, detail: &str) -> Event {
@@ -246,5 +281,43 @@ mod tests {
         let id = |detail: &str| written(&stored(None, detail))["id"].as_str().unwrap().to_owned();
         assert_eq!(id("a"), id("a"));
         assert_ne!(id("a"), id("b"));
+    }
+
+    #[test]
+    fn what_no_attribute_has_is_percent_encoded_where_there_must_be_one() {
+        let event = Event {
+            id: Some(EventId::Text("a\u{7f}%".into())),
+            event_type: "t\n".into(),
+            key: Some("k\u{85}\u{fdd0}\u{1ffff} ä".into()),
+            error: None,
+            ..stored(None, "a")
+        };
+        let event = written(&event);
+        assert_eq!((&event["id"], &event["type"]), (&Value::from("a%7F%"), &Value::from("t%0A")));
+        assert_eq!(event["subject"], "k%C2%85%EF%B7%90%F0%9F%BF%BF ä");
+        assert_eq!(event["partitionkey"], event["subject"]);
+    }
+
+    fn with_headers(headers: &str) -> Value {
+        written(&Event { headers: Some(headers.into()), error: None, ..stored(None, "a") })
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_an_attribute_takes_no_other_with_it() {
+        let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+        for odd in ["1e400", &deep, "\"\\ud800\"", "\"\\u0007\"", "\"\\ufffe\""] {
+            let headers = format!("{{\"odd\":{odd},\"traceparent\":\"00-1\"}}");
+            let event = with_headers(&headers);
+            assert_eq!((&event["traceparent"], event.get("odd")), (&Value::from("00-1"), None));
+            assert_eq!(event["postboxheaders"], headers);
+        }
+        let schema = with_headers("{\"dataschema\":\"no URI\"}");
+        assert!(schema.get("dataschema").is_none() && schema.get("postboxheaders").is_some(), "{schema}");
+    }
+
+    #[test]
+    fn headers_go_along_as_the_same_document() {
+        let event = with_headers("{\"X\":\t\"\u{7f}\u{1fffe}ä\"\n}");
+        assert_eq!(event["postboxheaders"], "{\"X\": \"\\u007f\\ud83f\\udffeä\" }");
     }
 }
