@@ -55,9 +55,8 @@ pub fn program(name: &str) -> PathBuf {
     let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pg").join(major().to_string());
     let dir = env::var_os("POSTBOX_SERVER").map_or_else(ours, PathBuf::from);
     let path = dir.join("bin").join(name);
-    path.canonicalize().unwrap_or_else(|error| {
-        panic!("{}: {error}; `make servers MAJORS={}` brings PostgreSQL {0}", path.display(), major())
-    })
+    path.canonicalize()
+        .unwrap_or_else(|error| panic!("{}: {error}; `make server-{}` brings it", path.display(), major()))
 }
 
 /// Where the output plugins of others lie, if there are any for this server: only benchmarks fetch them.

@@ -89,6 +89,7 @@ fn headers_that_cannot_be_attributes_go_along_whole() {
         cluster.psql("postgres", &format!("INSERT INTO fence (type, headers) VALUES ('t', '{headers}')"));
     }
     let events = deliver(&cluster, "postgres", &["--slot", "s", "--format", "cloudevents"]);
+    assert_eq!(events.len(), headers.len());
     for (event, headers) in events.iter().zip(headers) {
         check_names(event);
         let expected = if headers == "{}" { Value::Null } else { headers.parse().unwrap() };
