@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::{Limits, Origin, Source, Task};
 use super::POLL;
+use super::{Limits, Origin, Source, Task};
 use crate::dead_letter::{DeadLetters, DueLetter};
 use crate::error::{Error, Result};
 use crate::lease::Lease;

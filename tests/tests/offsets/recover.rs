@@ -166,8 +166,7 @@ fn a_slot_that_is_lost_under_a_backfill_costs_what_was_published_since() {
          FROM generate_series(1, 2000) n",
     );
     office.psql(DROP_SLOTS);
-    let mut run =
-        postbox_tests::Run::start_held(&office.cluster.conninfo("postgres"), &["--group", "g", "--recover"]);
+    let mut run = postbox_tests::Run::start_held(&office.cluster.conninfo("postgres"), &["--group", "g", "--recover"]);
     wait_until("the pipe is full", PATIENCE, || (run.unread() > 32 << 10).then_some(()));
     // Meanwhile it is nobody's fault that it does not read the slot.
     let described = office.psql("SELECT postbox.describe_consumer_group('g')");

@@ -162,9 +162,13 @@ async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
     assert!(heard.contains("group_stalled") && heard.contains("\"cleared\": true"), "{heard}");
 
     // It is given rows from the table: one after the other, and then no more.
-    run(&client, "INSERT INTO postbox.backfill (group_name, outbox, done, upto, upto_lsn, reason) \
+    run(
+        &client,
+        "INSERT INTO postbox.backfill (group_name, outbox, done, upto, upto_lsn, reason) \
                   VALUES ('g', 'orders', '{}', pg_current_snapshot(), pg_current_wal_insert_lsn(), 'earliest'); \
-                  SELECT postbox.publish('orders', 't', '{}')").await;
+                  SELECT postbox.publish('orders', 't', '{}')",
+    )
+    .await;
     listen(&cluster, MAINTAIN);
     run(&client, LONG_SINCE).await;
     run(&client, "UPDATE postbox.backfill SET position = 1").await;
