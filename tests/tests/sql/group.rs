@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use postbox_tests::{Cluster, wait_until_async};
+use postbox_tests::{Cluster, major, postbox_binary, wait_until_async};
 use tokio_postgres::Client;
 
 use super::{error, refused, row, rows, run, start};
@@ -41,6 +41,37 @@ async fn a_group_is_a_slot_of_the_plugin_and_its_outboxes() {
     assert_eq!(row(&client, SLOTS).await, "0");
     assert_eq!(row(&client, GROUPS).await, "0");
     assert_eq!(row(&client, "SELECT count(*) FROM postbox.consumer_group_outbox").await, "0");
+}
+
+#[tokio::test]
+async fn what_the_command_is_told_of_a_group_is_stored() {
+    let (cluster, client) = with_outboxes().await;
+    let create = |name: &str, options: &[&str]| {
+        let mut command = Command::new(postbox_binary());
+        command.args(["group", "create", name, "--outbox", "orders", "--database", &cluster.conninfo("postgres")]);
+        command.args(options).output().unwrap()
+    };
+    let group = "SELECT wal_budget, over_budget, failover FROM postbox.consumer_group WHERE name";
+    for (name, options, stored) in [
+        ("plain", &[][..], "|alert|f"),
+        ("bounded", &["--wal-budget", "10MB"], "10485760|alert|f"),
+        ("expendable", &["--wal-budget", "1GB", "--drop-over-budget"], "1073741824|drop|f"),
+    ] {
+        let output = create(name, options);
+        assert!(output.status.success(), "{options:?}: {output:?}");
+        assert_eq!(row(&client, &format!("{group} = '{name}'")).await, stored);
+    }
+    assert_eq!(create("endless", &["--drop-over-budget"]).status.code(), Some(2), "beyond which budget?");
+
+    let output = create("kept", &["--failover"]);
+    if major() < 17 {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("does not keep replication slots on standbys"), "{said}");
+        return;
+    }
+    assert!(output.status.success(), "{output:?}");
+    let slots = "SELECT g.name, g.failover, s.failover FROM postbox.consumer_group g JOIN pg_replication_slots s USING (slot_name) ORDER BY 1";
+    assert_eq!(rows(&client, slots).await, ["bounded|f|f", "expendable|f|f", "kept|t|t", "plain|f|f"]);
 }
 
 #[tokio::test]
