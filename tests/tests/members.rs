@@ -351,11 +351,14 @@ fn what_a_former_member_writes_is_refused() {
     for call in [
         "postbox._checkpoint('g', 1, pg_current_snapshot(), pg_current_wal_lsn())",
         "postbox._backfilled('g', 1, 'orders'::regclass::oid, 5, true)",
+        "postbox._store_dead_letters('g', 1, false, '{public.orders}', '{a}', '{a}', '{1}', '{k}', '{t}', '{1}', '{0/1}', '{0}', '{now}', '{a}',
+             '{failed}', '{1}', '{timeout}', '{now}', '{0}')",
     ] {
         let error = team.cluster.psql_result("postgres", &format!("SELECT {call}")).unwrap_err();
         assert!(error.contains("member of epoch 1 of consumer group \"g\" has been replaced"), "{error}");
     }
     assert_eq!(team.psql("SELECT lsn FROM postbox.checkpoint"), known);
+    assert_eq!(team.psql("SELECT count(*) FROM postbox.dead_letter"), "0");
     team.psql("SELECT postbox._release('g', 1)");
     assert_eq!(team.psql("SELECT released_at FROM postbox.consumer_group"), "", "released by a former member");
     team.psql("SELECT postbox._release('g', 2)");
