@@ -135,12 +135,25 @@ impl Drop for Running {
     }
 }
 
+/// The Makefile has this target, or uses the variable that is set.
+fn knows(word: &str) {
+    let known = word.split_once('=').map_or(format!("\n{word}: "), |(variable, _)| format!("$({variable})"));
+    assert!(page("Makefile").contains(&known), "make {word}");
+}
+
+/// The lines of a document that build and install Postbox, without what they say about it.
+fn installation(document: &str) -> Vec<String> {
+    let lines = blocks(document).into_iter().flat_map(|(_, content)| {
+        content.lines().map(|line| line.split(" #").next().unwrap().trim_end().to_owned()).collect::<Vec<_>>()
+    });
+    lines.filter(|line| line.starts_with("make install ") || line.starts_with("make build")).collect()
+}
+
 #[test]
 fn the_readme_does_what_it_says() {
     let cluster = Cluster::start();
     let mut running = None;
     let mut shown = None;
-    let makefile = page("Makefile");
     for (language, content) in blocks("README.md") {
         match language.as_str() {
             "sql" => {
@@ -150,11 +163,12 @@ fn the_readme_does_what_it_says() {
             }
             "sh" => {
                 for line in content.lines() {
-                    let mut words = line.split_whitespace();
-                    match words.next() {
+                    match line.split_whitespace().next() {
+                        // Its comment may tell of another target.
                         Some("make") => {
-                            let target = words.next().unwrap();
-                            assert!(makefile.contains(&format!("\n{target}: ")), "make {target}");
+                            for command in line.split("make ").skip(1) {
+                                knows(command.split_whitespace().next().unwrap());
+                            }
                         }
                         Some("postbox") if line.starts_with("postbox run") => {
                             running = Some(Running(postbox(&cluster, line).stdout(Stdio::piped()).spawn().unwrap()));
@@ -170,6 +184,9 @@ fn the_readme_does_what_it_says() {
             "text" | "rust,no_run" => {}
             other => panic!("a block in {other:?} that nobody runs"),
         }
+    }
+    for command in spans("README.md", "make ") {
+        command.split_whitespace().skip(1).for_each(knows);
     }
     let mut printed = String::new();
     BufReader::new(running.unwrap().0.stdout.take().unwrap()).read_line(&mut printed).unwrap();
@@ -370,11 +387,8 @@ fn several_groups_are_served_as_the_operations_guide_says() {
 /// Into the server of the tests, where all of it lies already: so nothing is built anew, and nothing is replaced.
 #[test]
 fn make_installs_what_is_there() {
-    let lines: Vec<String> = blocks("README.md")
-        .into_iter()
-        .flat_map(|(_, content)| content.lines().map(str::to_owned).collect::<Vec<_>>())
-        .filter(|line| line.starts_with("make install ") || line.starts_with("make build"))
-        .collect();
+    let lines = installation("README.md");
+    assert_eq!(lines, installation("docs/getting-started.md"));
     assert_eq!(lines.len(), 2, "{lines:?}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     // Where others may not look into this folder it is a link.
@@ -508,7 +522,7 @@ fn the_guide_for_beginners_runs_from_top_to_bottom() {
                 cluster.psql("postgres", &lines.collect::<Vec<_>>().join("\n"));
             }
             "sh" => {
-                for line in content.lines().filter(|line| line.starts_with("postbox")) {
+                for line in content.lines().filter(|line| !line.starts_with("make ")) {
                     let output = postbox(&cluster, line).output().unwrap();
                     assert!(output.status.success(), "{line}: {output:?}");
                     if line.starts_with("postbox run") {
