@@ -26,12 +26,15 @@ const VIEWS: [&str; 7] = [
     "dead_letters",
 ];
 
+/// Groups that are there while the views are looked at.
+const GROUPS: usize = 8;
+
 /// Measures all three.
 pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
     let events = arguments.scaled(1_000_000);
-    let kills = arguments.scaled(40);
+    let (kills, dead_letters) = (arguments.scaled(40), arguments.scaled(5_000));
     let mut report = Report::new(
-        format!("Groups: {kills} members killed; {events} stored events"),
+        format!("Groups: {kills} members killed; {events} stored events, {GROUPS} groups, {dead_letters} dead letters"),
         &["what", "median", "p99 or worst", "unit"],
     );
     let cluster = server().start();
@@ -42,7 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
     report.target("takeover p99, ms", takeovers.max(), 1_000.0);
 
     cluster.psql(DATABASE, &format!("CALL with_many_events({}, 1000)", events.div_ceil(1000)));
-    cluster.psql(DATABASE, "SELECT postbox.maintain(true)");
+    let members = populate(&cluster, dead_letters);
     for view in VIEWS {
         // One session, as a monitor has; the first time, it reads the catalogs.
         let sql = format!("EXPLAIN (ANALYZE) SELECT * FROM postbox.{view};").repeat(21);
@@ -58,6 +61,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome<Report> {
         report.target(format!("{view}, planned and executed, median ms"), whole.median(), 5.0);
         report.note(format!("{view} for the first time in a session: {first:.1} ms"));
     }
+    drop(members);
+    drop_groups(&cluster);
 
     let mut seconds = Vec::new();
     for _ in 0..arguments.rounds.min(3) {
@@ -94,11 +99,54 @@ fn takeovers(cluster: &Cluster, kills: u64) -> Vec<f64> {
         active = standby;
     }
     drop(active);
-    wait_until("the slot is free", PATIENCE, || {
-        let sql = "SELECT postbox.drop_consumer_group('takeover')";
+    drop_groups(cluster);
+    millis
+}
+
+/// Makes groups with a member each. The output of every second one is not read, so that it falls behind 10,000 events, and the last
+/// group has dead letters.
+fn populate(cluster: &Cluster, dead_letters: u64) -> Vec<Run> {
+    let names: Vec<String> = (0..GROUPS).map(|number| format!("group_{number}")).collect();
+    for name in &names {
+        cluster.psql(DATABASE, &format!("SELECT postbox.create_consumer_group('{name}', '{{events}}')"));
+    }
+    cluster.psql(DATABASE, "SELECT postbox.maintain(true)");
+    let start = |(number, name): (usize, &String)| {
+        let run = if number % 2 == 0 { Run::start } else { Run::start_held };
+        run(&cluster.conninfo(DATABASE), &["--group", name, "--no-maintenance"])
+    };
+    let mut members: Vec<Run> = names.iter().enumerate().map(start).collect();
+    for member in &mut members {
+        member.wait_for_log("active member of group", 1, PATIENCE);
+    }
+    cluster.psql(DATABASE, "CALL with_many_events(10, 1000)");
+    // A checkpoint of its own follows what a member has delivered; until then it has that of its making.
+    wait_until("checkpoints of members that deliver", PATIENCE, || {
+        let sql = format!(
+            "SELECT count(*) >= {} FROM postbox.checkpoint WHERE taken_at > (SELECT max(taken_at) FROM postbox.sample)",
+            GROUPS / 2
+        );
+        (cluster.psql(DATABASE, &sql) == "t").then_some(())
+    });
+    let sql = format!(
+        "INSERT INTO postbox.dead_letter (group_name, why, outbox, event_id, event_hash, seq, key, type, xid, commit_lsn, ordinal,
+             commit_time, frame, attempts, error, first_failed_at, last_failed_at, epoch)
+         SELECT 'group_{}', 'failed', 'public.events', event_id, sha256(convert_to(event_id::text, 'UTF8')), seq, key, type, '1', '0/1', 0,
+             created_at, postbox._frame('events', events), 8, 'timeout', created_at, now(), 1
+         FROM events ORDER BY seq DESC LIMIT {dead_letters};
+         ANALYZE postbox.dead_letter; SELECT postbox.maintain(true)",
+        GROUPS - 1
+    );
+    cluster.psql(DATABASE, &sql);
+    members
+}
+
+/// As soon as their members are gone.
+fn drop_groups(cluster: &Cluster) {
+    wait_until("the slots are free", PATIENCE, || {
+        let sql = "SELECT postbox.drop_consumer_group(name, force => true) FROM postbox.consumer_group";
         cluster.psql_result(DATABASE, sql).is_ok().then_some(())
     });
-    millis
 }
 
 /// A group without a position that is given everything that is stored.

@@ -26,6 +26,9 @@ const PERIOD: Duration = Duration::from_millis(500);
 
 const CONFIRM: &str =
     "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM postbox.consumer_group";
+/// Of the schema `postbox`: what groups and maintenance update or delete as time goes by.
+const OWN_TABLES: &str = "checkpoint, sample, alert, maintenance";
+
 const CHECKPOINT: &str = "UPDATE postbox.checkpoint SET snapshot = pg_current_snapshot(), lsn = pg_current_wal_insert_lsn(), \
     taken_at = clock_timestamp()";
 
@@ -34,7 +37,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
     let slice = Duration::from_millis(arguments.scaled(3_000));
     let mut report = Report::new(
         format!("Retention of 2 s, {SLICES} slices of {slice:?} each"),
-        &["storage", "slice", "events/s", "INSERT µs", "table MB", "dead rows", "WAL bytes/event"],
+        &["storage", "slice", "events/s", "INSERT µs", "table MB", "dead rows", "of Postbox", "WAL bytes/event"],
     );
     for storage in [Storage::Ring, Storage::Plain] {
         for held_open in [false, true] {
@@ -54,11 +57,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
                         format!("{:.1}", found.insert_micros),
                         format!("{:.1}", found.bytes / 1e6),
                         format!("{:.0}", found.dead_rows),
+                        format!("{:.0}", found.own_dead_rows),
                         format!("{:.0}", found.wal_per_event),
                     ],
                     json!({
                         "storage": name, "slice": number + 1, "events_per_second": found.rate, "insert_microseconds": found.insert_micros,
-                        "table_bytes": found.bytes, "dead_rows": found.dead_rows, "wal_bytes_per_event": found.wal_per_event,
+                        "table_bytes": found.bytes, "dead_rows": found.dead_rows, "own_dead_rows": found.own_dead_rows,
+                        "wal_bytes_per_event": found.wal_per_event,
                     }),
                 );
             }
@@ -75,11 +80,12 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<Report> {
                     last.wal_per_event / second.wal_per_event,
                     1.2,
                 );
-                // Nothing is deleted or updated row by row, so there are none at all.
+                // Of the outbox nothing is deleted or updated row by row, so there are none at all.
                 report.target(format!("{name}: dead rows, last slice"), last.dead_rows, 0.0);
             }
         }
     }
+    report.note(format!("Of Postbox: dead rows of its own tables ({OWN_TABLES}), which autovacuum takes care of."));
     report.note("WAL counts everything: the group's confirmations, samples and maintenance as well.");
     Ok(report)
 }
@@ -89,6 +95,7 @@ struct Slice {
     insert_micros: f64,
     bytes: f64,
     dead_rows: f64,
+    own_dead_rows: f64,
     wal_per_event: f64,
 }
 
@@ -150,6 +157,7 @@ async fn measure(storage: Storage, held_open: bool, length: Duration) -> Outcome
             insert_micros: took.as_secs_f64() * 1e6 / f64::from(events),
             bytes,
             dead_rows,
+            own_dead_rows: own_dead_rows(&cluster),
             wal_per_event: wal / f64::from(events),
         });
     }
@@ -171,4 +179,11 @@ fn size(cluster: &Cluster, table: &str) -> (f64, f64) {
     let line = cluster.psql(DATABASE, &sql);
     let (bytes, dead) = line.lines().last().and_then(|line| line.split_once('|')).unwrap_or(("0", "0"));
     (bytes.parse().unwrap_or(0.0), dead.parse().unwrap_or(0.0))
+}
+
+fn own_dead_rows(cluster: &Cluster) -> f64 {
+    let sql = format!(
+        "SELECT sum(pg_stat_get_dead_tuples(to_regclass('postbox.' || name))) FROM regexp_split_to_table('{OWN_TABLES}', ', ') name"
+    );
+    cluster.psql(DATABASE, &sql).parse().unwrap_or(0.0)
 }
