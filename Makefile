@@ -9,7 +9,7 @@ OLDER_TESTS = harness:: messages:: transport::refusals:: docs:: decoding::
 PG_CONFIG ?= pg_config
 SUDO ?=
 # What `make fuzz` runs, and for how many seconds each.
-TARGETS ?= frames options conninfo login messages jsonb
+TARGETS ?= frames options conninfo login messages jsonb pgoutput emitted
 FUZZ_SECONDS ?= 60
 
 export CARGO_TARGET_DIR ?= $(CURDIR)/target

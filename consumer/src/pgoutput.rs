@@ -8,6 +8,7 @@
 //! All outboxes are in the publication `postbox`, the tables of their claims in `postbox_claims` (sql/publication.sql). What differs from the plugin is listed in docs/managed.md.
 
 mod claims;
+pub(crate) mod hostile;
 mod message;
 mod reader;
 mod row;

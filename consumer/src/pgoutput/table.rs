@@ -125,7 +125,7 @@ impl Table {
         rows.first().map(read).transpose()
     }
 
-    fn new(
+    pub(super) fn new(
         oid: u32,
         (schema, table): (String, String),
         arguments: &[Vec<u8>],
@@ -152,7 +152,7 @@ impl Table {
 }
 
 /// The arguments of a marker, each of which ends with a zero byte there.
-fn arguments(marker: Option<Vec<u8>>) -> Vec<Vec<u8>> {
+pub(super) fn arguments(marker: Option<Vec<u8>>) -> Vec<Vec<u8>> {
     let marker = marker.unwrap_or_default();
     let mut arguments = marker.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect::<Vec<_>>();
     arguments.pop();

@@ -10,6 +10,7 @@ use super::copy::of_stream;
 use super::identity::Shown;
 use super::link::Link;
 use super::refusal::About;
+pub use crate::pgoutput::hostile::{as_dead_letter, events_of};
 
 /// Reads a connection string, with nothing in the environment and no files: what is behind a zero byte is what every file holds.
 pub fn connection_string(text: &str) {

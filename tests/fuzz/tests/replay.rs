@@ -8,13 +8,15 @@ type Target = fn(&[u8]);
 
 #[test]
 fn the_corpus_does_no_harm() {
-    let targets: [(&str, Target); 6] = [
+    let targets: [(&str, Target); 8] = [
         ("frames", postbox_fuzz::frames),
         ("options", postbox_fuzz::options),
         ("conninfo", postbox_fuzz::conninfo),
         ("login", postbox_fuzz::login),
         ("messages", postbox_fuzz::messages),
         ("jsonb", postbox_fuzz::jsonb),
+        ("pgoutput", postbox_fuzz::pgoutput),
+        ("emitted", postbox_fuzz::emitted),
     ];
     for (name, target) in targets {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
