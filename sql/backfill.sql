@@ -43,11 +43,13 @@ begin
         then
             seam_lsn := '0/0';
         end if;
-        -- What is left of an unfinished one has still to be given.
+        -- What is left of an unfinished one has still to be given. Of a finished one the group has all, whatever the slot that was to go on from
+        -- there had come to; the snapshot is this server's if that of the checkpoint is.
         insert into postbox.backfill as b (group_name, outbox, done, upto, upto_lsn, restored_upto, reason)
             values (_start_backfill.group_name, target.outbox, _start_backfill.done, seam, seam_lsn, restored_upto, _start_backfill.reason)
         on conflict on constraint backfill_pkey do update set
             done = case
+                when b.finished and excluded.reason = 'recover' and cardinality(excluded.done) > 0 then array[b.upto]
                 when b.finished then excluded.done
                 when cardinality(b.done) = 0 or cardinality(excluded.done) = 0 then '{}'
                 else b.done || excluded.done end,

@@ -24,7 +24,8 @@ create or replace function postbox._try_membership(group_name text) returns text
     end;
 comment on function postbox._try_membership(text) is 'Private: takes the lock of the group if it is free, and says what the caller is then';
 
--- PostgreSQL itself brings such a slot to a standby, never ahead of what the standby has. One that a backup of the primary brought is none.
+-- PostgreSQL itself brings such a slot to a standby, never ahead of what the standby has. One that came with a backup of the first primary is none;
+-- after a failover they are not told apart.
 create or replace function postbox._was_synced(slot name) returns boolean
     language sql stable
     begin atomic
@@ -163,33 +164,6 @@ $function$;
 comment on function postbox._checkpoint(text, bigint, pg_snapshot, pg_lsn) is
     'Private: the group has dealt with everything that committed below lsn, which was read after the snapshot';
 
--- The slot holds its log for as long as rows come from the table, and may be lost for it; recovery is not to begin before them again. Where
--- rows were gone, their events are still in the slot.
-create or replace function postbox._checkpoint_of_backfill(group_name text) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-as $function$
-declare
-    given constant pg_snapshot := (
-        select postbox._earliest(array_agg(b.upto)) from postbox.consumer_group_outbox o
-        join postbox._marker m on m.outbox = o.outbox
-        left join postbox.backfill b on b.group_name = o.group_name and b.outbox = o.outbox
-        where o.group_name = _checkpoint_of_backfill.group_name
-        having bool_and(coalesce(b.finished and b.upto_lsn > '0/0', false)));
-begin
-    insert into postbox.checkpoint as c (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
-        select g.name, given, (select min(b.upto_lsn) from postbox.backfill b where b.group_name = g.name and b.upto::text = given::text),
-            g.system_identifier, g.timeline, clock_timestamp()
-        from postbox.consumer_group g
-        where g.name = _checkpoint_of_backfill.group_name and given is not null
-    on conflict on constraint checkpoint_pkey do update set
-        snapshot = excluded.snapshot, lsn = excluded.lsn, system_identifier = excluded.system_identifier,
-        timeline = excluded.timeline, taken_at = excluded.taken_at
-        where postbox._includes(excluded.snapshot, c.snapshot);
-end
-$function$;
-comment on function postbox._checkpoint_of_backfill(text) is 'Private: the group has every row that was stored when its backfills began, once they have all ended';
-
 create or replace function postbox._backfilled(group_name text, epoch bigint, outbox oid, "position" bigint, finished boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -200,9 +174,6 @@ begin
     update postbox.backfill b
         set position = greatest(b.position, _backfilled.position), finished = _backfilled.finished
         where b.group_name = _backfilled.group_name and b.outbox = _backfilled.outbox::regclass;
-    if finished then
-        perform postbox._checkpoint_of_backfill(group_name);
-    end if;
 end
 $function$;
 comment on function postbox._backfilled(text, bigint, oid, bigint, boolean) is 'Private: the stored rows up to this seq are delivered';

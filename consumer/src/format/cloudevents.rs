@@ -119,7 +119,7 @@ fn place(event: &Event) -> String {
 
 /// Headers as attributes of their own: those with a name and a value that an attribute may have.
 fn extensions(out: &mut impl Output, headers: &str) {
-    // Each by itself: one that cannot be read is no attribute, and takes no other with it.
+    // Each by itself: a value that cannot be read is no attribute, and takes no other with it.
     let members: BTreeMap<String, &RawValue> = serde_json::from_str(headers).unwrap_or_default();
     let mut taken = 0;
     for (name, value) in &members {

@@ -117,7 +117,15 @@ impl<W: Work> Hand<W> {
         loop {
             let Some(link) = self.connection(true).await? else { return Ok(None) };
             match query(&link.client, &sql, &[&inbox, &ids, &attempts, &token]).await {
-                Ok(rows) => return rows.iter().map(InboxMessage::from_row).collect::<Result<Vec<_>>>().map(Some),
+                Ok(rows) => {
+                    let messages = rows.iter().map(InboxMessage::from_row).collect::<Result<Vec<_>>>()?;
+                    if messages.len() < ids.len() {
+                        // The time of those whose rows are gone runs out.
+                        let is_gone = |id: &&String| messages.iter().all(|message| *message.event_id != ***id);
+                        ids.iter().filter(is_gone).for_each(|id| self.held.settled(id));
+                    }
+                    return Ok(Some(messages));
+                }
                 Err(error) => self.recover(error).await?,
             }
         }

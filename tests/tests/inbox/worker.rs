@@ -334,6 +334,16 @@ fn a_command_whose_message_is_lost_is_killed() {
 }
 
 #[test]
+fn a_message_whose_row_is_gone_is_not_kept_for_ever() {
+    let desk = Desk::open(", max_retries => 0");
+    desk.psql("INSERT INTO box (event_id) VALUES ('gone'), ('there'); DELETE FROM box WHERE event_id = 'gone'");
+    let worker = desk.work(&["--exec", "echo $POSTBOX_EVENT_ID >> {dir}/log", "--visibility", "1s"]);
+    assert_eq!(desk.wait_for_lines(1), ["there"]);
+    desk.wait_for("what is left", "SELECT event_id FROM postbox.inbox_dead", "gone");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
 fn each_tier_is_looked_at_at_its_own_pace() {
     let desk = Desk::open("");
     let set_pace = |background: &str| {
