@@ -112,16 +112,22 @@ end
 $function$;
 comment on function postbox._captured_events(jsonb, text, text, text, text, text, text, text, text) is 'Private: the INSERT of events for the rows that a statement changed';
 
+-- What of the changed rows events tell, before (`old_rows`) or after (`new_rows`), in the order in which they were changed.
+create or replace function postbox._captured_side(given jsonb, side text) returns text
+    language sql immutable
+    return format('select (to_jsonb(x.*)/* virtual */)%s from %s x',
+        case when (given ->> 'chosen')::boolean then format(' - %s(''left_out'')', given ->> 'columns_function') else '' end, side);
+comment on function postbox._captured_side(jsonb, text) is 'Private: SQL for the rows before or after';
+
 -- The same as lines for a claim: first what went, then what came. No row is looked at twice, and no two have to be held together.
 create or replace function postbox._captured_lines(given jsonb, op text) returns text
     language sql immutable
     begin atomic
         select case when given ->> 'granularity' = 'statement' and (given ->> 'keys')::int = 0 then
         concat_ws(' union all ',
-            case when op <> 'insert' then format('select jsonb_build_object(''deleted'', to_jsonb(o.*)/* virtual */%s)::text from old_rows o', left_out.sql) end,
-            case when op <> 'delete' then format('select jsonb_build_object(''inserted'', to_jsonb(n.*)/* virtual */%s)::text from new_rows n', left_out.sql) end)
-        end
-        from (select case when (given ->> 'chosen')::boolean then format(' - %s(''left_out'')', given ->> 'columns_function') else '' end as sql) left_out;
+            case when op <> 'insert' then format('select jsonb_build_object(''deleted'', s.line)::text from (%s) s(line)', postbox._captured_side(given, 'old_rows')) end,
+            case when op <> 'delete' then format('select jsonb_build_object(''inserted'', s.line)::text from (%s) s(line)', postbox._captured_side(given, 'new_rows')) end)
+        end;
     end;
 comment on function postbox._captured_lines(jsonb, text) is 'Private: SQL for the changed rows as lines of JSON; NULL if an event holds only some of them';
 
@@ -212,6 +218,10 @@ declare
     events text;
     lines text;
     rows refcursor;
+    went refcursor;
+    came refcursor;
+    old_line jsonb;
+    new_line jsonb;
     most_rows bigint;
     most_bytes bigint;
     is_claim boolean;
@@ -249,6 +259,21 @@ begin
             execute format('select count(*) > $1 from (%%s) l(line)', lines) into is_claim using most_rows;
             if not is_claim then
                 execute format('select sum(octet_length(l.line) + 1) > $1 from (%%s) l(line)', lines) into is_claim using most_bytes;
+            end if;
+            if is_claim and tg_op = 'UPDATE' then
+                -- If nothing has changed there is no event. Mostly the first row has, and no more are read.
+                open went for execute replace(%19$L, '/* virtual */', coalesce(virtual, ''));
+                open came for execute replace(%20$L, '/* virtual */', coalesce(virtual, ''));
+                loop
+                    fetch went into old_line;
+                    fetch came into new_line;
+                    exit when old_line is null or old_line is distinct from new_line;
+                end loop;
+                close went;
+                close came;
+                if old_line is null then
+                    return null;
+                end if;
             end if;
             if is_claim then
                 open rows for execute lines;
@@ -300,7 +325,8 @@ $body$,
         (select r.rolname from pg_proc p join pg_roles r on r.oid = p.proowner
          where p.oid = to_regprocedure('postbox._publish_rows(regclass,text,refcursor,text,jsonb,uuid,text)')),
         (given ->> 'type') || '.',
-        postbox._captured_stored(given, 'insert'), postbox._captured_stored(given, 'update'), postbox._captured_stored(given, 'delete'));
+        postbox._captured_stored(given, 'insert'), postbox._captured_stored(given, 'update'), postbox._captured_stored(given, 'delete'),
+        postbox._captured_side(given, 'old_rows'), postbox._captured_side(given, 'new_rows'));
 end
 $function$;
 comment on function postbox._captured_function(jsonb) is 'Private: the body of the trigger function of a captured table';

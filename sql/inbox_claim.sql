@@ -51,10 +51,10 @@ end
 $function$;
 comment on function postbox._use_inbox(text) is 'Private: an inbox by its name, which keeps its shape until the commit';
 
--- The wait before attempt n + 1: random up to initial * 2^(n-1), at most the maximum.
+-- The wait before attempt n + 1: random up to initial * 2^(n-1), at most the maximum. In seconds, as an interval may be too short for the power.
 create or replace function postbox._inbox_backoff(initial interval, most interval, attempts int) returns interval
     language sql volatile strict
-    return random() * least(most, initial * power(2, least(greatest(attempts, 1) - 1, 30)));
+    return random() * interval '1 second' * least(extract(epoch from most), extract(epoch from initial) * power(2, least(greatest(attempts, 1) - 1, 30)));
 comment on function postbox._inbox_backoff(interval, interval, int) is 'Private: exponential, capped, with full jitter';
 
 -- Up to `most` messages of the batches that are ready in a tier, the earliest first. Batches are taken whole, so that they do not crumble;

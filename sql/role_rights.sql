@@ -257,6 +257,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._captured_key(int, text, text)'),
             ('operator', 'execute', 'function postbox._captured_events(jsonb, text, text, text, text, text, text, text, text)'),
             ('operator', 'execute', 'function postbox._captured_lines(jsonb, text)'),
+            ('operator', 'execute', 'function postbox._captured_side(jsonb, text)'),
             ('operator', 'execute', 'function postbox._captured_op(jsonb, text)'),
             ('operator', 'execute', 'function postbox._captured_statement()'),
             ('operator', 'execute', 'function postbox._captured_written(text)'),

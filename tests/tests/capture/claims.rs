@@ -1,5 +1,6 @@
 //! Deltas above the thresholds of the outbox's claim check.
 
+use postbox_tests::{major, skip};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -112,6 +113,43 @@ async fn few_rows_of_many_bytes_are_a_claim_too() {
         run(&client, &format!("TRUNCATE docs; INSERT INTO docs VALUES (1, repeat('x', {length}))")).await;
         assert_eq!(row(&client, events).await, format!("docs.inserted|{claimed}"), "{length}");
     }
+}
+
+#[tokio::test]
+async fn an_update_that_leaves_everything_as_it_was_is_no_claim() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE docs (id int PRIMARY KEY, body text, views int DEFAULT 0)").await;
+    run(&client, "SELECT postbox.enable_outbox('docs', columns => '{id,body}')").await;
+    run(&client, "SELECT postbox.enable_claim_check('docs_outbox', 100, 100000)").await;
+    run(&client, "INSERT INTO docs SELECT n, 'x' FROM generate_series(1, 200) n; INSERT INTO docs VALUES (0, repeat('x', 90000))").await;
+    let events = "SELECT seq, type, claim ->> 'rows' FROM docs_outbox ORDER BY seq";
+    let inserted = ["1|docs.inserted|200", "2|docs.inserted|"];
+    assert_eq!(rows(&client, events).await, inserted);
+    // Of many rows, and of one with many bytes; of the columns, and of those that were not chosen.
+    for set in ["body = body", "views = views + 1"] {
+        run(&client, &format!("UPDATE docs SET {set}; UPDATE docs SET {set} WHERE id = 0")).await;
+        assert_eq!(rows(&client, events).await, inserted, "{set}");
+    }
+    run(&client, "UPDATE docs SET body = body || CASE id WHEN 200 THEN 'y' ELSE '' END").await;
+    assert_eq!(rows(&client, events).await, [inserted[0], inserted[1], "3|docs.updated|402"]);
+}
+
+#[tokio::test]
+async fn a_claim_has_the_chosen_columns_beside_virtual_ones_too() {
+    if major() < 18 {
+        skip("virtual columns came with PostgreSQL 18");
+        return;
+    }
+    let (_cluster, client) = start().await;
+    let table =
+        "CREATE TABLE orders (id int PRIMARY KEY, cents int, twice int GENERATED ALWAYS AS (cents * 2) VIRTUAL)";
+    run(&client, table).await;
+    run(&client, "SELECT postbox.enable_outbox('orders', columns => '{id,twice}')").await;
+    run(&client, "SELECT postbox.enable_claim_check('orders_outbox', 100)").await;
+    run(&client, "INSERT INTO orders SELECT n, n FROM generate_series(1, 101) n").await;
+    assert_eq!(lines(&client, "orders_outbox", 1).await[100], json!({"inserted": {"id": 101, "twice": 202}}));
+    run(&client, "UPDATE orders SET cents = cents").await;
+    assert_eq!(row(&client, "SELECT count(*) FROM orders_outbox").await, "1");
 }
 
 #[tokio::test]

@@ -312,6 +312,10 @@ async fn waits_after_failures_are_spread_evenly_up_to_a_bound_that_doubles() {
         distinct.dedup();
         assert!(distinct.len() > MESSAGES * 9 / 10, "attempt {attempt}: {} different waits", distinct.len());
     }
+    // Whatever is asked for, and however often it failed.
+    let most =
+        "SELECT bool_and(postbox._inbox_backoff('3 hours', '1 day', n) <= '1 day') FROM generate_series(1, 1000) n";
+    assert_eq!(row(&client, most).await, "t");
 }
 
 #[tokio::test]
