@@ -511,7 +511,8 @@ impl From<tokio_postgres::Error> for Failure {
         let error = Error::from(error);
         let code = error.sqlstate().unwrap_or_default().to_owned();
         // Data and constraints, what a trigger of the application raises, and limits of the server.
-        if code == OVER_LIMIT || ["22", "23", "P0", "54"].iter().any(|class| code.starts_with(class)) {
+        let refuses = |class: &str| ["22", "23", "44", "54", "P0"].contains(&class) || !CLASSES.contains(&class);
+        if code == OVER_LIMIT || code.get(..2).is_some_and(refuses) {
             return Self::Refused(error);
         }
         if code == CANCELED {
@@ -524,6 +525,13 @@ impl From<tokio_postgres::Error> for Failure {
 
 /// The SQLSTATE of what goes beyond a limit that is set for it, and will do so again.
 const OVER_LIMIT: &str = "53400";
+
+/// The classes of SQLSTATEs that the server raises (PostgreSQL, appendix A), and Postbox; a trigger of the application may have others.
+const CLASSES: &[&str] = &[
+    "00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21", "22", "23", "24", "25",
+    "26", "27", "28", "2B", "2D", "2F", "34", "38", "39", "3B", "3D", "3F", "40", "42", "44", "53", "54", "55", "57",
+    "58", "72", "F0", "HV", "P0", "PB", "XX",
+];
 
 /// The SQLSTATE of a statement that took too long.
 const CANCELED: &str = "57014";

@@ -360,17 +360,22 @@ fn a_former_member_is_refused() {
 fn what_an_inbox_refuses_is_a_dead_letter() {
     let pair = Pair::open();
     pair.office("ALTER TABLE orders ADD CONSTRAINT even CHECK (event_type !~ '^7')");
+    // With a code of its own.
+    pair.office(
+        "CREATE FUNCTION odd() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'odd' USING ERRCODE = 'ZX001'; END $$;
+         CREATE TRIGGER odd BEFORE INSERT ON orders FOR EACH ROW WHEN (new.event_type ~ '^3') EXECUTE FUNCTION odd()",
+    );
     pair.shop("ALTER TABLE orders ALTER type DROP NOT NULL");
     pair.publish(0, 99);
     pair.shop("INSERT INTO orders (type, payload) VALUES (NULL, '{}')");
     pair.publish(100, 149);
     pair.drain(&[]);
-    assert_eq!(pair.received().len(), 150 - 11);
+    assert_eq!(pair.received().len(), 150 - 22);
     let letters = pair.shop("SELECT why, count(*), count(*) FILTER (WHERE error LIKE '%even%'), min(attempts) FROM postbox.dead_letters GROUP BY 1 ORDER BY 1");
-    assert_eq!(letters, "failed|11|11|1\nunreadable|1|0|0");
+    assert_eq!(letters, "failed|22|11|1\nunreadable|1|0|0");
     assert_eq!(pair.came_again(), 0, "nobody was written twice to find them");
 
-    pair.office("ALTER TABLE orders DROP CONSTRAINT even");
+    pair.office("ALTER TABLE orders DROP CONSTRAINT even; DROP TRIGGER odd ON orders");
     pair.shop("SELECT postbox.redrive_dead_letters('g', every => true)");
     pair.drain(&[]);
     assert_eq!(pair.received().len(), 150);
