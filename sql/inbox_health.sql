@@ -134,6 +134,9 @@ begin
             case when age between interval '1 minute' and interval '10 minutes' then format('a message has waited for %s', date_trunc('second', age)) end,
             case when dead > 0 then format('%s dead letters', dead) end,
             case when blocked > 0 then format('%s aggregates wait behind a dead letter', case when blocked = 1000 then '1000 or more' else blocked::text end) end,
+            -- As old as the inbox allows, which maintenance looks at.
+            (select format('messages wait behind %s gaps, first behind number %s of aggregate "%s"', a.detail ->> 'gaps', a.detail ->> 'missing', a.detail ->> 'aggregate_id')
+                from postbox.alert a where a.kind = 'inbox_ordering_gap' and a.subject = box.name and a.alerted_at is not null),
             case when sorter is not null then format('arrivals wait for the transaction of pid %s', sorter) end,
             case when box.paused_at is not null then format('paused since %s', box.paused_at) end,
             case when overdue is not null then format('maintenance is overdue since %s', overdue) end,

@@ -171,7 +171,7 @@ create or replace function postbox._role_rights(role text)
             ('monitor', 'execute', 'function postbox._marker_arguments(bytea)'),
             ('monitor', 'execute', 'function postbox._marker_column(text[], text)'),
             ('monitor', 'execute', 'function postbox._is_replayable(oid, text[])'),
-            ('monitor', 'select', 'table postbox.inbox_keeping, postbox.inbox_total, postbox.inbox_sample, postbox.inbox_horizon, postbox.inbox_replay, postbox.inbox_seen_leaf'),
+            ('monitor', 'select', 'table postbox.alert, postbox.inbox_keeping, postbox.inbox_total, postbox.inbox_sample, postbox.inbox_horizon, postbox.inbox_replay, postbox.inbox_seen_leaf'),
             ('monitor', 'select', 'table postbox._pending_batch, postbox._pending_lane, postbox._log_writer, postbox._open_transaction'),
             ('monitor', 'execute', 'function postbox.inbox_status(text)'),
             ('monitor', 'execute', 'function postbox.inbox_health(text)'),

@@ -497,6 +497,9 @@ async fn a_gap_that_lasts_is_alerted_once_and_its_end_too() {
     assert_eq!(rows(&client, watch).await, ["payments|alerted|inbox_ordering_gap"]);
     assert_eq!(rows(&client, watch).await, [""; 0]);
     assert_eq!(rows(&client, alert).await, ["a|[2,3)|1|t"]);
+    let health = "SELECT status, reasons FROM postbox.inbox_health()";
+    let waits = "degraded|{\"messages wait behind 1 gaps, first behind number [2,3) of aggregate \\\"a\\\"\"}";
+    assert_eq!(rows(&client, health).await, [waits]);
     receive(&client, "a", &[2]).await;
     assert_eq!(rows(&client, watch).await, ["payments|cleared|inbox_ordering_gap"]);
     receive(&client, "a", &[5]).await;
