@@ -379,6 +379,16 @@ async fn what_cannot_be_read_again_says_so() {
         "seq => 'seq', xid => 'xid'",
     )
     .await;
+    // By whatever needs them. From the log alone a group can read it.
+    let hint = "seq => 'seq', xid => 'xid'";
+    let create = "SELECT postbox.create_consumer_group('g', '{plain}', 'earliest')";
+    refused(&client, create, "55000", "rows that can be delivered again", hint).await;
+    run(&client, "SELECT postbox.create_consumer_group('g', '{plain}')").await;
+    refused(&client, "SELECT postbox.seek_consumer_group('g', 'earliest')", "55000", "seek needs rows", hint).await;
+    refused(&client, "SELECT postbox.recover_consumer_group('g')", "55000", "recovering a group needs rows", hint)
+        .await;
+    assert_eq!(row(&client, "SELECT count(*) FROM pg_replication_slots").await, "1");
+    run(&client, "SELECT postbox.drop_consumer_group('g')").await;
     // What the hint says is the remedy.
     run(
         &client,
