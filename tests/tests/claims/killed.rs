@@ -13,8 +13,8 @@ const GROUP: [&str; 2] = ["--group", "g"];
 fn with_group(create: &str) -> (Cluster, String) {
     let cluster = Cluster::start();
     let publish = "INSERT INTO orders (type) VALUES ('before');
-        -- More than pipes and buffers hold.
-        SELECT postbox.publish_batch('orders', 'rows', 'SELECT n, md5(n::text) AS t FROM generate_series(1, 100000) n');
+        -- More than a member, pipes and buffers hold.
+        SELECT postbox.publish_batch('orders', 'rows', 'SELECT n, md5(n::text) AS t FROM generate_series(1, 500000) n');
         INSERT INTO orders (type) VALUES ('behind')";
     let outbox = "CREATE EXTENSION postbox; SELECT postbox.enable_pgoutput(); SELECT postbox.create_outbox('orders');
         SELECT postbox.enable_claim_check('orders')";
