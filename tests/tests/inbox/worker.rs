@@ -232,8 +232,7 @@ fn a_worker_ends_when_nothing_could_be_claimed_for_long_enough() {
 fn a_hint_ends_the_wait_of_an_idle_worker() {
     let desk = Desk::open("");
     let _worker = desk.work(&["--exec", NOTE, "--poll-interval", "1h"]);
-    let listens =
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%LISTEN postbox_inbox%' AND pid <> pg_backend_pid()";
+    let listens = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%LISTEN postbox_inbox%' AND application_name <> 'psql'";
     desk.wait_for("the worker listens", listens, "1");
     // By now it has waited for 20 ms, 40 ms and so on; the next wait is one of five seconds.
     desk.wait_for("looks in vain", "SELECT last_value >= 9 FROM postbox.inbox_token", "t");

@@ -307,8 +307,9 @@ async fn a_standby_is_waited_out_by_who_was_there_before_and_refused_at_the_star
         let mut member = Run::start(&conninfo, &["--group", "g", "--recover", "--session-timeout", "3s"]);
         member.wait_for_log("in epoch", 1, PATIENCE);
         let worker = work(&[]);
+        // Not an earlier look of this kind that is just leaving.
         let working =
-            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%inbox_claim%' AND pid <> pg_backend_pid() LIMIT 1";
+            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%postbox.\\_claim(%' AND application_name <> 'psql'";
         wait_until("the worker works", PATIENCE, || (office.psql(working) == "1").then_some(()));
         office.publish("a", 1, 10);
         member.wait_for(10, PATIENCE);
