@@ -34,9 +34,12 @@ begin
             target.seq_column, target.xid_column, target.schema, target.name)
             into seam, restored_upto;
         seam_lsn := pg_current_wal_insert_lsn();
-        -- Rows may be gone while their events still wait in the slot: removed by the owner of an adopted table, or by a purge that was
-        -- forced. Then all that waits there comes.
+        -- Rows may be gone while their events still wait in the slot: removed by the owner of an adopted table, by a purge that was
+        -- forced, or with a former outbox of this name. Then all that waits there comes.
         if queued and (target.adopted or exists (
+            select from postbox.consumer_group_outbox k
+            where k.group_name = _start_backfill.group_name and k.outbox <> target.outbox and k.outbox_name = format('%I.%I', target.schema, target.name))
+            or exists (
             select from postbox.removed r
             left join postbox.checkpoint c on c.group_name = _start_backfill.group_name
             where r.outbox = target.outbox and (c.snapshot is null or not postbox._includes(c.snapshot, r.snapshot))))
@@ -44,12 +47,12 @@ begin
             seam_lsn := '0/0';
         end if;
         -- What is left of an unfinished one has still to be given. Of a finished one the group has all, whatever the slot that was to go on from
-        -- there had come to; the snapshot is this server's if that of the checkpoint is.
+        -- there had come to, unless the checkpoint has been moved beyond; the snapshot is this server's if that of the checkpoint is.
         insert into postbox.backfill as b (group_name, outbox, done, upto, upto_lsn, restored_upto, reason)
             values (_start_backfill.group_name, target.outbox, _start_backfill.done, seam, seam_lsn, restored_upto, _start_backfill.reason)
         on conflict on constraint backfill_pkey do update set
             done = case
-                when b.finished and excluded.reason = 'recover' and cardinality(excluded.done) > 0 then array[b.upto]
+                when b.finished and excluded.reason = 'recover' and not postbox._includes(excluded.done[1], b.upto) then array[b.upto]
                 when b.finished then excluded.done
                 when cardinality(b.done) = 0 or cardinality(excluded.done) = 0 then '{}'
                 else b.done || excluded.done end,
@@ -160,10 +163,15 @@ comment on function postbox._stored_events(text, oid, bigint, int) is 'Private: 
 
 -- What a member has to give before, and to leave out of, the stream.
 create or replace function postbox._backfills(group_name text)
-    returns table (outbox oid, schema name, name name, upto text, upto_lsn pg_lsn, finished boolean)
+    returns table (outbox oid, schema name, name name, upto text, upto_lsn pg_lsn, finished boolean, whole boolean)
     language sql stable
     begin atomic
-        select b.outbox::oid, m.schema, m.name, b.upto::text, b.upto_lsn, b.finished
+        select b.outbox::oid, m.schema, m.name, b.upto::text, b.upto_lsn, b.finished,
+            not exists (
+                select from postbox.consumer_group_outbox o
+                where o.group_name = b.group_name
+                  and not (exists (select from postbox._marker k where k.outbox = o.outbox)
+                    and exists (select from postbox.backfill f where f.group_name = o.group_name and f.outbox = o.outbox)))
         from postbox.backfill b
         left join postbox._marker m on m.outbox = b.outbox
         where b.group_name = _backfills.group_name

@@ -1,3 +1,17 @@
+-- Members select outboxes by name as well, so one that was made anew under its name is read; retention, recovery and seek know outboxes by
+-- OID. Both mean the same ones once this has run, which maintenance sees to before it removes anything.
+create or replace function postbox._follow_outboxes() returns void
+    language sql volatile
+    begin atomic
+        insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
+            select distinct o.group_name, m.outbox::regclass, o.outbox_name
+            from postbox._marker m
+            join postbox.consumer_group_outbox o on o.outbox_name = format('%I.%I', m.schema, m.name)
+            where not exists (select from postbox.consumer_group_outbox k where k.group_name = o.group_name and k.outbox = m.outbox)
+        on conflict on constraint consumer_group_outbox_pkey do nothing;
+    end;
+comment on function postbox._follow_outboxes() is 'Private: groups read the outboxes that have come to bear the names of theirs';
+
 create or replace view postbox.consumer_groups as
     select g.name                                                       as name,
            members.outboxes                                             as outboxes,
@@ -20,12 +34,16 @@ create or replace view postbox.consumer_groups as
     cross join lateral (
         select coalesce(array_agg(listed.name order by listed.name), '{}') as outboxes,
                coalesce(array_agg(listed.name order by listed.name) filter (where listed.missing), '{}') as missing_outboxes
+        -- One that was made anew has the name of the one before.
         from (
+            select known.name, bool_and(known.missing) as missing from (
             select case when m.outbox is null then o.outbox_name else format('%I.%I', m.schema, m.name) end as name,
                    m.outbox is null or (g.source = 'pgoutput' and not exists (select from postbox._published p where p.outbox = o.outbox)) as missing
             from postbox.consumer_group_outbox o
             left join postbox._marker m on m.outbox = o.outbox
             where o.group_name = g.name
+            ) known
+            group by known.name
         ) listed
     ) members;
 comment on view postbox.consumer_groups is 'The consumer groups of this database and where they stand';

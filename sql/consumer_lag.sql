@@ -31,7 +31,7 @@ create or replace view postbox.consumer_lag as
                 when slot.position >= log.position or nothing.waits then 0
                 else extract(epoch from clock_timestamp() - reached.taken_at)::float8 end   as seconds,
            case when filling.rows then null
-                when slot.position >= log.position or nothing.waits then 0 else waiting.events end as events,
+                when slot.position >= log.position then 0 when nothing.waits and waiting.events is not null then 0 else waiting.events end as events,
            case when slot.position is null or filling.rows then null
                 when slot.position >= log.position then 'exact' else 'approximate' end      as precision,
            greatest(log.position - slot.restart_lsn, 0)::bigint                             as restart_lag_bytes,
@@ -51,10 +51,6 @@ create or replace view postbox.consumer_lag as
     cross join lateral (
         select exists (select from postbox.backfill b where b.group_name = slot.name and not b.finished) as rows
     ) filling
-    -- It is past the newest sample, and nobody has written since.
-    cross join lateral (
-        select coalesce(slot.position >= newest.lsn and not postbox._has_moved(newest.snapshot, newest.lsn, false), false) as waits
-    ) nothing
     cross join lateral (
         select sum(greatest(r.last_seq - was.last_seq - coalesce(skipped.seqs, 0), 0))::bigint as events
         from postbox.consumer_group_outbox o
@@ -67,7 +63,11 @@ create or replace view postbox.consumer_lag as
             select sum(m.to_seq - m.from_seq) as seqs from postbox.ring_move m where m.outbox = r.outbox and m.from_seq >= was.last_seq
         ) skipped
         where o.group_name = slot.name
-    ) waiting;
+    ) waiting
+    -- It is past the newest sample, and nobody has written since. Small transactions count where an outbox tells what it has given away.
+    cross join lateral (
+        select coalesce(slot.position >= newest.lsn and not postbox._has_moved(newest.snapshot, newest.lsn, coalesce(waiting.events > 0, false)), false) as waits
+    ) nothing;
 comment on view postbox.consumer_lag is 'How far each consumer group is behind';
 comment on column postbox.consumer_lag.bytes is 'WAL written since the confirmed position, of events and of everything else';
 comment on column postbox.consumer_lag.seconds is

@@ -27,10 +27,12 @@ create table postbox.dead_letter (
     epoch           bigint      not null,
     constraint dead_letter_pkey primary key (id),
     constraint dead_letter_group_name_fkey foreign key (group_name) references postbox.consumer_group (name) on delete cascade,
+    -- Where the event stands in its transaction. What comes from the table has no ordinal, and a seq.
+    place           bigint      not null generated always as (coalesce(seq, ordinal)) stored,
     constraint dead_letter_why_check check (why in ('failed', 'follower', 'unreadable')),
-    -- An event that comes again after a crash is stored once. Another one with its id, from another transaction, is another event: ids
-    -- of adopted tables may begin anew. Events without an id are told apart by nothing.
-    constraint dead_letter_event_key unique (group_name, outbox, event_hash, xid)
+    -- An event that comes again after a crash is stored once. Another one with its id is another event: ids of adopted tables may begin anew, or
+    -- be no keys at all. Events without an id are told apart by nothing.
+    constraint dead_letter_event_key unique (group_name, outbox, event_hash, xid, place)
 );
 -- Keys may be too long for an index as well.
 create index dead_letter_lane on postbox.dead_letter (group_name, hashtextextended(key, 0), id);

@@ -184,16 +184,21 @@ comment on function postbox._check_dry_run(boolean) is 'Private: refuses NULL';
 
 -- What a call of redrive or discard is about.
 create or replace function postbox._select_dead_letters(
-    group_name text, ids bigint[], type text, key text, error text, older_than interval, every boolean
+    group_name text, ids bigint[], type text, key text, error text, older_than interval, every boolean, dry_run boolean
 ) returns bigint[]
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $function$
 declare
     missing bigint;
+    chosen bigint[];
 begin
-    -- Nobody stores behind a letter that is about to go.
-    perform from postbox.consumer_group g where g.name = group_name for no key update;
+    if dry_run then
+        perform from postbox.consumer_group g where g.name = group_name;
+    else
+        -- Nobody stores behind a letter that is about to go.
+        perform from postbox.consumer_group g where g.name = group_name for no key update;
+    end if;
     if not found then
         raise exception using errcode = 'undefined_object',
             message = format('consumer group %s does not exist', coalesce('"' || group_name || '"', 'NULL')),
@@ -217,7 +222,7 @@ begin
             message = format('consumer group "%s" has no dead letter %s', group_name, coalesce(missing::text, 'NULL')),
             hint = format('postbox dead-letter list %s shows them.', group_name);
     end if;
-    return array(
+    chosen := array(
         select d.id from postbox.dead_letter d
         where d.group_name = _select_dead_letters.group_name
           and (ids is null or d.id = any (ids))
@@ -226,11 +231,12 @@ begin
           and (_select_dead_letters.error is null or strpos(lower(d.error), lower(_select_dead_letters.error)) > 0)
           and (older_than is null or d.stored_at < clock_timestamp() - older_than)
         order by d.id
-        for update
     );
+    return case when dry_run then chosen else array(select d.id from postbox.dead_letter d where d.id = any (chosen) order by d.id for update) end;
 end
 $function$;
-comment on function postbox._select_dead_letters(text, bigint[], text, text, text, interval, boolean) is 'Private: the ids of those that are meant, locked';
+comment on function postbox._select_dead_letters(text, bigint[], text, text, text, interval, boolean, boolean) is
+    'Private: the ids of those that are meant, locked unless it is a dry run: the member goes on meanwhile';
 
 create or replace function postbox._audit_dead_letters(
     action text, group_name text, chosen bigint[], ids bigint[], type text, key text, error text, older_than interval
@@ -256,7 +262,7 @@ declare
     chosen bigint[];
 begin
     perform postbox._check_dry_run(dry_run);
-    chosen := postbox._select_dead_letters(group_name, ids, type, key, error, older_than, every);
+    chosen := postbox._select_dead_letters(group_name, ids, type, key, error, older_than, every, dry_run);
     if not dry_run then
         update postbox.dead_letter d set due_at = clock_timestamp() where d.id = any (chosen);
         perform postbox._audit_dead_letters('redrive', group_name, chosen, ids, type, key, error, older_than);
@@ -280,7 +286,7 @@ declare
     gone_key text;
 begin
     perform postbox._check_dry_run(dry_run);
-    chosen := postbox._select_dead_letters(group_name, ids, type, key, error, older_than, every);
+    chosen := postbox._select_dead_letters(group_name, ids, type, key, error, older_than, every, dry_run);
     if not dry_run then
         keys := array(select distinct d.key from postbox.dead_letter d where d.id = any (chosen));
         delete from postbox.dead_letter d where d.id = any (chosen);

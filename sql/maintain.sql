@@ -13,6 +13,7 @@ declare
     one record;
     emptied boolean := false;
     overdue timestamptz;
+    followed boolean := false;
 begin
     perform postbox._require_read_committed('postbox.maintain()');
     if pg_current_xact_id_if_assigned() is not null then
@@ -74,6 +75,8 @@ begin
 
     step := 'groups';
     begin
+        perform postbox._follow_outboxes();
+        followed := true;
         for one in select * from postbox._watch_groups() loop
             subject := one.subject;
             outcome := one.outcome;
@@ -162,7 +165,7 @@ begin
         select r.outbox as oid, r.outbox_name as name
         from postbox._ring r
         left join postbox.removed d on d.outbox = r.outbox
-        where r.generation_bits is not null
+        where r.generation_bits is not null and followed
         order by d.at nulls first, 2
     loop
         subject := outbox.name;

@@ -62,7 +62,7 @@ begin
     select case when g.released_at is null then g.member end into former
         from postbox.consumer_group g
         where g.name = group_name
-        for update;
+        for no key update;
     update postbox.consumer_group g
         set epoch = g.epoch + 1, member = _activate.member, active_since = clock_timestamp(), released_at = null,
             session_timeout = _activate.session_timeout, max_processing = _activate.max_processing
@@ -178,12 +178,33 @@ end
 $function$;
 comment on function postbox._backfilled(text, bigint, oid, bigint, boolean) is 'Private: the stored rows up to this seq are delivered';
 
-create or replace function postbox._release(group_name text, epoch bigint) returns void
-    language sql volatile
-    begin atomic
-        update postbox.consumer_group g set released_at = clock_timestamp() where g.name = group_name and g.epoch = _release.epoch;
-    end;
-comment on function postbox._release(text, bigint) is 'Private: the member leaves in order';
+-- Whoever runs for a moment only, as from cron, has written no checkpoint: the newest sample that it has come past is one.
+create or replace function postbox._release(group_name text, epoch bigint, durable pg_lsn) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    known postbox.checkpoint;
+    reached postbox.sample;
+begin
+    perform postbox._durable();
+    update postbox.consumer_group g set released_at = clock_timestamp() where g.name = group_name and g.epoch = _release.epoch;
+    if not found or exists (select from postbox.backfill b where b.group_name = _release.group_name and not b.finished) then
+        return;
+    end if;
+    select * into known from postbox.checkpoint c where c.group_name = _release.group_name;
+    select s.* into reached
+        from postbox.sample s
+        join postbox._server server on server.system_identifier = s.system_identifier and server.timeline = s.timeline
+        where s.lsn <= durable
+        order by s.lsn desc limit 1;
+    if reached.lsn > known.lsn and postbox._includes(reached.snapshot, known.snapshot) or known.group_name is null and reached.lsn is not null then
+        perform postbox._checkpoint(group_name, epoch, reached.snapshot, reached.lsn);
+    end if;
+end
+$function$;
+comment on function postbox._release(text, bigint, pg_lsn) is
+    'Private: the member leaves in order, and the group has dealt with everything that committed below a position';
 
 create or replace function postbox._set_paused(group_name text, paused boolean) returns boolean
     language plpgsql volatile

@@ -9,7 +9,7 @@ as $function$
 declare
     found_group postbox.consumer_group;
     -- A session that has just ended keeps its locks for a moment.
-    give_up_at constant timestamptz := clock_timestamp() + interval '1 second';
+    give_up_at timestamptz := clock_timestamp() + interval '1 second';
 begin
     while not pg_try_advisory_xact_lock(hashtextextended('postbox.consumer_group ' || group_name, 0)) loop
         if clock_timestamp() > give_up_at then
@@ -19,6 +19,7 @@ begin
         end if;
         perform pg_sleep(0.02);
     end loop;
+    perform postbox._follow_outboxes();
     -- Behind the lock: what is read here names slots that will be dropped.
     select * into found_group from postbox.consumer_group g where g.name = group_name;
     if not found then
@@ -26,12 +27,17 @@ begin
             message = format('consumer group %s does not exist', coalesce('"' || group_name || '"', 'NULL')),
             hint = 'The view postbox.consumer_groups lists the groups.';
     end if;
-    -- The active member holds it; to the member itself it is given.
+    -- The active member holds it; to the member itself it is given. One that is told to pause leaves once what is under way has ended.
+    if found_group.paused_at is not null then
+        give_up_at := clock_timestamp() + interval '10 seconds';
+    end if;
     while not pg_try_advisory_xact_lock(postbox._member_lock(group_name)) loop
         if clock_timestamp() > give_up_at then
             raise exception using errcode = 'object_in_use',
                 message = format('consumer group "%s" cannot %s while member "%s" delivers for it', group_name, what, found_group.member),
-                hint = format('Make its members stand aside: postbox group pause %1$s. Afterwards let them go on: postbox group resume %1$s.', group_name);
+                hint = case when found_group.paused_at is null
+                    then format('Make its members stand aside: postbox group pause %1$s. Afterwards let them go on: postbox group resume %1$s.', group_name)
+                    else 'The group is paused, and the member leaves when its sink is done with what is under way: try again then.' end;
         end if;
         perform pg_sleep(0.02);
     end loop;

@@ -40,7 +40,8 @@ begin
         select g.name, g.paused_at is not null as paused, g.member, g.epoch, s.confirmed_flush_lsn as position,
                coalesce(s.active, false) or exists (select from postbox._active_member a where a.group_name = g.name) as is_read,
                r.reasons, r.held_bytes, r.wal_budget,
-               exists (select from postbox.backfill b where b.group_name = g.name and not b.finished) as is_given_rows
+               (select string_agg(format('%s %s', b.outbox::oid, b.position), ', ' order by b.outbox::oid)
+                from postbox.backfill b where b.group_name = g.name and not b.finished) as given
         from postbox.consumer_group g
         join postbox._slot_risk r on r.group_name = g.name
         left join pg_replication_slots s on s.slot_name = g.slot_name and s.database = current_database()
@@ -54,9 +55,10 @@ begin
             return next;
         end if;
         -- A sample is taken when somebody has written; what lies beyond the newest may be our own doing. Rows of the table come before what the
-        -- slot has.
-        outcome := postbox._watch('group_stalled', seen.name, seen.is_read and not seen.paused and not seen.is_given_rows and seen.position < newest, '5 minutes',
-            jsonb_build_object('position', seen.position, 'held_bytes', seen.held_bytes), same => seen.position::text);
+        -- slot has, and it is noted how far they have come after thousands of them.
+        outcome := postbox._watch('group_stalled', seen.name, seen.is_read and not seen.paused and (seen.given is not null or seen.position < newest),
+            case when seen.given is null then interval '5 minutes' else '30 minutes' end,
+            jsonb_build_object('position', seen.position, 'held_bytes', seen.held_bytes), same => concat_ws(', ', seen.position, seen.given));
         if outcome is not null then
             detail := 'group_stalled';
             return next;

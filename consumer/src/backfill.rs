@@ -23,6 +23,8 @@ pub(crate) struct Backfill {
     upto: Snapshot,
     upto_lsn: Lsn,
     pub(crate) finished: bool,
+    /// The group has one for each of its outboxes, all of which are there.
+    whole: bool,
 }
 
 /// Stored events, in the order of their seq.
@@ -35,12 +37,13 @@ pub(crate) struct Chunk {
 
 /// About so many bytes are asked for at once, and at most so many rows.
 const CHUNK_BYTES: usize = 8 << 20;
-const CHUNK_ROWS: usize = 50_000;
+const CHUNK_ROWS: usize = 10_000;
 
 impl Backfill {
     /// Those of a group, finished or not.
     pub(crate) async fn list(client: &Client, group: &str) -> Result<Vec<Self>> {
-        let sql = "SELECT outbox, schema::text, name::text, upto, upto_lsn, finished FROM postbox._backfills($1)";
+        let sql = "SELECT outbox, schema::text, name::text, upto, upto_lsn, finished, whole \
+             FROM postbox._backfills($1)";
         let rows = group::query(client, sql, &[&group]).await?;
         rows.iter()
             .map(|row| {
@@ -54,20 +57,28 @@ impl Backfill {
                     upto,
                     upto_lsn: Lsn(row.try_get::<_, tokio_postgres::types::PgLsn>(4)?.into()),
                     finished: row.try_get(5)?,
+                    whole: row.try_get(6)?,
                 })
             })
             .collect()
     }
 
-    /// Whether an event of the stream is given from the table instead.
-    pub(crate) fn covers(&self, event: &Event) -> bool {
-        event.commit_lsn < self.upto_lsn
-            && event.seq.is_some()
-            && self.upto.sees(event.xid)
-            && self
-                .name
-                .as_ref()
-                .is_some_and(|(schema, table)| event.outbox.schema == *schema && event.outbox.table == *table)
+    /// Whether an event of the stream is given from the table instead, which one of these says of its outbox. An event bears the name that its
+    /// outbox had then: if none has it now, it is of any of them, and left out if it comes from the table whichever it is.
+    pub(crate) fn cover(all: &[Self], event: &Event) -> bool {
+        match all.iter().find(|backfill| backfill.is_of(event)) {
+            Some(backfill) => backfill.sees(event),
+            None => all.iter().all(|backfill| backfill.whole && backfill.sees(event)) && !all.is_empty(),
+        }
+    }
+
+    fn is_of(&self, event: &Event) -> bool {
+        let outbox = &event.outbox;
+        self.name.as_ref().is_some_and(|(schema, table)| outbox.schema == *schema && outbox.table == *table)
+    }
+
+    fn sees(&self, event: &Event) -> bool {
+        event.commit_lsn < self.upto_lsn && event.seq.is_some() && self.upto.sees(event.xid)
     }
 
     /// The next stored events, `rows` at most. Empty at the end.

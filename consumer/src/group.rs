@@ -85,7 +85,7 @@ pub async fn create(client: &Client, new: &NewGroup<'_>) -> Result<String> {
     let NewGroup { name, outboxes, earliest, failover, wal_budget, drop_over_budget, timeout, source } = new;
     let start = if *earliest { "earliest" } else { "latest" };
     let over = if *drop_over_budget { "drop" } else { "alert" };
-    let timeout = format!("{} milliseconds", timeout.as_millis());
+    let timeout = interval(*timeout);
     let sql = "SELECT postbox.create_consumer_group($1, $2, $3, $4, $5, $6, $7::text::interval, $8)::text";
     let source = source.map(OutputPlugin::name);
     let rows = match query(client, sql, &[name, outboxes, &start, failover, wal_budget, &over, &timeout, &source]).await
@@ -140,10 +140,12 @@ pub struct Seek {
 /// Moves a group to `earliest`, `latest`, a time, a position of the log or the id of an event; or only says what would happen.
 ///
 /// # Errors
-/// A member is active, the target is not retained any more or lies in the future, or the group has lost its slot.
-pub async fn seek(client: &Client, name: &str, target: &str, dry_run: bool) -> Result<Seek> {
-    let sql = "SELECT direction, from_lsn, to_lsn, stored_events FROM postbox.seek_consumer_group($1, $2, $3)";
-    let rows = query(client, sql, &[&name, &target, &dry_run]).await?;
+/// A member is active, the target is not retained any more or lies in the future, the group has lost its slot, or transactions that write do
+/// not end in time.
+pub async fn seek(client: &Client, name: &str, target: &str, dry_run: bool, timeout: Duration) -> Result<Seek> {
+    let sql = "SELECT direction, from_lsn, to_lsn, stored_events \
+               FROM postbox.seek_consumer_group($1, $2, $3, $4::text::pg_catalog.interval)";
+    let rows = query(client, sql, &[&name, &target, &dry_run, &interval(timeout)]).await?;
     let Some(row) = rows.first() else { return Err(Error::new(ErrorKind::Protocol, "the server answered nothing")) };
     let lsn = |lsn: tokio_postgres::types::PgLsn| Lsn(lsn.into());
     Ok(Seek {
@@ -222,9 +224,17 @@ pub async fn outboxes(client: &Client) -> Result<Vec<OutboxStatus>> {
 ///
 /// # Errors
 /// A member is active, an outbox cannot be delivered again, or transactions that write do not end in time.
-pub async fn recover(client: &Client, name: &str) -> Result<String> {
-    let rows = query(client, "SELECT postbox.recover_consumer_group($1)::text", &[&name]).await?;
+pub async fn recover(client: &Client, name: &str, timeout: Duration) -> Result<String> {
+    let sql = "SELECT postbox.recover_consumer_group($1, $2::text::pg_catalog.interval)::text";
+    let rows = query(client, sql, &[&name, &interval(timeout)]).await?;
     rows.first().map_or_else(|| Ok(String::new()), |row| Ok(row.try_get(0)?))
+}
+
+/// How long the verbs of a group wait for transactions that write, unless told otherwise.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+
+fn interval(time: Duration) -> String {
+    format!("{} milliseconds", time.as_millis())
 }
 
 /// Runs a statement of the schema `postbox`.

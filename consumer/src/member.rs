@@ -57,6 +57,7 @@ pub(crate) struct Place {
     pub(crate) backfills: Vec<Backfill>,
     /// Why the place is lost, once it is.
     lost: watch::Receiver<Option<Lost>>,
+    shared: Arc<Shared>,
     heartbeat: tokio::task::JoinHandle<()>,
 }
 
@@ -103,12 +104,18 @@ impl Membership {
                 },
                 Err(error) => error,
             };
+            // Somebody writes and does not come to an end, or has changed the group.
+            let is_locked = error.sqlstate() == Some(LOCKED);
             // A standby that was there before is to be promoted.
-            if !error.is_transient() || first && error.sqlstate() == Some(READ_ONLY) {
+            if !error.is_transient() && !is_locked || first && error.sqlstate() == Some(READ_ONLY) {
                 return Err(error);
             }
             first = false;
-            warn!("lost the control connection: {}", error.chain());
+            warn!(
+                "{}: {}",
+                if is_locked { "cannot take the place yet" } else { "lost the control connection" },
+                error.chain()
+            );
             client = loop {
                 sleep(backoff.next()).await;
                 match self.connect().await {
@@ -119,16 +126,18 @@ impl Membership {
         }
     }
 
-    /// A session that the server ends when it does not hear of it.
+    /// A session that the server ends when it does not hear of it. Nor does it wait for long behind somebody who has changed the group and not
+    /// committed yet: a session that waits is not idle, and would keep the place of a member that is gone.
     async fn connect(&self) -> Result<Client> {
         let client = connect_own(&self.info).await?;
         let name = format!("postbox:{}:{}", self.group, self.member);
         let idle = format!("{}ms", self.session_timeout.as_millis());
+        let lock = format!("{}ms", (self.session_timeout / 4).as_millis().max(1));
         group::query(
             &client,
             "SELECT pg_catalog.set_config('application_name', $1, false), \
-             pg_catalog.set_config('idle_session_timeout', $2, false)",
-            &[&name, &idle],
+             pg_catalog.set_config('idle_session_timeout', $2, false), pg_catalog.set_config('lock_timeout', $3, false)",
+            &[&name, &idle, &lock],
         )
         .await?;
         Ok(client)
@@ -167,7 +176,7 @@ impl Membership {
             Err(error) if self.recover && can_recover(&error) => {
                 warn!("recovering: {}", error.chain());
                 failpoint::reach("recover.before");
-                let slot = group::recover(&client, &self.group).await?;
+                let slot = group::recover(&client, &self.group, group::TIMEOUT).await?;
                 failpoint::reach("recover.after");
                 info!("group {} has been recovered with slot {slot}", self.group);
                 self.take_over(&client).await?
@@ -221,6 +230,7 @@ impl Membership {
             backfills,
             lost,
             heartbeat: tokio::spawn(heartbeat.run(sender)),
+            shared: Arc::clone(shared),
             client,
         })
     }
@@ -293,7 +303,16 @@ impl Place {
     pub(crate) async fn backfilled(&self, outbox: u32, position: i64, finished: bool) -> Result<()> {
         let sql = "SELECT postbox._backfilled($1, $2, $3, $4, $5)";
         failpoint::reach("backfill.before-position");
-        group::query(&self.client, sql, &[&self.group, &self.epoch, &outbox, &position, &finished]).await?;
+        loop {
+            match group::query(&self.client, sql, &[&self.group, &self.epoch, &outbox, &position, &finished]).await {
+                // It has waited for a while, and beats have their turn between.
+                Err(error) if error.sqlstate() == Some(LOCKED) => {}
+                noted => {
+                    noted?;
+                    break;
+                }
+            }
+        }
         failpoint::reach("backfill.after-position");
         Ok(())
     }
@@ -312,11 +331,12 @@ impl Place {
         Err(lost.into_error(&self.group))
     }
 
-    /// Leaves in order: the next member need not wonder what became of this one.
+    /// Leaves in order: the next member need not wonder what became of this one, and knows how far it has come.
     pub(crate) async fn release(self) {
         self.heartbeat.abort();
-        let released =
-            async { group::query(&self.client, "SELECT postbox._release($1, $2)", &[&self.group, &self.epoch]).await };
+        let durable = tokio_postgres::types::PgLsn::from(self.shared.progress().positions().durable.0);
+        let sql = "SELECT postbox._release($1, $2, $3)";
+        let released = async { group::query(&self.client, sql, &[&self.group, &self.epoch, &durable]).await };
         if let Ok(Err(error)) = timeout(Duration::from_secs(5), released).await {
             debug!("could not leave in order: {}", error.chain());
         }
@@ -396,13 +416,13 @@ impl Heartbeat {
                 (progress.positions().durable, progress.settled())
             };
             if let Some(due) = candidate.take_if(|candidate| candidate.lsn <= durable) {
-                if let Err(error) = self.checkpoint(&due).await {
-                    return match error.sqlstate() {
-                        Some(STALE) => Lost::Replaced,
-                        _ => Lost::CutOff(error.chain()),
-                    };
+                match self.checkpoint(&due).await {
+                    Ok(()) => written = (Instant::now(), due.lsn, settled),
+                    // Somebody has changed the group and has not committed yet: with the next beat.
+                    Err(error) if error.sqlstate() == Some(LOCKED) => candidate = Some(due),
+                    Err(error) if error.sqlstate() == Some(STALE) => return Lost::Replaced,
+                    Err(error) => return Lost::CutOff(error.chain()),
                 }
-                written = (Instant::now(), due.lsn, settled);
             }
             self.backfilling &= !self.shared.is_backfilled();
             let (when, below, events) = written;
@@ -434,6 +454,9 @@ impl Heartbeat {
 
 /// The SQLSTATE of a server that takes no writes.
 const READ_ONLY: &str = "25006";
+
+/// The SQLSTATE of a statement that has waited too long for somebody else's transaction.
+const LOCKED: &str = "55P03";
 
 /// The SQLSTATE of what a former member writes: see `postbox._require_epoch` and `postbox._open_inbox_stream`.
 pub(crate) const STALE: &str = "24000";

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use postbox::{Consumer, ErrorKind};
 use postbox_tests::{Cluster, Line, Run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::block_in_place;
 
 use crate::shop::PATIENCE;
 
@@ -244,6 +245,48 @@ fn a_pause_waits_for_what_is_under_way() {
     assert_eq!(one.terminate(PATIENCE).code, Some(0));
 }
 
+/// A person looks at dead letters in a transaction of his own, or has changed the group and not committed yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_who_has_the_group_locked_does_not_take_its_place_away() {
+    let team = Team::open();
+    let person = team.cluster.client("postgres").await;
+    let execute = async |sql: &str| person.batch_execute(sql).await.expect(sql);
+    execute("BEGIN; SELECT postbox.discard_dead_letters('g', every => true, dry_run => true)").await;
+    let mut one = block_in_place(|| {
+        let checkpoint = || team.psql("SELECT lsn FROM postbox.checkpoint");
+        let first = checkpoint();
+        let mut one = team.active("one", &[]);
+        team.publish(10);
+        one.wait_for(10, PATIENCE);
+        wait_until("a checkpoint", PATIENCE, || (checkpoint() != first).then_some(()));
+        one
+    });
+    // From here on the member cannot write another one.
+    execute("SELECT postbox.discard_dead_letters('g', every => true)").await;
+    let (killed, mut two) = block_in_place(|| {
+        team.publish(10);
+        let refused = || team.cluster.log().matches("canceling statement due to lock timeout").count();
+        wait_until("it has waited twice", PATIENCE, || (refused() >= 2).then_some(()));
+        team.publish(10);
+        one.wait_for(30, PATIENCE);
+        assert!(!one.log().contains("lost the place"), "{}", one.log());
+        // Nor can another one take the place, which is no end of it.
+        let killed = one.kill();
+        let mut two = team.member("two", &[]);
+        two.wait_for_log("cannot take the place yet", 1, PATIENCE);
+        (killed, two)
+    });
+    execute("COMMIT").await;
+    block_in_place(|| {
+        two.wait_for_log("active member of group", 1, PATIENCE);
+        team.publish(10);
+        two.wait_until("what came last", PATIENCE, |lines| lines.len() >= 10);
+        let ended = two.terminate(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        team.check(&[killed.lines, ended.lines].concat());
+    });
+}
+
 /// A member that gives out stored events does not read its slot, and has the group all the same.
 #[test]
 fn a_group_is_not_dropped_under_a_member_that_gives_out_stored_events() {
@@ -359,9 +402,9 @@ fn what_a_former_member_writes_is_refused() {
     }
     assert_eq!(team.psql("SELECT lsn FROM postbox.checkpoint"), known);
     assert_eq!(team.psql("SELECT count(*) FROM postbox.dead_letter"), "0");
-    team.psql("SELECT postbox._release('g', 1)");
+    team.psql("SELECT postbox._release('g', 1, '0/0')");
     assert_eq!(team.psql("SELECT released_at FROM postbox.consumer_group"), "", "released by a former member");
-    team.psql("SELECT postbox._release('g', 2)");
+    team.psql("SELECT postbox._release('g', 2, '0/0')");
     assert_eq!(team.psql(activate), "3|");
 }
 

@@ -65,6 +65,9 @@ pub(super) enum Group {
         /// Only say what would happen
         #[arg(long)]
         dry_run: bool,
+        /// How long to wait for transactions that are writing
+        #[arg(long, value_name = "DURATION", default_value = "1min", value_parser = humantime::parse_duration)]
+        timeout: Duration,
     },
     /// Give a group, which must be paused or without members, a slot of another output plugin, at its position
     SetSource {
@@ -78,6 +81,9 @@ pub(super) enum Group {
     Recover {
         /// Name
         name: String,
+        /// How long to wait for transactions that are writing
+        #[arg(long, value_name = "DURATION", default_value = "1min", value_parser = humantime::parse_duration)]
+        timeout: Duration,
     },
     /// Drop a group and its slot; what it has not confirmed is never delivered to it
     Drop {
@@ -136,8 +142,8 @@ impl Group {
                 let changed = group::resume(&client, &name).await?;
                 say(&format!("consumer group {name} {}\n", if changed { "goes on" } else { "is not paused" }))
             }
-            Self::Seek { name, to, dry_run } => {
-                let seek = group::seek(&client, &name, &to, dry_run).await?;
+            Self::Seek { name, to, dry_run, timeout } => {
+                let seek = group::seek(&client, &name, &to, dry_run, timeout).await?;
                 let verb = if dry_run { "would move" } else { "moves" };
                 let mut text = format!("consumer group {name} {verb} {} from {}", seek.direction, seek.from);
                 if let Some(to) = seek.to {
@@ -158,8 +164,8 @@ impl Group {
                     format!("consumer group {name} has the source {source} already\n")
                 })
             }
-            Self::Recover { name } => {
-                let slot = group::recover(&client, &name).await?;
+            Self::Recover { name, timeout } => {
+                let slot = group::recover(&client, &name, timeout).await?;
                 say(&format!("recovered consumer group {name} with replication slot {slot}\n"))
             }
             Self::Drop { name, force } => {

@@ -12,6 +12,7 @@ use tracing::debug;
 use super::link::Link;
 use super::shared::{Batch, Part, Shared};
 use super::{Feed, Reader, TOGETHER_BYTES, room};
+use crate::backfill::Backfill;
 use crate::decode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -194,7 +195,7 @@ impl Feed {
             _ => &[],
         };
         if !backfills.is_empty() {
-            received.events.retain(|event| !backfills.iter().any(|backfill| backfill.covers(event)));
+            received.events.retain(|event| !Backfill::cover(backfills, event));
         }
         progress.frame(received.events.len(), received.last);
         if received.events.is_empty() {

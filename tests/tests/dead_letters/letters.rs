@@ -199,9 +199,8 @@ fn long_keys_and_strange_errors_are_stored_too() {
     let run = postbox_tests::Run::start(&office.shop.conninfo(), &arguments);
     office.shop.psql(
         "INSERT INTO wide SELECT 'id-' || long.text, 't', 'key-' || long.text FROM
-         (SELECT string_agg(md5(random()::text), '') AS text FROM generate_series(1, 1000)) long, generate_series(1, 2)",
+         (SELECT string_agg(md5(random()::text), '') AS text FROM generate_series(1, 1000)) long",
     );
-    // The same id twice is the same event.
     office.wait_for_letters("why, length(event_id), length(key)", &["failed|32003|32004"]);
     let error = office.letters("error").remove(0);
     assert!(error.starts_with("exit status: 1: ") && error.ends_with('ä'), "{error:?}");
@@ -227,5 +226,11 @@ fn another_event_with_the_id_of_a_dead_letter_is_a_letter_of_its_own() {
         member.wait_for_log("is a dead letter", if name == "first" { 1 } else { 2 }, PATIENCE);
     }
     office.wait_for_letters("event_id, type", &["1|first", "1|second"]);
+    // In one transaction as well.
+    office
+        .shop
+        .psql("INSERT INTO legacy OVERRIDING SYSTEM VALUE VALUES (7, 'third', NULL, '{}'), (7, 'fourth', NULL, '{}')");
+    member.wait_for_log("is a dead letter", 4, PATIENCE);
+    office.wait_for_letters("event_id, type", &["1|first", "1|second", "7|third", "7|fourth"]);
     assert_eq!(member.terminate(PATIENCE).code, Some(0));
 }

@@ -190,7 +190,7 @@ fn a_planned_switch_costs_what_came_since_the_checkpoint() {
     assert_eq!(code, 0, "{said}");
     let after = super::run(&standby, &["--exit-when-idle", "200ms"]).end(PATIENCE);
     assert_eq!(after.code, Some(0), "{}", after.log);
-    assert_came(&[before, after.lines].concat(), &stored(&standby));
+    assert_eq!(assert_came(&[before, after.lines].concat(), &stored(&standby)), 0);
 }
 
 /// A consumer of the library goes on in the same process, on a server whose log is behind the one that it knew.

@@ -289,3 +289,99 @@ async fn a_slot_whose_wal_is_missing_ends_the_stream_with_the_reason_or_is_recov
     assert_came(&[before, after].concat(), &office.stored());
     assert_eq!(block_in_place(|| office.deliver()), []);
 }
+
+/// Its members read it by its name, so recovery, seek and retention know it too.
+#[test]
+fn an_outbox_that_was_made_anew_is_recovered_like_the_one_before() {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 5);
+    let mut came = office.deliver();
+    office.publish("a", 6, 8);
+    let renew = "SELECT postbox.drop_outbox('orders', force => true); SELECT postbox.create_outbox('orders'); SELECT postbox.set_retention('orders', '0')";
+    office.psql(renew);
+    office.publish("b", 1, 5);
+    // What waits in the slot of the one before still comes, also if the group is moved back.
+    let (code, said) = office.group(&["seek", "g", "--to", "earliest"]);
+    assert_eq!(code, 0, "{said}");
+    came.extend(office.deliver_with(&["--no-maintenance"]));
+    office.publish("b", 6, 10);
+    office.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+    // Nothing that is still needed goes, however often the ring turns.
+    for _ in 0..20 {
+        office.psql("SELECT postbox.maintain(true)");
+    }
+    assert_eq!(office.psql("SELECT outboxes, missing_outboxes FROM postbox.consumer_groups"), "{public.orders}|{}");
+    came.extend(office.deliver_with(&["--recover"]));
+    let expected = [numbered("a", 1, 8), numbered("b", 1, 10)].into_iter().flatten().collect();
+    assert_came(&came, &expected);
+}
+
+/// As from cron: it has no time for a checkpoint while it runs.
+#[test]
+fn members_that_run_for_a_moment_leave_a_checkpoint_behind() {
+    let office = Office::open();
+    office.create("latest");
+    let mut came = Vec::new();
+    for (from, to) in [(1, 10), (11, 20), (21, 30)] {
+        office.publish("a", from, to);
+        office.psql("SELECT postbox.maintain(true)");
+        came.extend(office.deliver_with(&["--no-maintenance"]));
+    }
+    // Some are left.
+    office.publish("a", 31, 40);
+    office.psql("SELECT postbox.maintain(true)");
+    office.publish("a", 41, 50);
+    came.extend(office.deliver_with(&["--no-maintenance", "--max-events", "15"]));
+    office.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+    let recovered = office.deliver_with(&["--recover"]);
+    assert!(names(&recovered).is_disjoint(&numbered("a", 1, 40)), "{:?}", names(&recovered));
+    came.extend(recovered);
+    assert_came(&came, &numbered("a", 1, 50));
+}
+
+/// What was skipped before the slot was lost is not owed.
+#[test]
+fn a_recovery_does_not_go_back_behind_what_was_skipped() {
+    let office = Office::open();
+    office.publish("a", 1, 5);
+    office.create("earliest");
+    let mut came = office.deliver_with(&["--no-maintenance"]);
+    office.publish("skipped", 1, 3);
+    office.psql("SELECT postbox.maintain(true)");
+    let there = office.psql("SELECT pg_current_wal_flush_lsn()");
+    office.publish("kept", 1, 3);
+    let (code, said) = office.group(&["seek", "g", "--to", &there]);
+    assert!(code == 0 && said.contains("moves forward"), "{said}");
+    office.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+    came.extend(office.deliver_with(&["--recover"]));
+    assert_came(&came, &[numbered("a", 1, 5), numbered("kept", 1, 3)].into_iter().flatten().collect());
+}
+
+/// Somebody may write for longer than a recovery waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_cannot_recover_yet_tries_again() {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 3);
+    office.psql(DROP_SLOTS);
+    let mover = office.client().await;
+    // Who makes or moves a group holds this one.
+    execute(&mover, "BEGIN; SELECT pg_advisory_xact_lock(postbox._lock_key('orders'))").await;
+    let mut run = office.run(&["--recover", "--session-timeout", "2s"]);
+    block_in_place(|| {
+        run.wait_for_log("cannot take the place yet: canceling statement due to lock timeout", 2, PATIENCE)
+    });
+    execute(&mover, "COMMIT").await;
+    block_in_place(|| {
+        run.wait_for(3, PATIENCE);
+        assert_eq!(run.terminate(PATIENCE).code, Some(0));
+        office.psql(DROP_SLOTS);
+    });
+    let writer = office.client().await;
+    execute(&writer, &format!("BEGIN; {}", insert("open:1", 10))).await;
+    block_in_place(|| {
+        let (code, said) = office.group(&["recover", "g", "--timeout", "100ms"]);
+        assert!(code == 1 && said.contains("gave up waiting for 1 transaction that is writing"), "{code} {said}");
+    });
+}

@@ -370,3 +370,33 @@ fn what_was_purged_by_force_comes_from_the_slot_after_a_seek() {
     let came: Vec<_> = office.deliver().into_iter().map(|line| line.event_type).collect();
     assert_eq!(came, (31..=35).chain(21..=35).map(|n| format!("a:{n}")).collect::<Vec<_>>());
 }
+
+/// Events bear the name that their outbox had when they were published.
+#[test]
+fn what_was_published_under_a_former_name_comes_once() {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 10);
+    office.psql("ALTER TABLE orders RENAME TO bills");
+    office.psql("INSERT INTO bills (type, key, payload) VALUES ('a:11', 'a', '{}')");
+    seek(&office, "earliest");
+    assert_eq!(assert_came(&office.deliver(), &numbered("a", 1, 11)), 0);
+    assert_eq!(office.deliver(), []);
+}
+
+/// As the hint says, and the guide: pause, seek, resume.
+#[test]
+fn a_paused_group_is_moved_once_its_member_has_ended_what_is_under_way() {
+    let office = Office::open();
+    office.create("latest");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().to_str().expect("a plain path");
+    let command = format!("touch {path}/begun; sleep 3");
+    let run = office.run(&["--sink", "exec", "--exec", &command]);
+    office.publish("a", 1, 1);
+    wait_until("it is under way", PATIENCE, || dir.path().join("begun").exists().then_some(()));
+    assert_eq!(office.group(&["pause", "g"]).0, 0);
+    let (code, said) = office.group(&["seek", "g", "--to", "earliest", "--dry-run"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(run.terminate(PATIENCE).code, Some(0));
+}

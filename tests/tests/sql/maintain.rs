@@ -170,10 +170,16 @@ async fn alerts_begin_when_a_condition_has_lasted_and_end_with_it() {
     )
     .await;
     listen(&cluster, MAINTAIN);
-    run(&client, LONG_SINCE).await;
+    run(&client, "UPDATE postbox.alert SET since = since - interval '29 minutes'").await;
     assert!(!listen(&cluster, MAINTAIN).contains("group_stalled"));
-    run(&client, "UPDATE postbox.backfill SET finished = true").await;
+    run(&client, "UPDATE postbox.backfill SET position = 10000").await;
     listen(&cluster, MAINTAIN);
+    run(&client, "UPDATE postbox.alert SET since = since - interval '29 minutes'").await;
+    assert!(!listen(&cluster, MAINTAIN).contains("group_stalled"), "it has come on");
+    run(&client, "UPDATE postbox.alert SET since = since - interval '2 minutes'").await;
+    assert!(listen(&cluster, MAINTAIN).contains("group_stalled"));
+    run(&client, "UPDATE postbox.backfill SET finished = true").await;
+    assert!(listen(&cluster, MAINTAIN).contains("\"cleared\": true"));
     run(&client, LONG_SINCE).await;
     assert!(listen(&cluster, MAINTAIN).contains("group_stalled"));
     run(&client, "DELETE FROM postbox.backfill; SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots")

@@ -312,7 +312,7 @@ SELECT postbox._call_up_dead_letters('g', g.epoch) FROM postbox.consumer_group g
 SELECT postbox._fail_dead_letter('g', g.epoch, d.id, 'again', 10) FROM postbox.consumer_group g, postbox._due_dead_letters('g', true, true, '{7}', 10, 1000000) d
 SELECT postbox._delivered_dead_letter('g', g.epoch, min(d.id)) FROM postbox.consumer_group g, postbox.dead_letters d GROUP BY g.epoch
 SELECT postbox.discard_dead_letters('g', every => true)
-SELECT postbox._release('g', g.epoch) FROM postbox.consumer_group g; SELECT pg_catalog.pg_advisory_unlock_all()
+SELECT postbox._release('g', g.epoch, '0/0') FROM postbox.consumer_group g; SELECT pg_catalog.pg_advisory_unlock_all()
 SELECT * FROM postbox.consumer_groups; SELECT * FROM postbox.consumer_status; SELECT * FROM postbox.active_leases; SELECT * FROM postbox.consumer_lag
 SELECT * FROM postbox.outboxes; SELECT * FROM postbox.outbox_status('orders'); SELECT * FROM postbox.retention_status; SELECT * FROM postbox.maintenance_status
 SELECT * FROM postbox.dead_letters; SELECT * FROM postbox._slot_risk; SELECT * FROM postbox._need; SELECT * FROM postbox._leaf; SELECT postbox.describe_consumer_group('g')
