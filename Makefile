@@ -67,10 +67,11 @@ test-older: build failpoints server-$(basename $(OLDER)) ## Run what depends on 
 	    POSTBOX_FAILPOINTS_BIN="$$CARGO_TARGET_DIR/failpoints/debug/postbox" \
 	    $(CARGO) test --locked --no-fail-fast -p postbox-tests --test main -- $(OLDER_TESTS)
 
-test-all: ## Run every test on every supported major of PostgreSQL, 14 to 18
+test-all: ## Run every test on every supported major of PostgreSQL, 14 to 18, and every mutation, which must fail its tests
 	@failed=
 	$(MAKE) --no-print-directory test MAJORS='14 15 16 17 18' || failed+=' majors'
 	$(MAKE) --no-print-directory test-older || failed+=' older'
+	$(MAKE) --no-print-directory mutants || failed+=' mutants'
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
 build: ## Build target/release/postbox
