@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use postbox_tests::tap::{Tap, make_slot, peek_events, prepare, to_json};
-use postbox_tests::{Cluster, program};
+use postbox_tests::tap::{Tap, deliver, make_slot, peek_events, prepare, to_json};
+use postbox_tests::{Cluster, program, wait_until_async};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Runs the steps, each in a session of its own, with a stream running; between steps the stream is known to have come so far.
 /// The result is (outbox, type) of the events.
@@ -137,6 +138,39 @@ async fn a_leaf_that_is_detached_and_attached() {
         "ALTER TABLE made ATTACH PARTITION made_g0 FOR VALUES IN (0); INSERT INTO made (type) VALUES ('b')",
     ];
     assert_eq!(watch(&steps).await, pairs(&[("public.made", "a"), ("public.made", "b")]));
+}
+
+/// Who began before goes on to write through the root until the detach is done, which waits for them.
+#[tokio::test]
+async fn a_partition_that_is_being_detached_concurrently() {
+    let cluster = Cluster::start();
+    prepare(&cluster, "postgres");
+    cluster.psql(
+        "postgres",
+        "CREATE TABLE old (event_id int, type text, payload jsonb) PARTITION BY LIST (event_id);
+         CREATE TABLE leaf PARTITION OF old FOR VALUES IN (1);
+         CREATE TABLE tree PARTITION OF old FOR VALUES IN (2) PARTITION BY LIST (event_id);
+         CREATE TABLE twig PARTITION OF tree DEFAULT;
+         SELECT postbox.adopt_outbox('old'); SELECT postbox.create_consumer_group('g', '{old}')",
+    );
+    for (partition, id) in [("leaf", 1), ("tree", 2)] {
+        let (writer, detacher) = (cluster.client("postgres").await, cluster.client("postgres").await);
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
+        writer.batch_execute(&format!("{begin}; INSERT INTO old VALUES ({id}, 'before')")).await.unwrap();
+        let detach = format!("ALTER TABLE old DETACH PARTITION {partition} CONCURRENTLY");
+        let detaching = tokio::spawn(async move { detacher.batch_execute(&detach).await });
+        let pending = format!("SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = '{partition}'::regclass");
+        wait_until_async("the detach is begun", Duration::from_secs(30), async || {
+            (cluster.psql("postgres", &pending) == "t").then_some(())
+        })
+        .await;
+        writer.batch_execute(&format!("INSERT INTO old VALUES ({id}, 'after'); COMMIT")).await.unwrap();
+        detaching.await.unwrap().unwrap();
+        cluster.psql("postgres", &format!("INSERT INTO {partition} VALUES ({id}, 'on its own')"));
+        let events = deliver(&cluster, "postgres", &["--group", "g"]);
+        let found = events.iter().map(|event| (&event["outbox"], &event["type"])).collect::<Vec<_>>();
+        assert_eq!(found, [(&json!("public.old"), &json!("before")), (&json!("public.old"), &json!("after"))]);
+    }
 }
 
 #[tokio::test]

@@ -110,30 +110,27 @@ impl<'cb> Rel<'cb> {
         }
     }
 
-    /// The topmost ancestor that satisfies `wanted`, as (OID, what `wanted` returned); none for a table that is no leaf.
+    /// True for a leaf, and for a partitioned table below another.
+    fn is_partition(&self) -> bool {
+        // SAFETY: open for the callback.
+        unsafe { (*(*self.relation).rd_rel).relispartition }
+    }
+
+    /// What `wanted` returned for the topmost ancestor that satisfies it; none for a table that is no partition.
+    ///
+    /// One that is being detached concurrently is a partition until that is done: who began before may still write to it
+    /// through its ancestors.
     pub(crate) fn topmost_ancestor<T>(&self, mut wanted: impl FnMut(&Rel<'_>) -> Option<T>) -> Option<T> {
-        // SAFETY: open for the callback. A relation opened here is closed here; after an ERROR the transaction's resource
-        // owner closes it.
-        unsafe {
-            if !(*(*self.relation).rd_rel).relispartition {
-                return None;
-            }
-            let ancestors = partition_ancestors(self.oid());
-            let length = if ancestors.is_null() { 0 } else { (*ancestors).length };
-            // The list goes from the parent up.
-            for index in (0..length).rev() {
-                let relation = pg_sys::RelationIdGetRelation(pg_sys::list_nth_oid(ancestors, index));
-                if relation.is_null() {
-                    continue;
-                }
-                let found = wanted(&Rel::new(relation));
-                pg_sys::RelationClose(relation);
-                if found.is_some() {
-                    return found;
-                }
-            }
-            None
+        let mut found = None;
+        let (mut child, mut is_partition) = (self.oid(), self.is_partition());
+        while is_partition {
+            child = partition_parent(child);
+            let above = open(child, |ancestor| (wanted(ancestor), ancestor.is_partition()));
+            let (wanted, is_child) = above.unwrap_or((None, false));
+            found = wanted.or(found);
+            is_partition = is_child;
         }
+        found
     }
 
     /// What the table's rows look like.
@@ -225,11 +222,12 @@ fn base_type(type_oid: pg_sys::Oid) -> pg_sys::Oid {
     unsafe { pg_sys::getBaseType(type_oid) }
 }
 
-/// The list of a partition's ancestors, from its parent up. Exported by the server, not bound by pgrx.
-fn partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List {
+/// The parent of a partition, also of one that is being detached. Exported by the server, not bound by pgrx.
+fn partition_parent(partition: pg_sys::Oid) -> pg_sys::Oid {
     unsafe extern "C-unwind" {
-        fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+        fn get_partition_parent(relation: pg_sys::Oid, even_if_detached: bool) -> pg_sys::Oid;
     }
-    // SAFETY: declared as in catalog/partition.h; the guard turns an ERROR into a panic as for pgrx's own bindings.
-    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(relation)) }
+    // SAFETY: declared as in catalog/partition.h; the guard turns an ERROR into a panic as for pgrx's own bindings. There is
+    // one for a table that is no partition: a detach is one change of both catalogs, so the snapshot shows all of it or nothing.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_parent(partition, true)) }
 }

@@ -1,7 +1,9 @@
 //! What is not the same with pgoutput, as docs/managed.md lists it.
 
+use std::time::Duration;
+
 use postbox::{Compression, Consumer, OutputPlugin};
-use postbox_tests::{Cluster, major, skip};
+use postbox_tests::{Cluster, major, skip, wait_until_async};
 use serde_json::{Value, json};
 
 use super::{deliver_both, make_groups, postbox, start, types};
@@ -43,6 +45,32 @@ fn a_renamed_ring_keeps_its_name_until_the_stream_begins_anew() {
     cluster.psql("postgres", "INSERT INTO renamed (type) VALUES ('t')");
     let [plugin, pgoutput] = deliver_both(&cluster, "postgres");
     assert_eq!((names(&plugin), plugin), (vec!["public.renamed".to_owned()], pgoutput));
+}
+
+/// To PostgreSQL a partition belongs to no published table any more from the moment at which its detach begins.
+#[tokio::test]
+async fn what_is_written_while_a_partition_is_detached_concurrently_does_not_come() {
+    let cluster = start();
+    cluster.psql(
+        "postgres",
+        "CREATE TABLE old (event_id int, type text, payload jsonb) PARTITION BY LIST (event_id);
+         CREATE TABLE leaf PARTITION OF old FOR VALUES IN (1); SELECT postbox.adopt_outbox('old')",
+    );
+    make_groups(&cluster, "postgres", "old");
+    let (writer, detacher) = (cluster.client("postgres").await, cluster.client("postgres").await);
+    writer.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM old").await.unwrap();
+    let detach = "ALTER TABLE old DETACH PARTITION leaf CONCURRENTLY";
+    let detaching = tokio::spawn(async move { detacher.batch_execute(detach).await });
+    let pending = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = 'leaf'::regclass";
+    wait_until_async("the detach is begun", Duration::from_secs(30), async || {
+        (cluster.psql("postgres", pending) == "t").then_some(())
+    })
+    .await;
+    writer.batch_execute("INSERT INTO old VALUES (1, 'meanwhile'); COMMIT").await.unwrap();
+    detaching.await.unwrap().unwrap();
+    let [plugin, pgoutput] = deliver_both(&cluster, "postgres");
+    assert_eq!(types(&plugin), ["meanwhile"]);
+    assert_eq!(types(&pgoutput), [""; 0]);
 }
 
 #[test]
