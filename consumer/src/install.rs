@@ -20,9 +20,12 @@ pub(crate) enum Outcome {
     AlreadyThere,
 }
 
-/// All that is run, as one transaction.
+/// All that is run, as one transaction, and like the extension's script with nothing but `pg_catalog` in the path: others may
+/// make functions in `public` that would fit better, and what is made here would be bound to them.
 pub(crate) fn script() -> String {
-    format!("BEGIN;\n{SCRIPT}comment on schema postbox is '{MADE_BY}{VERSION}';\nCOMMIT;\n")
+    format!(
+        "BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\n{SCRIPT}comment on schema postbox is '{MADE_BY}{VERSION}';\nCOMMIT;\n"
+    )
 }
 
 /// The version of this program.

@@ -30,3 +30,4 @@ mod shop;
 mod sizes;
 mod sql;
 mod transport;
+mod traps;
