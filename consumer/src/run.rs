@@ -239,6 +239,6 @@ impl Source for Slot {
 /// Where the log ends that survives a crash of the server.
 async fn end_of_log(info: &ConnInfo) -> Result<Lsn> {
     let client = connect_own(info).await?;
-    let row = client.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await?;
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()", &[]).await?;
     Ok(Lsn(row.try_get::<_, tokio_postgres::types::PgLsn>(0)?.into()))
 }

@@ -139,8 +139,8 @@ pub(crate) async fn explain(client: &Client, slot: &str, error: Error) -> Error 
 
 /// Columns that came with later majors are read by name from the row as a whole.
 const STATE: &str = "SELECT s.plugin::text, s.database::text, s.active_pid, s.confirmed_flush_lsn::text, \
-     s.restart_lsn::text, s.wal_status, s.safe_wal_size, pg_catalog.to_jsonb(s) ->> 'invalidation_reason', \
-     (pg_catalog.to_jsonb(s) ->> 'conflicting')::boolean \
+     s.restart_lsn::text, s.wal_status, s.safe_wal_size, pg_catalog.to_jsonb(s) ->> 'invalidation_reason'::text, \
+     (pg_catalog.to_jsonb(s) ->> 'conflicting'::text)::boolean \
      FROM pg_catalog.pg_replication_slots s WHERE s.slot_name::text = $1";
 
 /// What a role may not see of other roles' sessions is null.

@@ -150,12 +150,12 @@ async fn connect(info: &ConnInfo, group: &str) -> Result<Client> {
 async fn list(info: &ConnInfo, group: &str, ids: Vec<i64>, filter: Filter, limit: i64) -> Result<()> {
     let client = connect(info, group).await?;
     let sql = "SELECT id, why, outbox, coalesce(event_id, '-'), coalesce(type, '-'), coalesce(key, '-'), attempts, \
-               to_char(stored_at, 'YYYY-MM-DD HH24:MI:SS'), \
-               CASE WHEN due_at <= now() THEN 'now' ELSE coalesce(to_char(due_at, 'YYYY-MM-DD HH24:MI:SS'), '-') END, \
+               pg_catalog.to_char(stored_at, 'YYYY-MM-DD HH24:MI:SS'), \
+               CASE WHEN due_at <= pg_catalog.now() THEN 'now' ELSE coalesce(pg_catalog.to_char(due_at, 'YYYY-MM-DD HH24:MI:SS'), '-') END, \
                coalesce(error, '-') FROM postbox.dead_letters \
                WHERE group_name = $1 AND ($2::bigint[] IS NULL OR id = ANY ($2)) AND ($3::text IS NULL OR type = $3) \
-               AND ($4::text IS NULL OR key = $4) AND ($5::text IS NULL OR strpos(lower(error), lower($5)) > 0) \
-               AND ($6::text IS NULL OR stored_at < now() - $6::interval) ORDER BY id LIMIT $7";
+               AND ($4::text IS NULL OR key = $4) AND ($5::text IS NULL OR pg_catalog.strpos(pg_catalog.lower(error), pg_catalog.lower($5)) > 0) \
+               AND ($6::text IS NULL OR stored_at < pg_catalog.now() - $6::interval) ORDER BY id LIMIT $7";
     let ids = Some(ids).filter(|ids| !ids.is_empty());
     let older_than = filter.older_than();
     // One more tells whether there are more.

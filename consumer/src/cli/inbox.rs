@@ -134,7 +134,7 @@ const COUNTS: [&str; 9] =
 /// SQL for a count as it is shown. What was not counted yet is 0, and not the answer.
 fn count(value: &str) -> String {
     format!(
-        "CASE WHEN s.is_exact THEN {value}::text WHEN s.as_of IS NOT NULL OR {value}::text <> '0' THEN '~' || {value} ELSE '-' END"
+        "CASE WHEN s.is_exact THEN {value}::text WHEN s.as_of IS NOT NULL OR {value}::text <> '0' THEN '~' || {value}::text ELSE '-' END"
     )
 }
 
@@ -142,7 +142,7 @@ fn count(value: &str) -> String {
 fn shown(column: &str) -> String {
     match column {
         "as_of" => {
-            "CASE WHEN s.is_exact THEN 'now' ELSE coalesce(to_char(s.as_of, 'YYYY-MM-DD HH24:MI:SS'), '-') END".into()
+            "CASE WHEN s.is_exact THEN 'now' ELSE coalesce(pg_catalog.to_char(s.as_of, 'YYYY-MM-DD HH24:MI:SS'), '-') END".into()
         }
         _ if COUNTS.contains(&column) => count(&format!("s.{column}")),
         _ => format!("coalesce(s.{column}::text, '-')"),
@@ -174,7 +174,7 @@ async fn show<const N: usize>(
 async fn describe(info: &ConnInfo, name: &str) -> Result<()> {
     let sql = format!(
         "SELECT v.key, CASE WHEN v.key = ANY ($2) THEN {} ELSE coalesce(v.value, '-') END \
-         FROM postbox.inbox_status($1) s CROSS JOIN LATERAL json_each_text(row_to_json(s)) v",
+         FROM postbox.inbox_status($1) s CROSS JOIN LATERAL pg_catalog.json_each_text(pg_catalog.row_to_json(s)) v",
         count("v.value")
     );
     let rows = query(&connect_sql(info).await?, &sql, &[&name, &COUNTS.as_slice()]).await?;

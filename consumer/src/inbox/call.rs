@@ -15,8 +15,8 @@ pub(crate) struct Call {
 
 impl Call {
     pub(crate) async fn new(client: &Client, function: &str, inbox: &str) -> Result<Self> {
-        let sql = "SELECT format('%I.%I', n.nspname, p.proname) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
-                   WHERE p.oid = to_regprocedure($1 || '(jsonb)') AND p.prokind = 'f'";
+        let sql = "SELECT pg_catalog.format('%I.%I', n.nspname, p.proname) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+                   WHERE p.oid = pg_catalog.to_regprocedure($1::text || '(jsonb)')::oid AND p.prokind = 'f'";
         let rows = query(client, sql, &[&function]).await?;
         let Some(row) = rows.first() else {
             return Err(Error::new(ErrorKind::Usage, format!("there is no function {function}(jsonb)"))

@@ -243,8 +243,7 @@ impl<W: Work> Hand<W> {
 
     /// Ends the session, as a statement that is under way would go on and keep its locks.
     async fn abandon(&mut self) -> Result<()> {
-        let sql =
-            "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = $1 AND a.backend_start = $2";
+        let sql = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a WHERE a.pid = $1 AND a.backend_start = $2";
         let Some(old) = self.link.take().filter(|link| !link.client.is_closed()) else { return Ok(()) };
         if let Some(link) = self.connection(true).await?
             && let Err(error) = link.client.execute(sql, &[&old.pid, &old.begun]).await
@@ -277,7 +276,7 @@ impl<W: Work> Hand<W> {
             let connect = async {
                 let client = connect_sql(&info).await?;
                 let sql = "SELECT a.pid, a.backend_start, pg_catalog.set_config('idle_in_transaction_session_timeout', $1, false) \
-                           FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()";
+                           FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()";
                 let row = client.query_one(sql, &[&idle]).await?;
                 let (pid, begun) = (row.try_get(0)?, row.try_get(1)?);
                 Ok(Link { client, pid, begun })

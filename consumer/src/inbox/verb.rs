@@ -42,7 +42,7 @@ impl Verb {
             Self::Extend(seconds) => extend(client, inbox, &ids, &tokens, *seconds).await,
             Self::Fail(Failure { error, retry_after }) => {
                 // The database may have no such characters.
-                let sql = "SELECT postbox.inbox_fail($1, $2, $3, postbox._readable($4), make_interval(secs => $5))";
+                let sql = "SELECT postbox.inbox_fail($1, $2, $3, postbox._readable($4), pg_catalog.make_interval(secs => $5))";
                 let wait = retry_after.as_ref().map(Duration::as_secs_f64);
                 for message in messages {
                     client.query(sql, &[&inbox, &&*message.event_id, &message.token, &error.as_bytes(), &wait]).await?;

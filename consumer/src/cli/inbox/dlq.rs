@@ -132,10 +132,10 @@ struct View {
 
 impl View {
     async fn of(client: &Client, inbox: &str) -> Result<Self> {
-        let sql = "SELECT i.id, format('%I.%I', n.nspname, v.relname), \
-                   has_schema_privilege(n.oid, 'usage') AND has_table_privilege(v.oid, 'select') \
-                   FROM postbox._inbox($1) i JOIN pg_class c ON c.oid = i.relation JOIN pg_namespace n ON n.oid = c.relnamespace \
-                   JOIN pg_class v ON v.relnamespace = n.oid AND v.relname = 'dlq_' || i.name";
+        let sql = "SELECT i.id, pg_catalog.format('%I.%I', n.nspname, v.relname), \
+                   pg_catalog.has_schema_privilege(n.oid, 'usage') AND pg_catalog.has_table_privilege(v.oid, 'select') \
+                   FROM postbox._inbox($1) i JOIN pg_catalog.pg_class c ON c.oid = i.relation::oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                   JOIN pg_catalog.pg_class v ON v.relnamespace = n.oid AND v.relname = 'dlq_' || i.name";
         let rows = query(client, sql, &[&inbox]).await?;
         let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Usage, format!("the view dlq_{inbox} is gone")))?;
         Ok(Self { inbox: row.try_get(0)?, name: row.try_get(1)?, is_readable: row.try_get(2)? })
@@ -153,11 +153,11 @@ async fn list(info: &ConnInfo, name: &str, event_ids: Vec<String>, filter: Filte
     };
     let sql = format!(
         "SELECT d.event_id, d.why, coalesce(d.event_type, '-'), coalesce(d.aggregate_id, '-'), d.attempts::text, \
-         coalesce(to_char(d.first_failed_at, 'YYYY-MM-DD HH24:MI:SS'), '-'), coalesce(to_char(d.died_at, 'YYYY-MM-DD HH24:MI:SS'), '-'), \
+         coalesce(pg_catalog.to_char(d.first_failed_at, 'YYYY-MM-DD HH24:MI:SS'), '-'), coalesce(pg_catalog.to_char(d.died_at, 'YYYY-MM-DD HH24:MI:SS'), '-'), \
          coalesce(d.error, '-') FROM {from} d \
          WHERE ($1::text[] IS NULL OR d.event_id = ANY ($1)) AND ($2::text IS NULL OR d.event_type = $2) \
-         AND ($3::text IS NULL OR strpos(lower(d.error), lower($3)) > 0) \
-         AND ($4::text IS NULL OR d.died_at < now() - $4::interval) \
+         AND ($3::text IS NULL OR pg_catalog.strpos(pg_catalog.lower(d.error), pg_catalog.lower($3)) > 0) \
+         AND ($4::text IS NULL OR d.died_at < pg_catalog.now() - $4::interval) \
          ORDER BY d.died_at NULLS LAST, d.aggregate_id, d.sequence_num, d.event_id LIMIT $5"
     );
     let event_ids = Some(event_ids).filter(|ids| !ids.is_empty());
@@ -186,7 +186,10 @@ async fn list(info: &ConnInfo, name: &str, event_ids: Vec<String>, filter: Filte
 
 async fn show(info: &ConnInfo, name: &str, event_ids: Vec<String>) -> Result<()> {
     let client = connect_sql(info).await?;
-    let sql = format!("SELECT to_json(d)::text FROM {} d WHERE d.event_id = $1", View::of(&client, name).await?.name);
+    let sql = format!(
+        "SELECT pg_catalog.to_json(d)::text FROM {} d WHERE d.event_id = $1",
+        View::of(&client, name).await?.name
+    );
     for id in event_ids {
         let rows = query(&client, &sql, &[&id]).await?;
         let Some(row) = rows.first() else {
