@@ -1,5 +1,6 @@
 //! One of the hands of a worker: claims a batch on a connection of its own and works on its messages one after the other.
 
+use std::ops::ControlFlow;
 use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,7 +16,7 @@ use super::verb::{Verb, is_stale, passes};
 use super::work::{Verdict, Work};
 use super::worker::Crew;
 use super::{Failure, InboxMessage};
-use crate::backoff::Backoff;
+use crate::backoff::{self, Backoff};
 use crate::error::{Error, Result};
 use crate::group::query;
 use crate::lease::Moment;
@@ -29,9 +30,12 @@ pub(super) struct Hand<W> {
     held: Arc<Held>,
     link: Option<Link>,
     backoff: Backoff,
-    /// Before the next message, after one that could not be committed.
-    rest: Backoff,
+    /// How often the message under way has failed for a reason that passes.
+    passed: u32,
 }
+
+/// So often a message is begun again after failures that pass; then it has used an attempt, as one that always ends so would go round for ever.
+const PASSES: u32 = 5;
 
 struct Link {
     client: Client,
@@ -43,8 +47,7 @@ struct Link {
 impl<W: Work> Hand<W> {
     pub(super) fn new(crew: Arc<Crew>, work: Arc<W>, tier: Option<String>, turn: Arc<Turn>, held: Arc<Held>) -> Self {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let rest = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        Self { crew, work, tier, turn, held, link: None, backoff, rest }
+        Self { crew, work, tier, turn, held, link: None, backoff, passed: 0 }
     }
 
     /// Works until the crew closes, and gives back what it has not begun.
@@ -132,7 +135,8 @@ impl<W: Work> Hand<W> {
     }
 
     async fn through(&mut self, batch: &[InboxMessage]) -> Result<()> {
-        for (number, message) in batch.iter().enumerate() {
+        let mut number = 0;
+        while let Some(message) = batch.get(number) {
             if self.crew.is_closing() || self.connection(false).await?.is_none() {
                 let rest = &batch[number..];
                 self.tell(rest, &Verb::Release).await?;
@@ -140,18 +144,23 @@ impl<W: Work> Hand<W> {
                 debug!(messages = rest.len(), "released");
                 break;
             }
-            if !self.held.has(&message.event_id) {
+            let ours = if self.held.has(&message.event_id) {
+                self.is_still_ours(message).await?
+            } else {
                 lost(message);
-            } else if self.is_still_ours(message).await? {
-                self.one(message).await?;
+                false
+            };
+            if !ours || self.one(message).await?.is_break() {
+                number += 1;
+                self.passed = 0;
             }
         }
         Ok(())
     }
 
-    /// Asks if its time is over, as it is after we stood still.
+    /// Asks if its time is over, as it is after we stood still, or if it is begun again: a commit may have succeeded that said it did not.
     async fn is_still_ours(&mut self, message: &InboxMessage) -> Result<bool> {
-        if self.held.lease().elapsed() < self.crew.visibility {
+        if self.passed == 0 && self.held.lease().elapsed() < self.crew.visibility {
             return Ok(true);
         }
         let extend = Verb::Extend(self.crew.visibility_seconds());
@@ -162,8 +171,9 @@ impl<W: Work> Hand<W> {
         Ok(ours)
     }
 
-    async fn one(&mut self, message: &InboxMessage) -> Result<()> {
-        let Some(Link { client, .. }) = &mut self.link else { return Ok(()) };
+    /// Works on a message; goes on if it is to be begun again.
+    async fn one(&mut self, message: &InboxMessage) -> Result<ControlFlow<()>> {
+        let Some(Link { client, .. }) = &mut self.link else { return Ok(ControlFlow::Break(())) };
         let (crew, held, id) = (&self.crew, &self.held, &*message.event_id);
         let interrupted = async {
             tokio::select! {
@@ -181,22 +191,22 @@ impl<W: Work> Hand<W> {
         if interrupted {
             self.abandon().await?;
         }
+        let verdict = match verdict {
+            Verdict::Passing(failure) if self.passed == PASSES => Verdict::Tell(Verb::Fail(failure)),
+            verdict => verdict,
+        };
         match verdict {
-            Verdict::Done => {
-                self.rest.reset();
-                self.crew.processed(id);
-            }
+            Verdict::Done => self.crew.processed(id),
             Verdict::Lost => lost(message),
-            Verdict::Passing(error) => {
-                warn!(event_id = id, "could not be committed: {}", Error::from(error).chain());
-                self.tell(slice::from_ref(message), &Verb::Release).await?;
-                self.held.settled(&message.event_id);
-                // It is handed out again at once.
+            Verdict::Passing(failure) => {
+                warn!(event_id = id, attempt = message.attempt, "is begun again: {}", failure.error);
+                self.held.resume();
                 tokio::select! {
-                    () = sleep(self.rest.next()) => (),
+                    () = sleep(backoff::wait(Duration::from_millis(100), Duration::from_secs(5), self.passed)) => (),
                     () = self.crew.closing() => (),
                 }
-                return Ok(());
+                self.passed += 1;
+                return Ok(ControlFlow::Continue(()));
             }
             Verdict::Tell(verb) => {
                 match &verb {
@@ -212,7 +222,7 @@ impl<W: Work> Hand<W> {
             }
         }
         self.held.settled(&message.event_id);
-        Ok(())
+        Ok(ControlFlow::Break(()))
     }
 
     /// Says it until the server has heard; false if the messages are not ours any more. Where it is not known whether an earlier

@@ -1,11 +1,13 @@
 //! What an application does with a message.
 
 use std::error::Error as StdError;
+use std::iter::successors;
 use std::time::Duration;
 
 use tokio_postgres::Transaction;
 
 use super::InboxMessage;
+use super::verb::is_passing;
 
 /// Handles the messages of an inbox.
 ///
@@ -35,7 +37,8 @@ use super::InboxMessage;
 /// # }
 /// ```
 pub trait InboxHandler: Send + Sync + 'static {
-    /// Handles one message. After an error it is tried again later, or is a dead letter.
+    /// Handles one message. After an error it is tried again later, or is a dead letter; after one that passes (a deadlock, a
+    /// serialization failure, a broken connection, see [`Failure`]) it is begun again in a moment, up to five times.
     fn handle(
         &self,
         message: &InboxMessage,
@@ -43,11 +46,14 @@ pub trait InboxHandler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
-/// Why a message could not be handled this time. Any error becomes one with `?`.
+/// Why a message could not be handled this time. Any error becomes one with `?`; it passes if it is an error of PostgreSQL, or was caused by
+/// one, that is not the message's doing: the next transaction may succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub(crate) error: String,
     pub(crate) retry_after: Option<Duration>,
+    /// Nothing is wrong with the message, as far as is known.
+    pub(crate) passing: bool,
 }
 
 /// So much of an error is kept.
@@ -59,13 +65,15 @@ impl Failure {
         // No text of PostgreSQL holds a NUL.
         let mut error = error.into().replace('\0', "\u{fffd}");
         error.truncate(error.floor_char_boundary(ERROR_BYTES));
-        Self { error, retry_after: None }
+        Self { error, retry_after: None, passing: false }
     }
 
     /// The same failure, to be tried again after this time and not after the inbox's own backoff.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
+        // Who says so knows better.
+        self.passing = false;
         self
     }
 }
@@ -73,14 +81,10 @@ impl Failure {
 impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self::new(text)
+        let causes = || successors(Some(&*error as &(dyn StdError + 'static)), |&error| error.source());
+        let text = causes().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let passing = causes().filter_map(|error| error.downcast_ref()).any(is_passing);
+        Self { passing, ..Self::new(text) }
     }
 }
 

@@ -54,6 +54,11 @@ impl Held {
         self.0.send_modify(|lease| lease.settling = true);
     }
 
+    /// It is worked on again.
+    pub(super) fn resume(&self) {
+        self.0.send_modify(|lease| lease.settling = false);
+    }
+
     pub(super) fn settled(&self, event_id: &str) {
         self.0.send_modify(|lease| {
             lease.settling = false;

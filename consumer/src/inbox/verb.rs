@@ -1,5 +1,6 @@
 //! What a worker says of its messages.
 
+use std::error::Error as StdError;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
@@ -40,7 +41,7 @@ impl Verb {
             }
             Self::Release => client.query_typed("SELECT postbox.inbox_release($1, $2, $3)", &all).await.map(drop),
             Self::Extend(seconds) => extend(client, inbox, &ids, &tokens, *seconds).await,
-            Self::Fail(Failure { error, retry_after }) => {
+            Self::Fail(Failure { error, retry_after, .. }) => {
                 // The database may have no such characters.
                 let sql = "SELECT postbox.inbox_fail($1, $2, $3, postbox._readable($4), pg_catalog.make_interval(secs => $5))";
                 let wait = retry_after.as_ref().map(Duration::as_secs_f64);
@@ -70,13 +71,17 @@ pub(super) fn is_stale(error: &SqlError) -> bool {
     error.code().is_some_and(|code| code.code() == STALE)
 }
 
-/// Whether a transaction was ended for the sake of others, for want of resources, because nothing came for too long, or as the server shuts
-/// down: the next one may succeed. One that went beyond a limit that is set for it will do so again.
+/// Whether a transaction was ended for the sake of others, for want of resources, because nothing came for too long, as the server shuts
+/// down, or with its connection: the next one may succeed. One that went beyond a limit that is set for it will do so again.
 pub(super) fn is_passing(error: &SqlError) -> bool {
-    error.code().is_some_and(|code| {
-        *code != SqlState::CONFIGURATION_LIMIT_EXCEEDED
-            && ["40", "53", "57P", "25P03"].iter().any(|class| code.code().starts_with(class))
-    })
+    let io = || StdError::source(error).is_some_and(|source| source.is::<std::io::Error>());
+    error.code().map_or_else(
+        || error.is_closed() || io(),
+        |code| {
+            *code != SqlState::CONFIGURATION_LIMIT_EXCEEDED
+                && ["40", "53", "57P", "25P03"].iter().any(|class| code.code().starts_with(class))
+        },
+    )
 }
 
 /// Whether the same statement may succeed later: the link broke, or the server ended the statement for the sake of others.

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::slice;
 
 use futures_util::FutureExt;
-use tokio_postgres::{Client, Error as SqlError};
+use tokio_postgres::Client;
 
 use super::verb::{Verb, is_passing, is_stale};
 use super::{Failure, InboxHandler, InboxMessage};
@@ -16,8 +16,8 @@ pub(crate) enum Verdict {
     Done,
     /// It is another worker's.
     Lost,
-    /// Done, and not committed for a reason that passes: nothing is wrong with the message.
-    Passing(SqlError),
+    /// Its transaction has failed for a reason that passes.
+    Passing(Failure),
     /// This is to be told to the server.
     Tell(Verb),
 }
@@ -56,6 +56,7 @@ impl<H: InboxHandler> Work for Within<H> {
         settle();
         match handled {
             Ok(Ok(())) => {}
+            Ok(Err(failure)) if failure.passing => return Verdict::Passing(failure),
             Ok(Err(failure)) => return Verdict::Tell(Verb::Fail(failure)),
             Err(panic) => {
                 return Verdict::Tell(Verb::Fail(Failure::new(format!("the handler panicked: {}", words(&*panic)))));
@@ -68,11 +69,11 @@ impl<H: InboxHandler> Work for Within<H> {
         match completed {
             Ok(()) => Verdict::Done,
             Err(error) if is_stale(&error) => Verdict::Lost,
-            Err(error) if is_passing(&error) => Verdict::Passing(error),
-            // What a deferred constraint says, for instance.
-            Err(error) if error.as_db_error().is_some() => Verdict::Tell(Verb::Fail(error.into())),
             // Whether it was committed is not known: if so, the token is stale.
-            Err(_) => Verdict::Tell(Verb::Release),
+            Err(error) if error.as_db_error().is_none() => Verdict::Tell(Verb::Release),
+            Err(error) if is_passing(&error) => Verdict::Passing(error.into()),
+            // What a deferred constraint says, for instance.
+            Err(error) => Verdict::Tell(Verb::Fail(error.into())),
         }
     }
 }

@@ -127,6 +127,87 @@ async fn what_could_not_be_committed_for_the_sake_of_others_has_used_no_attempt(
     assert_eq!(desk.psql("SELECT count(*) FROM postbox.inbox_log WHERE what = 'failed'"), "0");
 }
 
+/// A function that fails with the code that comes next in the list, as often as there is one.
+fn give_way(desk: &Desk, codes: &str) {
+    desk.psql(&format!(
+        "CREATE TABLE effect (id text); CREATE SEQUENCE tries;
+         CREATE FUNCTION give_way() RETURNS trigger LANGUAGE plpgsql AS $$
+         DECLARE codes CONSTANT text[] := '{codes}'; code text := codes[nextval('tries')];
+         BEGIN
+             IF code = '57P01' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+             IF code IS NOT NULL THEN RAISE 'not now' USING errcode = code; END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER give_way BEFORE INSERT ON effect FOR EACH ROW EXECUTE FUNCTION give_way()"
+    ));
+}
+
+/// The handler's own statement fails, and not the message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_gave_way_to_others_has_used_no_attempt() {
+    let desk = Desk::open(", max_retries => 0");
+    give_way(&desk, "{40001,40P01,57P01,53100}");
+    desk.receive(&["a", "b"]);
+    let running = Running::start(worker(&desk), Note);
+    wait(&desk, LEFT, "0").await;
+    assert_eq!(running.stop().await, 2);
+    assert_eq!(desk.psql("SELECT string_agg(id, ' ' ORDER BY id) FROM effect"), "a b");
+    assert_eq!(desk.psql("SELECT last_value FROM tries"), "6");
+    assert_eq!(desk.dead("event_id"), "");
+    assert_eq!(desk.psql("SELECT count(*) FROM postbox.inbox_log WHERE what = 'failed'"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_always_gives_way_is_a_failure_in_the_end() {
+    for deferred in [false, true] {
+        let desk = Desk::open(", max_retries => 1, backoff_initial => '1 millisecond'");
+        give_way(&desk, &format!("{{{}}}", ["40P01"; 12].join(",")));
+        if deferred {
+            desk.psql(
+                "DROP TRIGGER give_way ON effect;
+                 CREATE CONSTRAINT TRIGGER give_way AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION give_way()",
+            );
+        }
+        desk.receive(&["a"]);
+        let running = Running::start(worker(&desk), Note);
+        wait(&desk, "SELECT count(*) FROM postbox.inbox_dead", "1").await;
+        desk.receive(&["b"]);
+        wait(&desk, LEFT, "0").await;
+        assert_eq!(running.stop().await, 1);
+        // Each attempt is begun six times.
+        let seen = desk.dead("event_id || ' ' || attempts || ' ' || error");
+        assert!(seen.starts_with("a 2 db error: ERROR: not now"), "{seen}");
+        assert_eq!(desk.psql("SELECT last_value FROM tries"), "13");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_breaks_in_a_handlers_statement_has_used_no_attempt() {
+    let desk = Desk::open(", max_retries => 0");
+    desk.psql(
+        "CREATE TABLE effect (id text);
+         CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END';
+         CREATE TRIGGER hold BEFORE INSERT ON effect FOR EACH ROW EXECUTE FUNCTION hold()",
+    );
+    desk.receive(&["a"]);
+    let holder = desk.cluster.client("postgres").await;
+    holder.execute("SELECT pg_advisory_lock(1)", &[]).await.expect("a lock");
+    let proxy = Proxy::to(desk.cluster.port());
+    let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", proxy.port());
+    let running = Running::start(InboxWorker::new(conninfo, "box"), Note);
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'";
+    wait(&desk, waiting, "1").await;
+    proxy.cut();
+    proxy.reopen();
+    // The server does not know that nobody listens to the first one.
+    wait(&desk, waiting, "2").await;
+    holder.execute("SELECT pg_advisory_unlock(1)", &[]).await.expect("no lock");
+    wait(&desk, LEFT, "0").await;
+    assert_eq!(running.stop().await, 1);
+    assert_eq!(desk.psql("SELECT count(*) FROM effect"), "1");
+    assert_eq!(desk.dead("event_id"), "");
+}
+
 /// While a handler takes longer than its lease, nobody else is handed its message.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lease_of_a_long_handler_is_extended() {
