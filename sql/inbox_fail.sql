@@ -130,6 +130,39 @@ $function$;
 comment on function postbox.inbox_extend(text, text[], bigint[], int) is
     'Gives the worker more time, counted from now, for these messages and those it was handed in the same row of the queue; returns the end. PB002 if a token is stale';
 
+-- Which of the messages of a lease that ran out are in the table no more, as their owner has deleted them: nobody can do anything with those. Whoever
+-- may not see every row cannot tell. In its lane such a message is missing; where somebody holds the lane just now, it goes the way of the others.
+create or replace function postbox._let_go(box postbox.inbox, lost postbox.inbox_batch) returns text[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    gone text[];
+begin
+    if not has_table_privilege(box.relation, 'select') or row_security_active(box.relation) then
+        return '{}';
+    end if;
+    execute format('select coalesce(array_agg(u.id), ''{}'') from unnest($1) as u(id) where not exists (select from %s r where r.%I = u.id::%s)',
+        box.relation, box.columns ->> 'event_id', postbox._inbox_type(box, 'event_id')) into gone using lost.event_ids;
+    if gone = '{}' or lost.lanes is null then
+        return gone;
+    end if;
+    with free as materialized (
+        select l.ctid as place, l.head from postbox.inbox_lane l
+        where l.inbox = box.id and l.key = any (lost.lanes) and l.head = any (gone)
+        for update skip locked
+    ), missing as (
+        update postbox.inbox_lane l
+            set arrived = l.arrived - int8multirange(int8range(l.next, l.next, '[]')), head = null
+            from free f where l.ctid = f.place
+            returning f.head
+    )
+    select coalesce(array_agg(m.head), '{}') into gone from missing m;
+    return gone;
+end
+$function$;
+comment on function postbox._let_go(postbox.inbox, postbox.inbox_batch) is 'Private: what of a lease that ran out was deleted by its owner';
+
 -- Leases that have run out. The result is how many there were. Whoever extends or completes one at this moment holds its row, which is skipped.
 create or replace function postbox._expire_leases(box postbox.inbox, most int, everywhere boolean default false) returns int
     language plpgsql volatile
@@ -137,6 +170,7 @@ create or replace function postbox._expire_leases(box postbox.inbox, most int, e
 as $function$
 declare
     lost postbox.inbox_batch;
+    gone text[];
     place tid;
     expired int := 0;
     reason text;
@@ -159,6 +193,8 @@ begin
     loop
         expired := expired + 1;
         delete from postbox.inbox_batch b where b.ctid = place returning b.* into lost;
+        gone := postbox._let_go(box, lost);
+        continue when lost.event_ids <@ gone;
         reason := format('worker %s was handed it at %s and never came back', lost.worker, lost.leased_at);
         if lost.alone and lost.attempts > box.max_retries then
             if lost.lanes is null then
@@ -173,9 +209,9 @@ begin
             select lost.inbox, lost.tier, clock_timestamp(), lost.attempts, case when lost.attempts > box.max_retries then 2 else lost.crashes + 1 end,
                 lost.event_type, reason, coalesce(lost.first_failed_at, clock_timestamp()), clock_timestamp(), array[e.id],
                 case when lost.lanes is not null then array[e.lane] end
-            from unnest(lost.event_ids, lost.lanes) as e(id, lane);
+            from unnest(lost.event_ids, lost.lanes) as e(id, lane) where e.id <> all (gone);
         insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
-            values (box.id, clock_timestamp(), 'failed', lost.event_type, cardinality(lost.event_ids), lost.event_ids);
+            select box.id, clock_timestamp(), 'failed', lost.event_type, count(*), array_agg(e.id) from unnest(lost.event_ids) as e(id) where e.id <> all (gone);
     end loop;
     if not everywhere and (moved_at is null or moved_at < clock_timestamp() - interval '0.5 seconds') then
         insert into postbox.inbox_floor (inbox, kind, tier, at, token, newest)

@@ -144,6 +144,7 @@ create or replace function postbox._role_rights(role text)
             ('worker', 'execute', 'function postbox._require_held(postbox.inbox, text[], bigint[], text[])'),
             ('worker', 'execute', 'function postbox._take_from_batches(postbox.inbox, text[], bigint[])'),
             ('worker', 'execute', 'function postbox._expire_leases(postbox.inbox, int, boolean)'),
+            ('worker', 'execute', 'function postbox._let_go(postbox.inbox, postbox.inbox_batch)'),
             ('worker', 'execute', 'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
             -- Sees everything. What a view calls, it calls as the one who reads it.
             ('monitor', 'execute', 'function postbox.peek_outbox(text, int, text)'),
@@ -407,6 +408,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._arrivals(postbox.inbox, text[])'),
             ('operator', 'execute', 'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
             ('operator', 'execute', 'function postbox._expire_leases(postbox.inbox, int, boolean)'),
+            ('operator', 'execute', 'function postbox._let_go(postbox.inbox, postbox.inbox_batch)'),
             ('operator', 'execute', 'function postbox.repair_inbox(text)'),
             -- Runs maintain().
             ('maintainer', 'execute', 'function postbox._take_due(regclass, int)'),
@@ -463,6 +465,8 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'execute', 'function postbox._empty_inbox_log()'),
             ('maintainer', 'execute', 'function postbox._turn_seen()'),
             ('maintainer', 'execute', 'function postbox._expire_leases(postbox.inbox, int, boolean)'),
+            ('maintainer', 'execute', 'function postbox._let_go(postbox.inbox, postbox.inbox_batch)'),
+            ('maintainer', 'execute', 'function postbox._inbox_type(postbox.inbox, text)'),
             ('maintainer', 'select, insert, update, delete', 'table postbox.inbox_floor'),
             ('maintainer', 'select, usage', 'sequence postbox.inbox_token'),
             ('maintainer', 'execute', 'function postbox._durable()'),

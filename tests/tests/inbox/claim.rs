@@ -181,6 +181,38 @@ async fn whom_leases_run_out_on_is_handed_out_alone_and_then_given_up() {
 }
 
 #[tokio::test]
+async fn what_its_owner_has_deleted_is_let_go_when_its_lease_runs_out() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_inbox('payments', max_retries => 0)").await;
+    receive(&client, "(VALUES ('a'), ('b'), ('c')) v (id)").await;
+    assert_eq!(claim(&client, CLAIM).await.len(), 3);
+    run(&client, "DELETE FROM payments WHERE event_id IN ('a', 'b')").await;
+    let_leases_run_out(&client).await;
+    assert_eq!(ids(&claim(&client, CLAIM).await), ["c"]);
+    // Alone, with all its attempts used.
+    run(&client, "DELETE FROM payments").await;
+    let_leases_run_out(&client).await;
+    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
+    assert_eq!(row(&client, "SELECT count(*) FROM postbox.inbox_batch").await, "0");
+    assert_eq!(rows(&client, "SELECT event_id FROM postbox.inbox_dead").await, [""; 0]);
+    assert_eq!(rows(&client, "SELECT what, event_ids FROM postbox.inbox_log ORDER BY id").await, ["failed|{c}"]);
+
+    // Who does not see all rows does not know which are gone.
+    receive(&client, "(VALUES ('d')) v (id)").await;
+    run(
+        &client,
+        "CREATE ROLE blind; SELECT postbox.grant_role('worker', 'blind', '{payments}'); ALTER TABLE payments ENABLE ROW LEVEL SECURITY; SET ROLE blind",
+    )
+    .await;
+    for _ in 0..2 {
+        run(&client, &format!("SELECT FROM postbox.inbox_claim({CLAIM})")).await;
+        let_leases_run_out(&client).await;
+    }
+    run(&client, "RESET ROLE").await;
+    assert_eq!(rows(&client, "SELECT event_id, why FROM postbox.inbox_dead").await, ["d|crashed"]);
+}
+
+#[tokio::test]
 async fn a_lease_that_ran_out_holds_until_the_message_is_handed_out_again() {
     let (_cluster, client) = start().await;
     run(&client, "SELECT postbox.create_inbox('payments')").await;

@@ -94,6 +94,15 @@ async fn what_is_missing_shows_with_its_age_and_holds_its_aggregate_alone() {
     run(&client, "DELETE FROM payments WHERE event_id = 'a-10'").await;
     complete(&client, &first).await;
     assert_eq!(rows(&client, GAPS).await, ["a|[10,11)"]);
+    // So is one whose worker never came back, and when it comes again it is the next one.
+    receive(&client, "a", &[10]).await;
+    assert_eq!(claimed(&client, CLAIM).await, ["a-10"]);
+    run(&client, "DELETE FROM payments WHERE event_id = 'a-10'; UPDATE postbox.inbox_batch SET lease_until = 'epoch' WHERE token IS NOT NULL").await;
+    assert_eq!(claimed(&client, CLAIM).await, [""; 0]);
+    assert_eq!(rows(&client, GAPS).await, ["a|[10,11)"]);
+    receive(&client, "a", &[10]).await;
+    assert_eq!(drain(&client).await, ["a-10", "a-11"]);
+    assert_eq!(dead(&client).await, [""; 0]);
 }
 
 #[tokio::test]
