@@ -15,8 +15,9 @@ create or replace function postbox._lane_types_sql(box postbox.inbox) returns te
     end;
 comment on function postbox._lane_types_sql(postbox.inbox) is 'Private: a query for what waits in lanes';
 
--- What is pending and dead, by type, if that is all in `most` rows of each kind. parked: what waits behind a dead letter and is shown with it.
-create or replace function postbox._count_inbox(box postbox.inbox, most int, out is_all boolean, out pending jsonb, out dead jsonb)
+-- What is pending and dead, by type, if that is all in `most` rows of each kind. parked: what waits behind a dead letter and is shown with it. knows_due:
+-- of everything it is known whether it is delayed.
+create or replace function postbox._count_inbox(box postbox.inbox, most int, out is_all boolean, out knows_due boolean, out pending jsonb, out dead jsonb)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -29,6 +30,7 @@ declare
     dead_rows bigint;
     in_lanes jsonb;
     arrivals text;
+    arrived bigint := 0;
     noted jsonb;
     may_read constant boolean := has_table_privilege(box.relation, 'select')
         and (box.style = 'claim' or has_table_privilege(postbox._inbox_view(box, 'pending_' || box.name), 'select'));
@@ -44,12 +46,12 @@ begin
              ) c', postbox._inbox_view(box, 'pending_' || box.name))
             into rows, pending using most;
     else
-        select coalesce(sum(c.rows), 0), jsonb_agg(to_jsonb(c)) into rows, pending
+        select coalesce(sum(c.rows), 0), coalesce(sum(c.arrived), 0), jsonb_agg(to_jsonb(c)) into rows, arrived, pending
             from (
-                select b.event_type as type, count(*) as rows, sum(b.messages) as messages, sum(b.messages) filter (where b.is_leased) as leased,
+                select b.event_type as type, count(*) as rows, sum(b.messages) filter (where b.is_arrival) as arrived, sum(b.messages) as messages, sum(b.messages) filter (where b.is_leased) as leased,
                     sum(b.messages) filter (where b.is_delayed) as delayed
                 from (
-                    select p.event_type, cardinality(p.event_ids) as messages, p.token is not null as is_leased,
+                    select p.event_type, cardinality(p.event_ids) as messages, p.token is not null as is_leased, p.tier < 0 as is_arrival,
                         p.token is null and p.ready_at > clock_timestamp() as is_delayed
                     from postbox._pending_batch p where p.inbox = box.id and p.tier > -32768 limit most + 1
                 ) b
@@ -73,7 +75,7 @@ begin
                 into rows, in_lanes using box.id, most + 1;
         end if;
         -- Of arrivals that are in no lane yet the first ones.
-        arrivals := postbox._noted_due_sql(box, -32767, -1, most / 2);
+        arrivals := postbox._noted_due_sql(box, -32767, -1, most);
         if rows <= most and may_read and arrivals is not null then
             execute format(
                 'select jsonb_agg(to_jsonb(c))
@@ -91,6 +93,7 @@ begin
             group by d.event_type
         ) c;
     is_all := rows <= most and dead_rows <= most;
+    knows_due := arrivals is null or arrived = 0 or arrived <= most and may_read;
     pending := coalesce(pending, '[]') || coalesce(in_lanes, '[]') || coalesce(noted, '[]');
     dead := coalesce(dead, '[]');
 end
@@ -150,7 +153,7 @@ begin
             coalesce(sum(p.messages) filter (where p.what = 'conflict'), 0)::bigint,
             coalesce(sum(p.messages) filter (where p.what = 'discarded'), 0)::bigint,
             sum(p.seconds) filter (where p.what = 'processed') / nullif(sum(p.messages) filter (where p.what = 'processed'), 0),
-            counted.is_all and tail_rows <= most,
+            counted.is_all and counted.knows_due and tail_rows <= most,
             -- Of the oldest number among them; NULL: maintenance has not counted yet.
             case when counted.is_all and tail_rows <= most then now
                  when counted.is_all then kept.folded_at
