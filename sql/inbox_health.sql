@@ -23,8 +23,8 @@ declare
     now constant timestamptz := clock_timestamp();
 begin
     if box.style = 'update' then
-        execute format('select p.ready_at from %s p where p.state = ''waiting'' order by p.received_at limit 1', postbox._inbox_view(box, 'pending_' || box.name))
-            into oldest;
+        execute format('select p.ready_at from %s p where p.ready_at <= $1 order by p.ready_at limit 1', postbox._inbox_view(box, 'pending_' || box.name))
+            into oldest using now;
         return oldest;
     end if;
     if box.paused_at is not null then

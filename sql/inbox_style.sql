@@ -66,6 +66,16 @@ begin
             coalesce(box.columns ->> 'received_at', box.columns ->> 'event_id'), box.columns ->> 'processed_at');
         execute format('comment on index %I.%I is %L', namespace, box.name || '_pending', format('Of inbox %s, made by Postbox', box.name));
     end if;
+    -- The message that has waited longest is found along it, however many are delayed. Times without a zone are no order for an index.
+    if postbox._inbox_type(box, 'visible_at') = 'timestamp with time zone'
+        and coalesce(postbox._inbox_type(box, 'received_at'), 'timestamp with time zone') = 'timestamp with time zone'
+        and not exists (select from pg_index x where x.indrelid = box.relation and x.indisvalid and x.indexprs is not null
+            and obj_description(x.indexrelid, 'pg_class') = format('Of inbox %s, made by Postbox', box.name))
+    then
+        execute format('create index %I on %s (coalesce(%I, %s)) where %I is null', box.name || '_due', box.relation, box.columns ->> 'visible_at',
+            coalesce(quote_ident(box.columns ->> 'received_at'), 'null::timestamptz'), box.columns ->> 'processed_at');
+        execute format('comment on index %I.%I is %L', namespace, box.name || '_due', format('Of inbox %s, made by Postbox', box.name));
+    end if;
     updated := format('%I.%I', namespace, box.name || '_updated');
     execute format('create or replace function %s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as %L', updated, format($body$
         begin

@@ -401,6 +401,34 @@ async fn a_message_due_tomorrow_is_delayed_before_it_is_sorted() {
     assert!(critical.starts_with("critical|a message has waited for 00:11:0"), "{critical}");
 }
 
+/// In an inbox whose workers write into the table.
+#[tokio::test]
+async fn a_message_of_the_table_waits_from_when_it_is_due() {
+    let (_cluster, client) = start().await;
+    inbox(&client, ", style => 'update'").await;
+    let insert = |id: &str, received: &str, due: &str| {
+        format!(
+            "INSERT INTO payments (event_id, received_at, visible_at) SELECT '{id}' || n, now() - interval '{received}', now() - interval '{due}' FROM generate_series(1, 1) n"
+        )
+    };
+    let health = "SELECT status, array_to_string(reasons, '; '), oldest_claimable_age IS NULL FROM postbox.inbox_health('payments')";
+    run(&client, &insert("late", "3 hours", "-1 day")).await;
+    assert_eq!(row(&client, health).await, "healthy||t");
+    run(&client, &insert("due", "2 hours", "2 minutes")).await;
+    assert_eq!(row(&client, health).await, "degraded|a message has waited for 00:02:00|f");
+    // Received later, and due since then.
+    run(&client, "INSERT INTO payments (event_id, received_at) VALUES ('plain', now() - interval '3 minutes')").await;
+    assert_eq!(row(&client, health).await, "degraded|a message has waited for 00:03:00|f");
+    // What is delayed costs nothing until it is due.
+    run(&client, &insert("many", "3 hours", "-1 day").replace("(1, 1)", "(1, 20000)")).await;
+    run(&client, "DELETE FROM payments WHERE event_id IN ('plain', 'due1')").await;
+    run(&client, "VACUUM ANALYZE payments").await;
+    assert_eq!(row(&client, "SELECT oldest_claimable_age IS NULL FROM postbox.inbox_health('payments')").await, "t");
+    let read = pages(&client, "SELECT * FROM postbox._oldest_claimable((SELECT i FROM postbox.inbox i))").await;
+    println!("{read} pages");
+    assert!(read < 200, "{read} pages");
+}
+
 #[tokio::test]
 async fn health_says_how_much_was_done_in_the_last_minute_and_how_much_came_in_again() {
     let (_cluster, client) = start().await;
