@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::join;
 use postbox_wire::{Lsn, PayloadType, json};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::error::DbError;
 use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Statement};
 use tracing::{debug, info, warn};
@@ -508,11 +509,13 @@ fn is_passing(error: &Error) -> bool {
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
+        // The code of a policy for rows is that of a right that is missing; it is about one message.
+        let by_policy = error.as_db_error().and_then(DbError::routine) == Some("ExecWithCheckOptions");
         let error = Error::from(error);
         let code = error.sqlstate().unwrap_or_default().to_owned();
         // Data and constraints, what a trigger of the application raises, and limits of the server.
         let refuses = |class: &str| ["22", "23", "44", "54", "P0"].contains(&class) || !CLASSES.contains(&class);
-        if code == OVER_LIMIT || code.get(..2).is_some_and(refuses) {
+        if by_policy || code == OVER_LIMIT || code.get(..2).is_some_and(refuses) {
             return Self::Refused(error);
         }
         if code == CANCELED {

@@ -382,6 +382,33 @@ fn what_an_inbox_refuses_is_a_dead_letter() {
     assert_eq!(pair.shop("SELECT why, attempts FROM postbox.dead_letters"), "unreadable|1");
 }
 
+/// Both have one code, 42501.
+#[test]
+fn a_message_that_a_policy_refuses_is_a_dead_letter_and_a_missing_right_is_none() {
+    let pair = Pair::open();
+    pair.office(
+        "CREATE ROLE clerk LOGIN; SELECT postbox.grant_role('receiver', 'clerk', '{orders}'); ALTER TABLE orders ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY all_but_sevens ON orders FOR INSERT TO clerk WITH CHECK (event_type !~ '^7'); CREATE POLICY all_seen ON orders FOR SELECT TO clerk USING (true)",
+    );
+    let office = format!("host=127.0.0.1 port={} user=clerk dbname=postgres", pair.office.port());
+    let arguments = pair.arguments_to(&office, &["--exit-when-idle", "300ms"]);
+    let arguments = arguments.iter().map(String::as_str).collect::<Vec<_>>();
+    let run = || Run::start(&pair.shop.conninfo("postgres"), &arguments).end(PATIENCE);
+    pair.publish(0, 9);
+    let ended = run();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert_eq!(pair.received().join(" "), "0 1 2 3 4 5 6 8 9");
+    let letters = "SELECT why, attempts, error LIKE '%row-level security%' FROM postbox.dead_letters";
+    assert_eq!(pair.shop(letters), "failed|1|t");
+
+    pair.office("REVOKE INSERT ON orders FROM clerk");
+    pair.publish(10, 12);
+    let ended = run();
+    assert_eq!(ended.code, Some(6), "{}", ended.log);
+    assert!(ended.log.contains("permission denied for table orders"), "{}", ended.log);
+    assert_eq!(pair.shop("SELECT count(*) FROM postbox.dead_letters"), "1");
+}
+
 #[test]
 fn an_inbox_that_is_not_there_is_waited_for() {
     let pair = Pair::open();
