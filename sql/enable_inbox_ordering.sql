@@ -97,6 +97,7 @@ begin
              where d.done is not null
          ) n',
         aggregate_column, sequence_column, box.relation, box.columns ->> 'event_id') using box.id;
+    perform postbox._forget_floors(box.id);
     -- What waits is sorted like what arrives. All rows are written anew, so that whoever comes with an older snapshot fails.
     update postbox.inbox_batch b
         set tier = -1 - b.tier, ready_at = least(b.ready_at, clock_timestamp()), attempts = 0, crashes = 0, error = null, first_failed_at = null, last_failed_at = null
@@ -120,6 +121,7 @@ begin
     box := postbox._ordered_inbox(box);
     perform postbox._drop_inbox_view(box, 'next_' || box.name);
     perform postbox._drop_inbox_view(box, 'gaps_' || box.name);
+    perform postbox._forget_floors(box.id);
     -- Who was handed a message keeps it, and what has been tried stays tried. All rows are written anew, so that whoever comes with an older snapshot
     -- fails.
     update postbox.inbox_batch b set lanes = null where b.inbox = box.id and b.lanes is not null;

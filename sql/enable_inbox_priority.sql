@@ -86,6 +86,7 @@ as $function$
 declare
     tier constant text := postbox._inbox_tier_of(box, 'r');
 begin
+    perform postbox._forget_floors(box.id);
     execute format(
         'with taken as (
              delete from postbox.inbox_batch b where b.inbox = $1 and b.tier > -32768 returning b.*

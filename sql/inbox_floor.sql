@@ -46,6 +46,15 @@ create or replace function postbox._lower_floor(inbox int, kind text, tier small
     end;
 comment on function postbox._lower_floor(int, text, smallint, timestamptz) is 'Private: lets claims begin to look earlier';
 
+-- What waits goes to other queues, and keeps its times: it may lie below what was handed out there.
+create or replace function postbox._forget_floors(inbox int) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        delete from postbox.inbox_floor f where f.inbox = _forget_floors.inbox and f.kind = 'batch';
+    end;
+comment on function postbox._forget_floors(int) is 'Private: lets claims look at all of the queues of an inbox';
+
 -- Looking below is dear when much is gone that is not vacuumed: then not one time in twenty is spent on it.
 create or replace function postbox._may_look(inbox int) returns boolean
     language plpgsql volatile

@@ -385,6 +385,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox.resume_inbox(text, text)'),
             ('operator', 'execute', 'function postbox._set_inbox_paused(text, text, boolean)'),
             ('operator', 'execute', 'function postbox._lock_inbox(text)'),
+            ('operator', 'execute', 'function postbox._forget_floors(int)'),
             ('operator', 'execute', 'function postbox._alone_with_inbox(text)'),
             ('operator', 'execute', 'function postbox.set_inbox(text, int, interval, interval, text, interval, boolean, interval, interval, interval)'),
             ('operator', 'execute', 'function postbox._inbox_lock(text)'),

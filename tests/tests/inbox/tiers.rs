@@ -28,6 +28,36 @@ async fn pending(client: &Client, tier: &str) -> Vec<String> {
     rows(client, &format!("SELECT event_id FROM pending_payments_{tier} ORDER BY 1")).await
 }
 
+/// Where claims begin to look in a queue goes by what was in it before.
+#[tokio::test]
+async fn what_waits_is_not_passed_by_for_what_comes_later_when_it_goes_to_another_queue() {
+    let (_cluster, client) = start_with_tiers().await;
+    run(&client, "INSERT INTO payments (event_id, priority, aggregate_id, sequence_num) VALUES ('0.old', 0, 'a', 1)")
+        .await;
+    // As claims leave it behind where much goes through.
+    let busy = "DELETE FROM postbox.inbox_floor; INSERT INTO postbox.inbox_floor (inbox, kind, tier, at, ready_at)
+        SELECT i.id, 'batch', t, clock_timestamp(), clock_timestamp() FROM postbox.inbox i, unnest('{-3,-2,-1,0,1,2}'::int[]) t";
+    for (n, change) in [
+        "SELECT postbox.enable_inbox_priority('payments', tiers => '[{\"name\": \"high\", \"lowest\": 1}, {\"name\": \"low\", \"highest\": 0}]')",
+        "SELECT postbox.disable_inbox_priority('payments')",
+        "SELECT postbox.enable_inbox_ordering('payments')",
+        "SELECT postbox.disable_inbox_ordering('payments')",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        run(&client, busy).await;
+        run(&client, change).await;
+        let new = format!("-1.new{n}");
+        receive(&client, &[&new]).await;
+        let (old, other): (Vec<_>, Vec<_>) =
+            claim(&client, "'payments', 'w', 50").await.into_iter().partition(|(id, _)| id == "0.old");
+        assert_eq!((old.len(), other.len()), (1, 1), "{change}: {other:?}");
+        complete(&client, &other).await;
+        run(&client, &format!("SELECT postbox.inbox_release('payments', '{{0.old}}', '{{{}}}')", old[0].1)).await;
+    }
+}
+
 #[tokio::test]
 async fn the_first_tier_is_served_first_and_each_may_be_asked_for() {
     let (_cluster, client) = start_with_tiers().await;
