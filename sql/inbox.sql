@@ -169,10 +169,13 @@ create table postbox.inbox_dead (
     first_failed_at timestamptz,
     last_failed_at  timestamptz,
     died_at         timestamptz not null default clock_timestamp(),
+    -- When listeners of postbox_alert were told.
+    told_at         timestamptz,
     constraint inbox_dead_pkey primary key (inbox, event_id),
     constraint inbox_dead_why_check check (why in ('failed', 'crashed', 'sequence'))
 );
 create index inbox_dead_died on postbox.inbox_dead (inbox, died_at);
+create index inbox_dead_untold on postbox.inbox_dead (inbox, died_at) where told_at is null;
 comment on table postbox.inbox_dead is 'Messages that were given up';
 select pg_extension_config_dump('postbox.inbox_dead', '');
 

@@ -13,7 +13,7 @@ begin
         values (box.id, _bury.event_id, _bury.event_type, _bury.aggregate_id, _bury.sequence_num, _bury.tier, _bury.why, _bury.error, _bury.attempts,
             coalesce(_bury.first_failed_at, clock_timestamp()), coalesce(_bury.last_failed_at, clock_timestamp()))
         on conflict on constraint inbox_dead_pkey do update set
-            why = excluded.why, error = excluded.error, attempts = excluded.attempts, last_failed_at = excluded.last_failed_at, died_at = excluded.died_at;
+            why = excluded.why, error = excluded.error, attempts = excluded.attempts, last_failed_at = excluded.last_failed_at, died_at = excluded.died_at, told_at = null;
     insert into postbox.inbox_log (inbox, at, what, event_type, messages, event_ids)
         values (box.id, clock_timestamp(), 'dead', _bury.event_type, 1, array[_bury.event_id]);
 end

@@ -85,19 +85,17 @@ end
 $function$;
 comment on function postbox._settle_seen() is 'Private: lets retention go on where no open transaction may lack what inbox_seen has';
 
--- Sums up what the log has beyond what was summed up before, and alerts of what died. The result is how many entries that were.
+-- Sums up what the log has beyond what was summed up before. The result is how many entries that were.
 create or replace function postbox._fold_inbox_log(box postbox.inbox, settled_id bigint, most int) returns int
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
 as $function$
 declare
-    most_alerts constant int := 10;
     kept postbox.inbox_keeping;
     upto bigint;
     entries int;
     sum_of record;
-    died record;
 begin
     select * into kept from postbox.inbox_keeping k where k.inbox = box.id;
     select max(l.id), count(*) into upto, entries
@@ -122,27 +120,40 @@ begin
                 values (box.id, sum_of.event_type, sum_of.what, sum_of.messages, sum_of.seconds);
         end if;
     end loop;
-    for died in
-        select e.id, g.event_type, g.at, row_number() over (order by g.id) as n, count(*) over () as total
-        from postbox.inbox_log g cross join lateral unnest(g.event_ids) as e(id)
-        where g.inbox = box.id and g.id > coalesce(kept.folded_id, 0) and g.id <= upto and g.what = 'dead'
-        order by g.id
-        limit most_alerts + 1
-    loop
-        if died.n > most_alerts then
-            perform postbox._alert('inbox_dlq_message', box.name, jsonb_build_object('more', died.total - most_alerts));
-        else
-            perform postbox._alert('inbox_dlq_message', box.name, jsonb_build_object('event_id', died.id, 'event_type', died.event_type, 'died_at', died.at)
-                || coalesce((select jsonb_build_object('why', d.why, 'error', left(d.error, 1000), 'attempts', d.attempts)
-                             from postbox.inbox_dead d where d.inbox = box.id and d.event_id = died.id), '{}'));
-        end if;
-    end loop;
     insert into postbox.inbox_keeping as k (inbox, folded_id, folded_at) values (box.id, upto, clock_timestamp())
         on conflict on constraint inbox_keeping_pkey do update set folded_id = excluded.folded_id, folded_at = excluded.folded_at;
     return entries;
 end
 $function$;
 comment on function postbox._fold_inbox_log(postbox.inbox, bigint, int) is 'Private: adds entries of the log to the totals';
+
+-- Tells of up to `most` dead letters of which nobody was told yet. Each says so itself: the log is complete only as far as no open transaction has
+-- written to it, and an alert must not wait for that. The result is how many they are.
+create or replace function postbox._alert_dead(box postbox.inbox, most int) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    most_alerts constant int := 10;
+    died record;
+begin
+    for died in
+        with told as (
+            update postbox.inbox_dead d set told_at = clock_timestamp()
+                where d.inbox = box.id and d.event_id in (
+                    select u.event_id from postbox.inbox_dead u where u.inbox = box.id and u.told_at is null order by u.died_at limit most for update skip locked)
+                returning d.*
+        )
+        select t.*, row_number() over (order by t.died_at, t.event_id) as n, count(*) over () as total from told t order by t.died_at, t.event_id limit most_alerts + 1
+    loop
+        perform postbox._alert('inbox_dlq_message', box.name, case when died.n > most_alerts then jsonb_build_object('more', died.total - most_alerts)
+            else jsonb_build_object('event_id', died.event_id, 'event_type', died.event_type, 'died_at', died.died_at, 'why', died.why,
+                'error', left(died.error, 1000), 'attempts', died.attempts) end);
+    end loop;
+    return coalesce(died.total, 0);
+end
+$function$;
+comment on function postbox._alert_dead(postbox.inbox, int) is 'Private: alerts of dead letters';
 
 -- What inboxes hold that is too much to count at every look: counted here, but for no more than a fiftieth of the time.
 create or replace function postbox._sample_inbox(box postbox.inbox) returns boolean

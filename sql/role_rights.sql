@@ -454,6 +454,7 @@ create or replace function postbox._role_rights(role text)
             ('maintainer', 'execute', 'function postbox._inbox_lock(text)'),
             ('maintainer', 'execute', 'function postbox._watch_inbox_health()'),
             ('maintainer', 'execute', 'function postbox._settled_log_id()'),
+            ('maintainer', 'execute', 'function postbox._alert_dead(postbox.inbox, int)'),
             ('maintainer', 'execute', 'function postbox._settle_seen()'),
             ('maintainer', 'execute', 'function postbox._fold_inbox_log(postbox.inbox, bigint, int)'),
             ('maintainer', 'execute', 'function postbox._sample_inbox(postbox.inbox)'),

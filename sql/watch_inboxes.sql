@@ -58,6 +58,7 @@ declare
     -- What one run does at most.
     most_entries constant int := 50000;
     most_leases constant int := 1000;
+    most_dead constant int := 10000;
     box postbox.inbox;
     done int := 0;
     step record;
@@ -89,7 +90,7 @@ begin
     then
         perform postbox._finish_lanes(box, 1000, true);
     end if;
-    has_more := done >= most_leases;
+    has_more := postbox._alert_dead(box, most_dead) >= most_dead or done >= most_leases;
     done := postbox._fold_inbox_log(box, settled_id, most_entries);
     has_more := has_more or done >= most_entries;
     perform postbox._sample_inbox(box);

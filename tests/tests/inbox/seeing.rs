@@ -475,6 +475,23 @@ async fn those_who_listen_are_told_of_the_dead_and_of_health() {
     let said = listen(&cluster, MAINTAIN);
     assert!(!said.contains("inbox_dlq_message") && !said.contains("inbox_health"), "{said}");
 
+    // No transaction that is open somewhere and has written to the log keeps it from being said.
+    let other = cluster.client("postgres").await;
+    run(&client, "INSERT INTO payments (event_id) VALUES ('late')").await;
+    run(&other, "BEGIN; INSERT INTO payments (event_id) VALUES ('late') ON CONFLICT DO NOTHING").await;
+    run(
+        &client,
+        "SELECT postbox.inbox_fail('payments', event_id, token, 'boom') FROM postbox.inbox_claim('payments', 'w')",
+    )
+    .await;
+    listen(&cluster, MAINTAIN);
+    run(&client, "SELECT postbox.replay_inbox_dead_letters('payments', '{late}'); SELECT postbox.inbox_fail('payments', event_id, token, 'again') FROM postbox.inbox_claim('payments', 'w')").await;
+    let said = listen(&cluster, MAINTAIN);
+    assert!(said.contains(r#""error": "again""#) && said.contains(r#""event_id": "late""#), "{said}");
+    run(&other, "COMMIT").await;
+    let said = listen(&cluster, MAINTAIN);
+    assert!(!said.contains("inbox_dlq_message"), "{said}");
+
     let said = listen(&cluster, "SELECT postbox.replay_inbox_messages('payments', '{m1,m2}')");
     assert!(said.contains(r#""kind": "inbox_replay""#) && said.contains(r#""count": 2"#), "{said}");
     run(&client, "SELECT postbox.discard_inbox_dead_letters('payments', every => true); UPDATE postbox.inbox_log SET at = at - interval '2 minutes'").await;
