@@ -288,13 +288,7 @@ begin
             string_agg(format('%s of "%s"', o.name, o.owner), ', ' order by o.name) as list,
             string_agg(format('ALTER %s OWNER TO %I', o.name, pg_get_userbyid(c.relowner)), '; ' order by o.name) as remedy
         into made
-        from (
-            select 'FUNCTION ' || p.oid::regprocedure as name, pg_get_userbyid(p.proowner) as owner, p.proowner as owner_id, p.pronamespace as namespace
-                from pg_proc p where p.oid in (select f from postbox._inbox_functions(box) f)
-            union all
-            select 'VIEW ' || v.oid::regclass, pg_get_userbyid(v.relowner), v.relowner, v.relnamespace
-                from pg_class v where v.oid in (select w from postbox._inbox_views(box) w)
-        ) o
+        from postbox._inbox_parts(box) o
         join pg_class c on c.oid = box.relation and c.relnamespace = o.namespace
         where not pg_has_role(o.owner_id, 'usage')
            or o.owner <> current_user and not pg_has_role(o.owner_id, c.relowner, 'member')

@@ -56,6 +56,18 @@ create or replace function postbox._inbox_functions(box postbox.inbox) returns s
     end;
 comment on function postbox._inbox_functions(postbox.inbox) is 'Private: the trigger functions of an inbox';
 
+create or replace function postbox._inbox_parts(box postbox.inbox) returns table (name text, owner name, owner_id oid, namespace oid)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    begin atomic
+        select 'FUNCTION ' || p.oid::regprocedure, pg_get_userbyid(p.proowner), p.proowner, p.pronamespace
+            from pg_proc p where p.oid in (select f from postbox._inbox_functions(box) f)
+        union all
+        select 'VIEW ' || v.oid::regclass, pg_get_userbyid(v.relowner), v.relowner, v.relnamespace
+            from pg_class v where v.oid in (select w from postbox._inbox_views(box) w);
+    end;
+comment on function postbox._inbox_parts(postbox.inbox) is 'Private: the functions and views of an inbox, and whose they are';
+
 create or replace function postbox.drop_inbox(name text, if_exists boolean default false, cascade boolean default false) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -65,6 +77,7 @@ declare
     is_there boolean;
     is_renamed boolean;
     holds boolean;
+    foreign_parts record;
     dropped text;
     how constant text := case when cascade then 'cascade' else 'restrict' end;
 begin
@@ -76,6 +89,22 @@ begin
     perform postbox._require_read_committed(format('inbox "%s" is to be dropped', name));
     select * into box from postbox.inbox i where i.name = drop_inbox.name;
     is_there := exists (select from pg_class c where c.oid = box.relation);
+    if is_there and not (select pg_has_role(c.relowner, 'usage') from pg_class c where c.oid = box.relation) then
+        raise exception using errcode = 'insufficient_privilege',
+            message = format('table %s of inbox "%s" belongs to "%s"', box.relation, name, (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = box.relation)),
+            hint = 'Let its owner call this, or a member of that role.';
+    end if;
+    select string_agg(distinct format('"%s"', o.owner), ', ') as owners, string_agg(format('%s of "%s"', o.name, o.owner), ', ' order by o.name) as list,
+            string_agg(format('ALTER %s OWNER TO %I', o.name, current_user), '; ' order by o.name) as remedy
+        into foreign_parts
+        from postbox._inbox_parts(box) o
+        where not pg_has_role(o.owner_id, 'usage') and not pg_has_role((select n.nspowner from pg_namespace n where n.oid = o.namespace), 'usage');
+    if foreign_parts.list is not null then
+        raise exception using errcode = 'insufficient_privilege',
+            message = format('parts of inbox "%s" belong to %s, who could drop them', name, foreign_parts.owners),
+            detail = foreign_parts.list || '.',
+            hint = format('Let a superuser or their owner give them to you, and call this again: %s', foreign_parts.remedy);
+    end if;
     if is_there then
         -- Before its row, as who inserts or claims has the table first.
         execute format('lock table %s in access exclusive mode', box.relation);

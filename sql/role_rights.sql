@@ -343,6 +343,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._check_inbox_settings(text, int, interval, interval, interval, text, text, interval, interval)'),
             ('operator', 'execute', 'function postbox._arm_inbox(text)'),
             ('operator', 'execute', 'function postbox._require_own_parts(postbox.inbox)'),
+            ('operator', 'execute', 'function postbox._inbox_parts(postbox.inbox)'),
             ('operator', 'execute', 'function postbox._arm_refusals(postbox.inbox, text)'),
             ('operator', 'execute', 'function postbox._arm_arriving(postbox.inbox, text)'),
             ('operator', 'execute', 'function postbox._arm_arrived(postbox.inbox, text)'),

@@ -752,6 +752,26 @@ async fn who_gets_the_table_of_an_inbox_is_told_what_else_there_is_to_have() {
             assert!(detail.contains(&format!("VIEW public.{part} of \"op\"")), "{part}: {detail}");
         }
     }
+    run(&client, "SET ROLE \"the app\"").await;
+    let refusal = error(&client, "SELECT postbox.drop_inbox('pay', cascade => true)").await;
+    assert_eq!(
+        (refusal.code().code(), refusal.message()),
+        ("42501", "parts of inbox \"pay\" belong to \"op\", who could drop them")
+    );
+    let (_, remedy) = refusal.hint().unwrap().split_once(": ").unwrap();
+    run(&client, "RESET ROLE; BEGIN").await;
+    run(&client, remedy).await;
+    run(&client, "SET ROLE \"the app\"; SELECT postbox.drop_inbox('pay', cascade => true); ROLLBACK").await;
+    run(&client, "SET ROLE op").await;
+    refused(
+        &client,
+        "SELECT postbox.drop_inbox('pay')",
+        "42501",
+        "table public.pay of inbox \"pay\" belongs to \"the app\"",
+        "owner",
+    )
+    .await;
+    run(&client, "RESET ROLE").await;
     follow(&client, tiers).await;
     follow(&client, "SELECT postbox.repair_inbox('due')").await;
     // What a superuser has made since is his.
