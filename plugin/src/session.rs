@@ -64,7 +64,8 @@ impl Session {
     }
 
     pub(crate) fn change(&mut self, ctx: &mut Context, txn: &Txn, relation: &Rel<'_>, change: &Change) {
-        // UPDATE, DELETE and TRUNCATE of an outbox are housekeeping.
+        // UPDATE, DELETE and TRUNCATE of an outbox are housekeeping. An UPDATE that moves a row to another partition is a DELETE
+        // and an INSERT, and nothing in the log tells that INSERT from any other: its event comes again.
         let tuple = change.inserted();
         let routed = tuple.and_then(|tuple| match self.routes.of(relation) {
             Route::Skip => None,

@@ -39,3 +39,6 @@ SELECT postbox.adopt_outbox('outbox_view');
 SELECT postbox.adopt_outbox('consumer_group', 'postbox');
 CREATE UNLOGGED TABLE unlogged_outbox (event_id uuid, type text, payload jsonb);
 SELECT postbox.adopt_outbox('unlogged_outbox');
+CREATE TABLE parts (event_id uuid, type text, payload jsonb) PARTITION BY RANGE (lower(type), event_id);
+SELECT postbox.adopt_outbox('parts');
+DROP TABLE parts;

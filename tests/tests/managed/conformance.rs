@@ -31,6 +31,26 @@ fn payloads_keys_and_headers_of_every_type_and_null() {
     assert_eq!(deliver_same(&cluster, "postgres").len(), 16);
 }
 
+/// Which nothing in the log tells from a row that is inserted.
+#[test]
+fn a_row_that_an_update_moves_to_another_partition_comes_again() {
+    let cluster = start();
+    cluster.psql(
+        "postgres",
+        "CREATE TABLE parts (event_id int, type text, payload jsonb) PARTITION BY LIST (type);
+         CREATE TABLE parts_a PARTITION OF parts FOR VALUES IN ('a', 'still a'); CREATE TABLE parts_b PARTITION OF parts FOR VALUES IN ('b');
+         SELECT postbox.adopt_outbox('parts')",
+    );
+    make_groups(&cluster, "postgres", "parts");
+    cluster.psql(
+        "postgres",
+        "INSERT INTO parts VALUES (1, 'a'); UPDATE parts SET type = 'still a'; UPDATE parts SET type = 'b'; UPDATE parts SET payload = '1'",
+    );
+    let events = deliver_same(&cluster, "postgres");
+    assert_eq!(types(&events), ["a", "b"]);
+    assert_eq!(events[0]["event_id"], events[1]["event_id"]);
+}
+
 #[test]
 fn what_is_rolled_back_prepared_updated_and_removed() {
     let cluster = Cluster::builder().setting("max_prepared_transactions", "5").start();
