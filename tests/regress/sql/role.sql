@@ -26,10 +26,22 @@ SELECT postbox.grant_role('monitor', 'a_monitor');
 SELECT postbox.grant_role('maintainer', 'a_maintainer', '{open_one,adopted_one}');
 SELECT postbox.grant_role('receiver', 'a_receiver', '{inbox_one,inbox_two}');
 SELECT postbox.grant_role('worker', 'a_worker', '{inbox_one,inbox_two}');
+-- A right on some columns only is shown with these.
 CREATE FUNCTION pg_temp.rights(object text, who text) RETURNS text LANGUAGE sql AS $$
-    SELECT coalesce(string_agg(right_name, ',' ORDER BY n), '-')
+    SELECT coalesce(string_agg(concat(right_name, columns), ',' ORDER BY n), '-')
     FROM unnest('{select,insert,update,delete,truncate,references,trigger}'::text[]) WITH ORDINALITY AS r(right_name, n)
-    WHERE has_table_privilege(who, object, right_name)
+    LEFT JOIN LATERAL (
+        SELECT format('(%s)', string_agg(a.attname, ',' ORDER BY a.attnum)) AS columns
+        FROM pg_attribute a WHERE a.attrelid = object::regclass AND a.attnum > 0 AND NOT a.attisdropped
+            AND CASE WHEN right_name IN ('select', 'insert', 'update', 'references') AND NOT has_table_privilege(who, object, right_name)
+                THEN has_column_privilege(who, object, a.attnum, right_name) END
+        HAVING count(*) > 0
+    ) AS partly ON true
+    WHERE has_table_privilege(who, object, right_name) OR columns IS NOT NULL
+$$;
+CREATE FUNCTION pg_temp.sequence_rights(object text, who text) RETURNS text LANGUAGE sql AS $$
+    SELECT coalesce(string_agg(right_name, ',' ORDER BY n), '-')
+    FROM unnest('{usage,select,update}'::text[]) WITH ORDINALITY AS r(right_name, n) WHERE has_sequence_privilege(who, object, right_name)
 $$;
 SELECT c.oid::regclass AS relation, pg_temp.rights(c.oid::regclass::text, 'a_nobody') AS nobody,
     pg_temp.rights(c.oid::regclass::text, 'a_publisher') AS publisher, pg_temp.rights(c.oid::regclass::text, 'a_consumer') AS consumer,
@@ -38,6 +50,13 @@ SELECT c.oid::regclass AS relation, pg_temp.rights(c.oid::regclass::text, 'a_nob
     pg_temp.rights(c.oid::regclass::text, 'a_receiver') AS receiver, pg_temp.rights(c.oid::regclass::text, 'a_worker') AS worker
     FROM pg_class c
     WHERE (c.relnamespace = 'postbox'::regnamespace OR c.relname IN ('open_one', 'closed_one', 'adopted_one', 'inbox_one', 'inbox_two')) AND c.relkind IN ('r', 'p', 'v')
+    ORDER BY c.relnamespace, c.relname COLLATE "C";
+SELECT c.oid::regclass AS sequence, pg_temp.sequence_rights(c.oid::regclass::text, 'a_nobody') AS nobody,
+    pg_temp.sequence_rights(c.oid::regclass::text, 'a_publisher') AS publisher, pg_temp.sequence_rights(c.oid::regclass::text, 'a_consumer') AS consumer,
+    pg_temp.sequence_rights(c.oid::regclass::text, 'an_operator') AS operator, pg_temp.sequence_rights(c.oid::regclass::text, 'a_monitor') AS monitor,
+    pg_temp.sequence_rights(c.oid::regclass::text, 'a_maintainer') AS maintainer,
+    pg_temp.sequence_rights(c.oid::regclass::text, 'a_receiver') AS receiver, pg_temp.sequence_rights(c.oid::regclass::text, 'a_worker') AS worker
+    FROM pg_class c WHERE c.relkind = 'S' AND c.relnamespace IN ('postbox'::regnamespace, 'public'::regnamespace)
     ORDER BY c.relnamespace, c.relname COLLATE "C";
 SELECT p.oid::regprocedure AS function, has_function_privilege('a_nobody', p.oid, 'execute') AS nobody,
     has_function_privilege('a_publisher', p.oid, 'execute') AS publisher, has_function_privilege('a_consumer', p.oid, 'execute') AS consumer,
