@@ -604,3 +604,28 @@ fn a_managed_server_is_set_up_as_its_page_says() {
     }
     assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM order_events"), "1");
 }
+
+/// The benchmark's own parser.
+#[allow(dead_code)]
+#[path = "../src/bin/bench/arguments.rs"]
+mod arguments;
+
+#[test]
+fn the_benchmark_takes_the_arguments_that_figures_were_measured_with() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let decisions = fs::read_dir(root.join("docs/decisions")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()).chain(decisions);
+    let mut commands = 0;
+    let mut refused = Vec::new();
+    for path in pages.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        for given in fs::read_to_string(&path).unwrap().split("ARGS=\"").skip(1) {
+            let (given, _) = given.split_once('"').expect("an end");
+            commands += 1;
+            if let Err(error) = arguments::Arguments::parse(given.split_whitespace().map(str::to_owned)) {
+                refused.push(format!("{}: {given}: {error}", path.display()));
+            }
+        }
+    }
+    assert!(commands > 10, "only {commands} commands were found");
+    assert_eq!(refused, [""; 0]);
+}
