@@ -241,7 +241,7 @@ begin
          from unnest(arguments || 'origin=adopted'::text) with ordinality as a(argument, n)));
     perform postbox._join_publication(target);
     if kind = 'p' then
-        raise notice using
+        raise warning using
             message = format('an UPDATE that moves a row of "%s.%s" to another partition delivers its event again', schema, name),
             detail = 'To the log it is a DELETE and an INSERT like any other.',
             hint = format('Do not update the columns of its partition key, %s; or have consumers go by the event_id.', pg_get_partkeydef(target));
