@@ -68,6 +68,7 @@ begin
             message = format('"%s.%s" is in a reserved schema and cannot be an outbox', schema, name),
             hint = 'An outbox is a table of yours, in a schema of yours.';
     end if;
+    perform postbox._require_shown(schema, name);
     if to_regclass(format('%I.%I', schema, name)) is null then
         raise exception using errcode = 'undefined_table',
             message = format('relation "%s.%s" does not exist', schema, name),

@@ -163,10 +163,10 @@ comment on function postbox._stored_events(text, oid, bigint, int) is 'Private: 
 
 -- What a member has to give before, and to leave out of, the stream.
 create or replace function postbox._backfills(group_name text)
-    returns table (outbox oid, schema name, name name, upto text, upto_lsn pg_lsn, finished boolean, whole boolean)
+    returns table (outbox oid, schema text, name text, upto text, upto_lsn pg_lsn, finished boolean, whole boolean)
     language sql stable
     begin atomic
-        select b.outbox::oid, m.schema, m.name, b.upto::text, b.upto_lsn, b.finished,
+        select b.outbox::oid, postbox._shown(m.schema), postbox._shown(m.name), b.upto::text, b.upto_lsn, b.finished,
             not exists (
                 select from postbox.consumer_group_outbox o
                 where o.group_name = b.group_name

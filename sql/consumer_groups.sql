@@ -36,12 +36,13 @@ create or replace view postbox.consumer_groups as
                coalesce(array_agg(listed.name order by listed.name) filter (where listed.missing), '{}') as missing_outboxes
         -- One that was made anew has the name of the one before.
         from (
-            select known.name, bool_and(known.missing) as missing from (
-            select case when m.outbox is null then o.outbox_name else format('%I.%I', m.schema, m.name) end as name,
-                   m.outbox is null or (g.source = 'pgoutput' and not exists (select from postbox._published p where p.outbox = o.outbox)) as missing
-            from postbox.consumer_group_outbox o
-            left join postbox._marker m on m.outbox = o.outbox
-            where o.group_name = g.name
+            select known.name, bool_and(known.missing) as missing
+            from (
+                select case when m.outbox is null then o.outbox_name else postbox._shown(format('%I.%I', m.schema, m.name)) end as name,
+                       m.outbox is null or (g.source = 'pgoutput' and not exists (select from postbox._published p where p.outbox = o.outbox)) as missing
+                from postbox.consumer_group_outbox o
+                left join postbox._marker m on m.outbox = o.outbox
+                where o.group_name = g.name
             ) known
             group by known.name
         ) listed

@@ -63,6 +63,8 @@ begin
             message = format('"%s" is not an outbox', outboxes[position_of_bad]),
             hint = 'postbox.outbox_status() lists the outboxes; postbox.adopt_outbox makes an existing table one.';
     end if;
+    -- Renamed since it was made an outbox.
+    perform postbox._require_shown(m.schema, m.name) from postbox._marker m where m.outbox = any (relations);
     plugin := postbox._check_source(source, name);
     if plugin = 'pgoutput' then
         perform postbox._require_published(r, format('the source pgoutput of consumer group "%s"', name)) from unnest(relations) as r;

@@ -32,6 +32,7 @@ begin
             message = format('outbox name "%s" contains a dot or a double quote', name),
             hint = 'Give the bare name, unquoted, and the schema as the second argument: postbox.create_outbox(''orders'', ''public'').';
     end if;
+    perform postbox._require_shown(schema, name);
     if schema ~ '^pg_' or schema in ('information_schema', 'postbox') then
         raise exception using errcode = 'reserved_name',
             message = format('schema "%s" is reserved and cannot hold an outbox', schema),

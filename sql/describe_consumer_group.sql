@@ -47,7 +47,7 @@ begin
         || format(E'Checkpoint:    %s\n', coalesce(format('%s, taken %s', known.lsn, date_trunc('second', known.taken_at)), 'none'))
         || format(E'Dead letters:  %s\n', letters);
     for fill in select * from postbox.backfill b where b.group_name = g.name and not b.finished order by b.outbox loop
-        text := text || format(E'From table:    %s, because of %s, since %s\n', fill.outbox, fill.reason, date_trunc('second', fill.started_at));
+        text := text || format(E'From table:    %s, because of %s, since %s\n', postbox._shown(fill.outbox::text), fill.reason, date_trunc('second', fill.started_at));
     end loop;
     for pin in
         select r.schema, r.name, r.pinned_by

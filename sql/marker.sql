@@ -13,6 +13,40 @@ create or replace function postbox._marker_arguments(tgargs bytea) returns text[
     );
 comment on function postbox._marker_arguments(bytea) is 'Private: pg_trigger.tgargs as an array';
 
+-- A database with the encoding SQL_ASCII takes any bytes for a name, and a client that asks for UTF-8 gets an error for a whole answer
+-- with one that is not.
+create or replace function postbox._shown(name text) returns text
+    language plpgsql stable strict
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if getdatabaseencoding() = 'SQL_ASCII' then
+        begin
+            return convert_from(convert_to(name, 'SQL_ASCII'), 'UTF8');
+        exception when character_not_in_repertoire then
+            return encode(convert_to(name, 'SQL_ASCII'), 'escape');
+        end;
+    end if;
+    return name;
+end
+$function$;
+comment on function postbox._shown(text) is 'Private: a name, escaped where it is not UTF-8';
+
+create or replace function postbox._require_shown(schema text, name text) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if postbox._shown(schema || '.' || name) <> schema || '.' || name then
+        raise exception using errcode = 'invalid_name',
+            message = format('"%s" is not UTF-8 and cannot be the name of an outbox', postbox._shown(schema || '.' || name)),
+            detail = 'Events bear the name of their outbox and are UTF-8 whatever the database has.',
+            hint = 'Give it another name, and its schema: ALTER TABLE ... RENAME TO ..., ALTER SCHEMA ... RENAME TO ....';
+    end if;
+end
+$function$;
+comment on function postbox._require_shown(text, text) is 'Private: refuses a name of an outbox that is not UTF-8';
+
 create or replace function postbox._marker_column(arguments text[], role text) returns text
     language sql immutable strict parallel safe
     return coalesce(

@@ -1,8 +1,8 @@
 -- Read from the catalogs alone: no outbox is locked or scanned, and no right on it is needed.
 
 create or replace view postbox.outboxes as
-    select m.name::text                                       as name,
-           m.schema::text                                     as schema,
+    select postbox._shown(m.name)                             as name,
+           postbox._shown(m.schema)                           as schema,
            format_type(payload.atttypid, payload.atttypmod)   as payload_type,
            sequence.last_seq >> ring.generation_bits          as generation,
            storage.rows_estimate                              as rows_estimate,

@@ -32,6 +32,7 @@ grant execute on function
     postbox.outbox_status(text, text),
     postbox._marker_arguments(bytea),
     postbox._marker_column(text[], text),
+    postbox._shown(text),
     postbox._is_replayable(oid, text[])
 to public;
 

@@ -42,8 +42,7 @@ const CHUNK_ROWS: usize = 10_000;
 impl Backfill {
     /// Those of a group, finished or not.
     pub(crate) async fn list(client: &Client, group: &str) -> Result<Vec<Self>> {
-        let sql = "SELECT outbox, schema::text, name::text, upto, upto_lsn, finished, whole \
-             FROM postbox._backfills($1)";
+        let sql = "SELECT outbox, schema, name, upto, upto_lsn, finished, whole FROM postbox._backfills($1)";
         let rows = group::query(client, sql, &[&group]).await?;
         rows.iter()
             .map(|row| {

@@ -40,7 +40,7 @@ pub struct Step {
 pub async fn maintain_once(client: &Client) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for call in 0..MOST_CALLS {
-        let sql = "SELECT step, subject, outcome, detail FROM postbox.maintain($1)";
+        let sql = "SELECT step, postbox._shown(subject), outcome, postbox._shown(detail) FROM postbox.maintain($1)";
         let mut more = false;
         for row in query(client, sql, &[&(call > 0)]).await? {
             let step = Step {

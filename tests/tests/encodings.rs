@@ -1,7 +1,9 @@
 //! Databases whose text is not UTF-8: the stream is UTF-8 all the same, and what cannot be is told.
 
-use postbox_tests::Cluster;
+use std::process::Command;
+
 use postbox_tests::tap::{decode, deliver, make_slot, prepare, raw_of};
+use postbox_tests::{Cluster, postbox_binary};
 use postbox_wire::Decoder;
 use serde_json::{Value, json};
 
@@ -187,8 +189,8 @@ fn a_name_that_is_no_text_does_not_stop_the_stream() {
     cluster.psql(
         "other",
         &format!(
-            "DO $do$ BEGIN EXECUTE format('CREATE TABLE %I (event_id uuid DEFAULT gen_random_uuid(), type text, %I jsonb)', {name}, {name});
-                 PERFORM postbox.adopt_outbox({name}, payload => {name}); EXECUTE format('INSERT INTO %I (type, %I) VALUES (''odd'', ''1'')', {name}, {name}); END $do$;
+            "DO $do$ BEGIN EXECUTE format('CREATE TABLE odd (event_id uuid DEFAULT gen_random_uuid(), type text, %I jsonb)', {name});
+                 PERFORM postbox.adopt_outbox('odd', payload => {name}); EXECUTE format('ALTER TABLE odd RENAME TO %I', {name}); EXECUTE format('INSERT INTO %I (type, %I) VALUES (''odd'', ''1'')', {name}, {name}); END $do$;
              INSERT INTO of_text (type) VALUES ('after')"
         ),
     );
@@ -197,4 +199,73 @@ fn a_name_that_is_no_text_does_not_stop_the_stream() {
     assert_eq!(shown(&events[0]), (json!("public.b\u{fffd}d"), json!("odd"), json!(1)));
     assert_eq!(shown(&events[1]), (json!("public.of_text"), json!("after"), Value::Null));
     assert_eq!(deliver(&cluster, "other", &["--slot", "s"]), events);
+}
+
+#[test]
+fn a_name_that_is_no_text_is_refused_for_outboxes_and_their_groups() {
+    let cluster = with_database("SQL_ASCII");
+    let name = "convert_from('\\x62e464', 'SQL_ASCII')";
+    cluster.psql(
+        "other",
+        &format!(
+            "DO $do$ BEGIN EXECUTE format('CREATE SCHEMA %I', {name}); EXECUTE format('ALTER TABLE of_bytea RENAME TO %I', {name}); END $do$;
+             CREATE TABLE old (event_id uuid, type text, payload jsonb)"
+        ),
+    );
+    for (sql, shown) in [
+        (format!("postbox.create_outbox({name} || 'x')"), "\"public.b\\344dx\""),
+        (format!("postbox.create_outbox('orders', {name})"), "\"b\\344d.orders\""),
+        (format!("postbox.adopt_outbox({name})"), "\"public.b\\344d\""),
+        (format!("postbox.create_consumer_group('g', ARRAY[quote_ident({name})])"), "\"public.b\\344d\""),
+    ] {
+        let refused = cluster.psql_result("other", &format!("\\set VERBOSITY verbose\nSELECT {sql}")).unwrap_err();
+        assert!(
+            refused.contains("42602") && refused.contains(shown) && refused.contains("RENAME TO"),
+            "{sql}: {refused}"
+        );
+    }
+}
+
+#[test]
+fn an_outbox_renamed_to_what_is_no_text_stops_nobody() {
+    let cluster = with_database("SQL_ASCII");
+    cluster.psql(
+        "other",
+        "SELECT postbox.create_consumer_group('g', '{of_text,of_json}'); SELECT postbox.create_consumer_group('h', '{of_text}');
+         SELECT postbox.set_retention('of_json', '0')",
+    );
+    cluster.psql(
+        "other",
+        "DO $do$ BEGIN EXECUTE format('ALTER TABLE of_json RENAME TO %I', convert_from('\\x62e464', 'SQL_ASCII')); END $do$;
+         INSERT INTO of_text (type) VALUES ('first')",
+    );
+    let insert = "DO $do$ BEGIN EXECUTE format('INSERT INTO %I (type) VALUES (''odd'')', convert_from('\\x62e464', 'SQL_ASCII')); END $do$";
+    cluster.psql("other", insert);
+    let run = |line: &str| {
+        let mut command = Command::new(postbox_binary());
+        let output = command.args(line.split(' ')).args(["-d", &cluster.conninfo("other")]).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for line in ["outbox list", "group list", "group describe g"] {
+        let listed = run(line);
+        assert!(listed.contains("b\\344d"), "{line}: {listed}");
+    }
+    let types = |group: &str| {
+        let events = deliver(&cluster, "other", &["--group", group]);
+        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(types("g"), ["first", "odd"]);
+    assert_eq!(types("h"), ["first"]);
+    run("maintain --once");
+    // From the table, where the stream has lost its place.
+    cluster.psql("other", insert);
+    cluster.psql("other", "SELECT pg_drop_replication_slot(slot_name) FROM postbox.consumer_group WHERE name = 'g'");
+    run("group recover g");
+    assert!(
+        run("group describe g").contains("From table:    public.\"b\\344d\", because of recover"),
+        "{}",
+        run("group describe g")
+    );
+    assert!(types("g").contains(&"odd".to_owned()));
 }

@@ -83,6 +83,7 @@ async fn public_may_execute_and_read_what_is_listed_and_no_more() {
         "postbox._publish_query(regclass,text,text,text,text,jsonb,uuid,text)",
         "postbox._publish_rows(regclass,text,refcursor,text,jsonb,uuid,text)",
         "postbox._require_outbox(regclass,text,text)",
+        "postbox._shown(text)",
         "postbox.claim_chunks(text,bigint,integer,integer,xid8)",
         "postbox.decode(bytea)",
         "postbox.emit(text,text,bytea,text,jsonb,uuid)",
