@@ -8,6 +8,8 @@ OLDER_TESTS = harness:: messages:: transport::refusals:: docs:: decoding::
 # The server that `make install` puts Postbox into, and what to write there with, for instance SUDO=sudo.
 PG_CONFIG ?= pg_config
 SUDO ?=
+# How many messages `make kills` has.
+MESSAGES ?= 100000
 # What `make fuzz` runs, and for how many seconds each.
 TARGETS ?= frames options conninfo login messages jsonb pgoutput emitted
 FUZZ_SECONDS ?= 60
@@ -30,7 +32,7 @@ SHELL = /bin/bash
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL = help
-.PHONY: help demo circle test test-older test-all build install lint bench failpoints sanitize fuzz mutants
+.PHONY: help demo circle kills test test-older test-all build install lint bench failpoints sanitize fuzz mutants
 
 help: ## Print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -40,6 +42,10 @@ demo: build server-$(NEWEST) ## Show the main job on a private server; KEEP=1 le
 
 circle: build server-$(NEWEST) ## Show orders going round between two services while everything is killed at random; SEED=7 repeats
 	@POSTBOX_PG=$(NEWEST) $(CARGO) run --locked --quiet --release -p postbox-tests --bin circle -- $(SEED)
+
+kills: build server-$(NEWEST) ## Kill 10 inbox workers at random over MESSAGES=100000 messages: each has its effect once
+	@POSTBOX_PG=$(NEWEST) POSTBOX_BIN="$$CARGO_TARGET_DIR/release/postbox" POSTBOX_INBOX_MESSAGES=$(MESSAGES) \
+	    $(CARGO) test --locked --quiet -p postbox-tests --test main -- --nocapture effects_happen_once_while
 
 test: build failpoints $(MAJORS:%=server-%) ## Run every test on PostgreSQL 15 and 18; MAJORS="16 17" chooses others
 	@tests/fetch --tests
