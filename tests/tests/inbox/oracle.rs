@@ -103,8 +103,11 @@ pub(super) fn random_ops(rng: &mut StdRng) -> Vec<Op> {
         id: rng.random_range(0..40),
         payload: rng.random_range(0..20) / 19,
         priority: [None, Some(0), Some(5), Some(9)][rng.random_range(0..4)],
-        place: rng.random_bool(0.85).then(|| (rng.random_range(0..4), rng.random_range(1..9))),
-        delayed: rng.random_bool(0.1),
+        // Small numbers more often, so that lanes have heads and these have followers.
+        place: rng
+            .random_bool(0.85)
+            .then(|| (rng.random_range(0..4), rng.random_range(1..9).min(rng.random_range(1..9)))),
+        delayed: rng.random_bool(0.2),
     };
     let pick = |rng: &mut StdRng| Pick {
         message: rng.random_range(0..1000),
@@ -124,7 +127,7 @@ pub(super) fn random_ops(rng: &mut StdRng) -> Vec<Op> {
     };
     let tier = |rng: &mut StdRng| rng.random_bool(0.4).then(|| rng.random_range(0..2));
     (0..rng.random_range(20..110))
-        .map(|_| match rng.random_range(0..26) {
+        .map(|_| match rng.random_range(0..28) {
             0..2 => Op::Insert((0..rng.random_range(1..8)).map(|_| arrival(rng)).collect()),
             2..4 => Op::ReceiveBatch((0..rng.random_range(1..8)).map(|_| arrival(rng)).collect()),
             4..6 => Op::Receive(arrival(rng)),
@@ -142,6 +145,7 @@ pub(super) fn random_ops(rng: &mut StdRng) -> Vec<Op> {
             24 if rng.random_bool(0.6) => Op::Forget,
             24 if rng.random_bool(0.4) => Op::Pause { tier: tier(rng) },
             24 => Op::Resume { tier: tier(rng) },
+            25..27 => Op::Fail { pick: pick(rng), at_once: false },
             _ if rng.random_bool(0.5) => Op::Order(rng.random_bool(0.6)),
             _ => Op::Tiers(rng.random_bool(0.6)),
         })
