@@ -49,6 +49,7 @@ as $function$
 declare
     target regclass;
     is_adopted boolean;
+    arguments text[];
     waiting regclass;
     published regclass;
     holds boolean;
@@ -73,7 +74,7 @@ begin
             message = format('outbox "%s.%s" does not exist', schema, name),
             hint = 'postbox.outbox_status() lists the outboxes. Give the bare name, unquoted, and the schema as the second argument.';
     end if;
-    select m.adopted into is_adopted from postbox._marker m where m.outbox = target;
+    select m.adopted, m.arguments into is_adopted, arguments from postbox._marker m where m.outbox = target;
     if not found then
         raise exception using errcode = 'wrong_object_type',
             message = format('"%s.%s" is not an outbox', schema, name),
@@ -110,6 +111,9 @@ begin
     select o.published into published from postbox.outbox_once o join pg_class c on c.oid = o.published where o.outbox = target;
     if published is not null then
         execute format('drop table %s', published);
+    end if;
+    if 'emit=on' = any (arguments) then
+        perform postbox._note_emit(target, false);
     end if;
     -- What waits in a slot of pgoutput is still read by it.
     update postbox.consumer_group_outbox o

@@ -155,3 +155,54 @@ create or replace function postbox._outbox_shape(outbox oid)
         group by m.schema, m.name, m.outbox;
     end;
 comment on function postbox._outbox_shape(oid) is 'Private: an outbox as it is now';
+
+-- What messages are events of an outbox, by where they stand in the log. An outbox that is none any more is as it was last noted.
+create or replace function postbox._emitter(outbox oid)
+    returns table (schema text, name text, marker bytea, column_names text[], column_types oid[], since pg_lsn[], until pg_lsn[])
+    language sql stable strict
+    begin atomic
+        with period as (
+            select p.* from postbox.emit_period p where p.outbox = _emitter.outbox
+        ), now as (
+            select * from postbox._outbox_shape(_emitter.outbox)
+        ), shape as (
+            select * from now
+            union all
+            (select p.schema, p.name, p.marker, p.column_names, p.column_types from period p where not exists (select from now) order by p.since desc limit 1)
+        ), taken as (
+            select p.since, p.until from period p
+            union all
+            -- Of a server that this database was restored from, or from before the extension was made anew.
+            select '0/0', null from now n where 'emit=on' = any (postbox._marker_arguments(n.marker)) and not exists (select from period p where p.until is null)
+        )
+        select s.schema, s.name, s.marker, s.column_names, s.column_types, array_agg(t.since), array_agg(t.until)
+        from shape s cross join taken t
+        group by s.schema, s.name, s.marker, s.column_names, s.column_types;
+    end;
+comment on function postbox._emitter(oid) is 'Private: an outbox, and from where to where in the log messages are its events';
+
+-- For the one who has just allowed or ended it, or is about to drop the outbox, and has locked it against those who emit: what they have written lies before
+-- this place, and what they are going to write behind it.
+create or replace function postbox._note_emit(outbox oid, takes boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    here constant pg_lsn := pg_current_wal_insert_lsn();
+begin
+    if takes then
+        insert into postbox.emit_period (outbox, since, schema, name, marker, column_names, column_types)
+            select _note_emit.outbox, here, s.* from postbox._outbox_shape(_note_emit.outbox) s;
+    else
+        update postbox.emit_period p
+            set until = here, schema = s.schema, name = s.name, marker = s.marker, column_names = s.column_names, column_types = s.column_types
+            from postbox._outbox_shape(_note_emit.outbox) s
+            where p.outbox = _note_emit.outbox and p.until is null;
+        if not found then
+            insert into postbox.emit_period (outbox, since, until, schema, name, marker, column_names, column_types)
+                select _note_emit.outbox, '0/0', here, s.* from postbox._outbox_shape(_note_emit.outbox) s;
+        end if;
+    end if;
+end
+$function$;
+comment on function postbox._note_emit(oid, boolean) is 'Private: notes that from here on an outbox takes events that are in the log only, or does not any more';

@@ -27,6 +27,7 @@ begin
         end if;
     end if;
     perform postbox._write_marker(marker, array_remove(marker.arguments, 'emit=on') || case when enabled then array['emit=on'] else '{}' end);
+    perform postbox._note_emit(outbox, enabled);
     return true;
 end
 $function$;

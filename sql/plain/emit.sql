@@ -13,6 +13,11 @@ declare
     message text;
 begin
     target := postbox._publish_target(outbox, name);
+    if has_table_privilege(outbox, 'insert') then
+        -- Held to the end, as an INSERT would: whoever ends that the outbox takes events waits for this one.
+        execute format('lock table only %s in row exclusive mode', target.relation);
+        target := postbox._publish_target(outbox, name);
+    end if;
     if type is null then
         raise exception using errcode = 'null_value_not_allowed',
             message = 'the type of an event cannot be NULL',

@@ -31,6 +31,8 @@ pub(super) enum Message {
     /// `pg_logical_emit_message`
     Logical {
         transactional: bool,
+        /// Where it stands in the log.
+        lsn: Lsn,
         prefix: Bytes,
         content: Bytes,
     },
@@ -89,10 +91,10 @@ impl Message {
             }
             b'M' => {
                 let transactional = u8(bytes)? & 1 != 0;
-                let _lsn = u64(bytes)?;
+                let lsn = Lsn(u64(bytes)?);
                 let prefix = text(bytes)?;
                 let length = u32(bytes)?;
-                Self::Logical { transactional, prefix, content: take(bytes, length)? }
+                Self::Logical { transactional, lsn, prefix, content: take(bytes, length)? }
             }
             b'U' | b'D' | b'T' | b'Y' => {
                 bytes.advance(bytes.len());
@@ -193,7 +195,8 @@ mod tests {
         let relation = Relation { oid: 16385, schema: text(b"public"), table: text(b"orders"), columns };
         assert_eq!(read(RELATION), Message::Relation(relation));
         assert_eq!(read(INSERT), Message::Insert { relation: 16385, row: vec![Some(text(b"17")), None] });
-        let logical = Message::Logical { transactional: true, prefix: text(b"postbox"), content: text(b"{}") };
+        let logical =
+            Message::Logical { transactional: true, lsn: Lsn(8), prefix: text(b"postbox"), content: text(b"{}") };
         assert_eq!(read(LOGICAL), logical);
         assert_eq!(read(b"O\0\0\0\0\0\0\0\0upstream\0"), Message::Origin);
         assert_eq!(read(b"T\0\0\0\x01\0\0\0\x40\x01"), Message::Other);

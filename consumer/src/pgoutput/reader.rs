@@ -142,9 +142,9 @@ impl Reader {
                     Rows::Chunks(claims) => return self.add_chunk(&claims, &row, bytes.len()),
                 }
             }
-            Message::Logical { transactional: true, prefix, content } if prefix == emitted::PREFIX.as_bytes() => {
+            Message::Logical { transactional: true, lsn, prefix, content } if prefix == emitted::PREFIX.as_bytes() => {
                 let Some(message) = Emitted::read(&content) else { return Ok(None) };
-                let Some(table) = self.emitter(message.outbox).await? else { return Ok(None) };
+                let Some(table) = self.emitter(message.outbox, lsn).await? else { return Ok(None) };
                 let limit = self.options.max_event_bytes;
                 let event = |transaction: &Transaction, ordinal| {
                     row::message_event(&message, &content, &table, transaction, ordinal, limit)
@@ -238,22 +238,22 @@ impl Reader {
         Ok(Rows::Events(Arc::new(Table::of_relation(&self.client, relation, selectors).await?)))
     }
 
-    /// The outbox of this OID, if it takes messages.
-    async fn emitter(&mut self, outbox: u32) -> Result<Option<Arc<Table>>> {
+    /// The outbox of this OID, if a message that stands there in the log is an event of it.
+    async fn emitter(&mut self, outbox: u32, lsn: Lsn) -> Result<Option<Arc<Table>>> {
         if let Some((asked, table)) = self.emitters.get(&outbox)
             && asked.elapsed() < EMITTERS_HOLD
         {
-            return Ok(table.clone());
+            return Ok(table.clone().filter(|table| table.takes_message(lsn)));
         }
         // Anybody may write messages, of any number of outboxes.
         if self.emitters.len() >= MOST_EMITTERS {
             self.emitters.clear();
         }
         let asked = Instant::now();
-        let table = within(Table::of_oid(&self.client, outbox, self.options.outboxes.as_deref())).await?;
-        let table = table.filter(|table| table.accepts_messages).map(Arc::new);
+        let table = within(Table::of_emitter(&self.client, outbox, self.options.outboxes.as_deref())).await?;
+        let table = table.map(Arc::new);
         self.emitters.insert(outbox, (asked, table.clone()));
-        Ok(table)
+        Ok(table.filter(|table| table.takes_message(lsn)))
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use postbox_wire::marker::{self, ACCEPTS_MESSAGES, Mapping};
-use postbox_wire::{Outbox, OutboxSelector, PayloadType};
+use postbox_wire::marker::{self, Mapping};
+use postbox_wire::{Lsn, Outbox, OutboxSelector, PayloadType};
+use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use super::message::Relation;
@@ -14,6 +15,9 @@ use crate::group;
 /// The column of events that are claims, and the marker's argument that says so.
 const CLAIM_COLUMN: &[u8] = b"claim";
 const CLAIM: &[u8] = b"claim=claim";
+
+/// What [`Table::of_shape`] reads.
+const SHAPE: &str = "SELECT schema, name, marker, column_names, column_types, postbox._base_types(column_types)";
 
 /// A column of an outbox.
 #[derive(Clone, Debug)]
@@ -66,8 +70,8 @@ pub(crate) struct Table {
     /// Where the fields stand in its rows, or why that cannot be told.
     pub(super) mapping: Result<Mapping<Column>, String>,
     pub(super) columns: Vec<Column>,
-    /// It takes what `postbox.emit` writes.
-    pub(super) accepts_messages: bool,
+    /// From where to where in the log it takes what `postbox.emit` writes, if that was asked for.
+    takes_messages: Vec<(Lsn, Option<Lsn>)>,
     /// Its events are wanted.
     pub(super) selected: bool,
 }
@@ -106,23 +110,43 @@ impl Table {
         oid: u32,
         selectors: Option<&[OutboxSelector]>,
     ) -> Result<Option<Self>> {
-        let sql = "SELECT schema, name, marker, column_names, column_types, postbox._base_types(column_types) \
-                   FROM postbox._outbox_shape($1)";
-        let rows = group::query(client, sql, &[&oid]).await?;
-        let read = |row: &Row| -> Result<Self> {
-            let names: Vec<String> = row.try_get(3)?;
-            let (types, base_types): (Vec<u32>, Vec<u32>) = (row.try_get(4)?, row.try_get(5)?);
-            let columns = names.into_iter().zip(types.into_iter().zip(base_types)).enumerate();
-            let columns = columns.map(|(index, (name, (type_oid, base_type)))| Column {
-                index,
-                name: name.into_bytes(),
-                type_oid,
-                base_type,
-            });
-            let marker = arguments(row.try_get(2)?);
-            Ok(Self::new(oid, (row.try_get(0)?, row.try_get(1)?), &marker, columns.collect(), selectors))
-        };
-        rows.first().map(read).transpose()
+        let sql = format!("{SHAPE} FROM postbox._outbox_shape($1)");
+        let rows = group::query(client, &sql, &[&oid]).await?;
+        rows.first().map(|row| Self::of_shape(oid, row, selectors)).transpose()
+    }
+
+    /// That of this OID, with what messages are its events; none if there are no such.
+    pub(super) async fn of_emitter(
+        client: &Client,
+        oid: u32,
+        selectors: Option<&[OutboxSelector]>,
+    ) -> Result<Option<Self>> {
+        let sql = format!("{SHAPE}, since, until FROM postbox._emitter($1)");
+        let rows = group::query(client, &sql, &[&oid]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let (since, until): (Vec<PgLsn>, Vec<Option<PgLsn>>) = (row.try_get(6)?, row.try_get(7)?);
+        let lsn = |lsn: PgLsn| Lsn(lsn.into());
+        let takes_messages = since.into_iter().map(lsn).zip(until.into_iter().map(|until| until.map(lsn))).collect();
+        Ok(Some(Self { takes_messages, ..Self::of_shape(oid, row, selectors)? }))
+    }
+
+    /// Whether a message that stands there in the log is an event of it.
+    pub(super) fn takes_message(&self, lsn: Lsn) -> bool {
+        self.takes_messages.iter().any(|(since, until)| *since <= lsn && until.is_none_or(|until| lsn < until))
+    }
+
+    fn of_shape(oid: u32, row: &Row, selectors: Option<&[OutboxSelector]>) -> Result<Self> {
+        let names: Vec<String> = row.try_get(3)?;
+        let (types, base_types): (Vec<u32>, Vec<u32>) = (row.try_get(4)?, row.try_get(5)?);
+        let columns = names.into_iter().zip(types.into_iter().zip(base_types)).enumerate();
+        let columns = columns.map(|(index, (name, (type_oid, base_type)))| Column {
+            index,
+            name: name.into_bytes(),
+            type_oid,
+            base_type,
+        });
+        let marker = arguments(row.try_get(2)?);
+        Ok(Self::new(oid, (row.try_get(0)?, row.try_get(1)?), &marker, columns.collect(), selectors))
     }
 
     pub(super) fn new(
@@ -145,7 +169,7 @@ impl Table {
             outbox: Arc::new(Outbox { schema, table, payload_type }),
             mapping,
             columns,
-            accepts_messages: arguments.iter().any(|argument| argument == ACCEPTS_MESSAGES),
+            takes_messages: Vec::new(),
             selected,
         }
     }

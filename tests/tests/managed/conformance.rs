@@ -230,6 +230,54 @@ fn messages_among_rows_and_what_anybody_writes() {
 }
 
 #[test]
+fn messages_count_as_of_when_they_were_written() {
+    let cluster = start();
+    cluster.psql(
+        "postgres",
+        "SELECT postbox.create_outbox('orders'), postbox.create_outbox('dropped', payload_type => 'bytea'); CREATE TABLE let_go (id int, kind text, body text);
+         CREATE TABLE gone (id int, kind text, body text)",
+    );
+    for (adopted, emits) in [("let_go", "true"), ("gone", "true")] {
+        let adopt =
+            format!("SELECT postbox.adopt_outbox('{adopted}', event_id => 'id', type => 'kind', payload => 'body')");
+        cluster.psql("postgres", &format!("{adopt}; SELECT postbox.set_emit('{adopted}', {emits})"));
+    }
+    make_groups(&cluster, "postgres", "orders,dropped,let_go,gone");
+    let oid = |outbox: &str| cluster.psql("postgres", &format!("SELECT '{outbox}'::regclass::oid"));
+    let (orders, let_go) = (oid("orders"), oid("let_go"));
+    let by_hand = |oid: &str, kind: &str| {
+        format!(
+            "SELECT pg_logical_emit_message(true, 'postbox', '{{\"outbox\":{oid},\"id\":\"00000000-0000-4000-8000-0000000000ab\",\"type\":\"{kind}\"}}')"
+        )
+    };
+    let row = |kind: &str| format!("INSERT INTO orders (type) VALUES ('{kind}')");
+    let emit = |kind: &str| format!("SELECT postbox.emit('orders', '{kind}', '{{}}')");
+    let set = |enabled: bool| format!("SELECT postbox.set_emit('orders', {enabled})");
+    for transaction in [
+        vec![by_hand(&orders, "before"), row("row 1")],
+        vec![by_hand(&orders, "too early"), set(true), emit("of its transaction"), row("row 2")],
+        vec![emit("later"), row("row 3")],
+        vec![emit("at last"), set(false), by_hand(&orders, "too late"), row("row 4")],
+        vec![by_hand(&orders, "between"), row("row 5")],
+        vec![set(true), "SAVEPOINT s".to_owned(), set(false), "ROLLBACK TO s".to_owned(), emit("again")],
+        vec![set(false), by_hand(&orders, "after"), row("row 6")],
+        vec!["SELECT postbox.set_emit('dropped', true)".to_owned()],
+        vec![r"SELECT postbox.emit('dropped', 'of a dropped outbox', '\x00ff'::bytea)".to_owned()],
+        vec!["SELECT postbox.drop_outbox('dropped', force => true)".to_owned()],
+        vec!["SELECT postbox.emit('let_go', 'let go', 'text')".to_owned()],
+        vec!["SELECT postbox.drop_outbox('let_go', force => true)".to_owned(), by_hand(&let_go, "no event")],
+        vec!["SELECT postbox.emit('gone', 'of a dropped table', 'text')".to_owned()],
+        vec!["DROP TABLE gone".to_owned()],
+    ] {
+        cluster.psql("postgres", &format!("BEGIN; {}; COMMIT", transaction.join("; ")));
+    }
+    let events = deliver_same(&cluster, "postgres");
+    let expected = "row 1,of its transaction,row 2,later,row 3,at last,row 4,row 5,again,row 6,of a dropped outbox,let go,of a dropped table";
+    assert_eq!(types(&events).join(","), expected);
+    assert!(events.iter().all(|event| event.get("error").is_none()), "{events:#?}");
+}
+
+#[test]
 fn columns_that_are_gone_make_error_events_with_the_rows_values() {
     let cluster = start();
     cluster.psql(

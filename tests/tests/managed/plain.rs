@@ -182,6 +182,19 @@ async fn emitted_events_come_as_the_extensions_do() {
 }
 
 #[tokio::test]
+async fn an_outbox_does_not_cease_to_take_events_while_one_is_under_way() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders'), postbox.set_emit('orders', true)").await;
+    run(&client, "CREATE ROLE app; GRANT USAGE ON SCHEMA postbox TO app; GRANT INSERT ON orders TO app").await;
+    let other = cluster.client("postgres").await;
+    other.batch_execute("SET ROLE app; BEGIN; SELECT postbox.emit('orders', 't', '{}')").await.expect("emitted");
+    run(&client, "SET lock_timeout = '10ms'").await;
+    assert_eq!(error(&client, "SELECT postbox.set_emit('orders', false)").await.code().code(), "55P03");
+    other.batch_execute("COMMIT").await.expect("committed");
+    run(&client, "RESET lock_timeout; SELECT postbox.set_emit('orders', false)").await;
+}
+
+#[tokio::test]
 async fn frames_are_not_decoded_there_and_the_refusal_says_where() {
     let (_cluster, client) = start().await;
     refused(
