@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use postbox_wire::emitted::{self, Emitted};
 use postbox_wire::{self as wire, FRAME_BYTES, Lsn, Options, Origin, PgMicros, Transaction};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
 use super::claims::{Chunks, Claims};
@@ -28,8 +28,8 @@ pub(crate) struct Reader {
     /// Newer than any transaction before it, within half of the numbers: tells the epoch of a transaction's id.
     latest_xid: u64,
     relations: HashMap<u32, Rows>,
-    /// Of messages: the outboxes that they name, if they take any, and when that was asked.
-    emitters: HashMap<u32, (Instant, Option<Arc<Table>>)>,
+    /// Of messages: what the outboxes that they name take.
+    emitters: HashMap<u32, Emitter>,
     last_commit: Lsn,
     current: Option<Current>,
 }
@@ -39,6 +39,29 @@ pub(crate) struct Reader {
 enum Rows {
     Events(Arc<Table>),
     Chunks(Arc<Claims>),
+}
+
+/// What was said about an outbox that a message names.
+struct Emitter {
+    /// None if it takes no messages.
+    table: Option<Arc<Table>>,
+    asked: Instant,
+    /// The transaction that it was asked for, and which ones were all over by then.
+    of: u64,
+    over_before: u64,
+}
+
+impl Emitter {
+    /// The outbox, if a message that stands there in the log is an event of it.
+    fn taking(&self, lsn: Lsn) -> Option<&Arc<Table>> {
+        self.table.as_ref().filter(|table| table.takes_message(lsn))
+    }
+
+    /// Whether a message of this transaction is no event for sure if none was known then: an outbox that takes it did so before it was
+    /// written, and was seen to by who was asked after it was visible.
+    fn knows(&self, xid: u64) -> bool {
+        xid == self.of || xid < self.over_before
+    }
 }
 
 /// The transaction that is being received.
@@ -59,8 +82,11 @@ struct Current {
 /// How long the server may take to say what a table means.
 const LOOK_UP: Duration = Duration::from_secs(30);
 
-/// What has been asked about messages holds for so long: PostgreSQL tells of changes of a table with the next row only.
+/// That an outbox takes messages, and what it is called, holds for so long: PostgreSQL tells of changes of a table with the next row only.
 const EMITTERS_HOLD: Duration = Duration::from_secs(1);
+
+/// Between two questions whether a transaction is visible.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 impl Reader {
     /// Connects to where tables are asked about.
@@ -240,20 +266,50 @@ impl Reader {
 
     /// The outbox of this OID, if a message that stands there in the log is an event of it.
     async fn emitter(&mut self, outbox: u32, lsn: Lsn) -> Result<Option<Arc<Table>>> {
-        if let Some((asked, table)) = self.emitters.get(&outbox)
-            && asked.elapsed() < EMITTERS_HOLD
-        {
-            return Ok(table.clone().filter(|table| table.takes_message(lsn)));
+        let Some(xid) = self.current.as_ref().map(|current| current.transaction.xid) else {
+            return Err(out_of_order("a message outside of a transaction"));
+        };
+        if let Some(known) = self.emitters.get(&outbox) {
+            match known.taking(lsn) {
+                Some(table) if known.asked.elapsed() < EMITTERS_HOLD => return Ok(Some(Arc::clone(table))),
+                None if known.knows(xid) => return Ok(None),
+                _ => {}
+            }
         }
+        let asked = within(self.ask_emitter(outbox, xid, lsn)).await?;
+        let table = asked.taking(lsn).cloned();
         // Anybody may write messages, of any number of outboxes.
         if self.emitters.len() >= MOST_EMITTERS {
             self.emitters.clear();
         }
-        let asked = Instant::now();
-        let table = within(Table::of_emitter(&self.client, outbox, self.options.outboxes.as_deref())).await?;
-        let table = table.map(Arc::new);
-        self.emitters.insert(outbox, (asked, table.clone()));
-        Ok(table.filter(|table| table.takes_message(lsn)))
+        self.emitters.insert(outbox, asked);
+        Ok(table)
+    }
+
+    async fn ask_emitter(&self, outbox: u32, xid: u64, lsn: Lsn) -> Result<Emitter> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let asked = Instant::now();
+            let (is_visible, over_before) = self.visibility(xid).await?;
+            let table = Table::of_emitter(&self.client, outbox, self.options.outboxes.as_deref()).await?;
+            let emitter = Emitter { table: table.map(Arc::new), asked, of: xid, over_before };
+            if is_visible || emitter.taking(lsn).is_some() {
+                return Ok(emitter);
+            }
+            // What has let the outbox take messages may be this very transaction, which is received before others see it; long before, where its commit
+            // waits for a standby.
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Whether others see what a transaction has done, and before which one all are over.
+    async fn visibility(&self, xid: u64) -> Result<(bool, u64)> {
+        let sql = "SELECT pg_catalog.pg_visible_in_snapshot($1::text::pg_catalog.xid8, s), pg_catalog.pg_snapshot_xmin(s)::text \
+                   FROM pg_catalog.pg_current_snapshot() AS s";
+        let row = self.client.query_one(sql, &[&xid.to_string()]).await?;
+        let over_before: String = row.try_get(1)?;
+        Ok((row.try_get(0)?, over_before.parse().unwrap_or_default()))
     }
 }
 
