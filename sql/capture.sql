@@ -5,6 +5,12 @@
 -- What is done for every statement decides what capture costs: an INSERT whose plan is kept, and no look into a catalog. The names of columns are
 -- asked for by a function that is declared IMMUTABLE, which the planner calls once: whatever is done to the table makes PostgreSQL plan anew.
 
+-- What types print goes by the session's settings: a row is the same whoever writes it.
+create or replace function postbox._captured_settings() returns text
+    language sql immutable
+    return 'set timezone = ''UTC'' set datestyle = iso set intervalstyle = iso_8601 set bytea_output = hex set extra_float_digits = 1';
+comment on function postbox._captured_settings() is 'Private: SQL for the settings of a function that makes rows events';
+
 -- The rows that a statement changed, as (before, after) in JSON, by what the trigger gives: `of` is 'statement' or 'row'.
 -- `virtual` goes behind each row: the columns that PostgreSQL computes on reading, which no trigger is given.
 create or replace function postbox._captured_rows(op text, of text, virtual text) returns text

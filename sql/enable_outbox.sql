@@ -314,10 +314,9 @@ begin
     columns_of := format('%I.%I', schema, 'postbox_columns_' || suffix);
     given := jsonb_build_object('outbox', events::text, 'table', qualified, 'type', name, 'granularity', granularity, 'keys', coalesce(cardinality(key), 0),
         'chosen', columns is not null, 'partitioned', is_partitioned, 'covering', covering, 'function', capture, 'columns_function', columns_of);
-    -- A key is written the same way in every session.
-    execute format('create function %s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp%s as %L',
-        capture, case when key is not null then ' set timezone = ''UTC'' set bytea_output = hex set intervalstyle = iso_8601' else '' end,
-        postbox._captured_function(given));
+    -- A row is written the same way in every session.
+    execute format('create function %s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp %s as %L',
+        capture, postbox._captured_settings(), postbox._captured_function(given));
     execute format('create function %s(what text) returns text[] language plpgsql immutable set search_path = pg_catalog, pg_temp as %L',
         columns_of, postbox._columns_function(given));
     execute format('create function %s() returns trigger language plpgsql as %L', beginning, postbox._beginning_function(given));

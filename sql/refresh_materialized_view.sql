@@ -1,5 +1,25 @@
 -- A materialized view has no triggers. What a refresh changed is found by comparing its rows before and after, in the transaction of the refresh.
 
+-- Runs a statement that prints rows, as capture does. What REFRESH runs is not printed: its query goes by the settings of the session.
+create or replace function postbox._print_rows(statement text) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set timezone = 'UTC'
+    set datestyle = iso
+    set intervalstyle = iso_8601
+    set bytea_output = hex
+    set extra_float_digits = 1
+as $function$
+declare
+    printed bigint;
+begin
+    execute statement;
+    get diagnostics printed = row_count;
+    return printed;
+end
+$function$;
+comment on function postbox._print_rows(text) is 'Private: runs a statement by which rows become JSON, the same in every session';
+
 create or replace function postbox._refresh_materialized_view(
     target regclass, view_name text, outbox text, found_outbox regclass, key text[], readable boolean
 ) returns bigint
@@ -44,17 +64,16 @@ begin
     -- One refresh at a time: the next one starts from what this one leaves.
     perform pg_advisory_xact_lock(postbox._lock_key(target));
     select c.relispopulated into was_populated from pg_class c where c.oid = target;
-    execute format('create temporary table postbox_before on commit drop as select to_jsonb(x.*) as row from %s x%s', target,
-        case when was_populated then '' else ' with no data' end);
+    perform postbox._print_rows(format('create temporary table postbox_before on commit drop as select to_jsonb(x.*) as row from %s x%s', target,
+        case when was_populated then '' else ' with no data' end));
     execute format('refresh materialized view %s%s', case when readable then 'concurrently ' else '' end, target);
     of_row := case when key is null then null when cardinality(key) = 1 then format('(r.row ->> %L)', key[1])
         else (select format('jsonb_build_array(%s)::text', string_agg(format('r.row -> %L', k.col), ', ' order by k.n)) from unnest(key) with ordinality as k(col, n)) end;
-    execute format($sql$
+    changed := postbox._print_rows(format($sql$
         create temporary table postbox_delta on commit drop as
             select i.row, true as inserted from (select to_jsonb(x.*) as row from %1$s x except all select b.row from pg_temp.postbox_before b) i
             union all
-            select d.row, false from (select b.row from pg_temp.postbox_before b except all select to_jsonb(x.*) from %1$s x) d$sql$, target);
-    get diagnostics changed = row_count;
+            select d.row, false from (select b.row from pg_temp.postbox_before b except all select to_jsonb(x.*) from %1$s x) d$sql$, target));
     headers := jsonb_build_object('op', 'refresh', 'table', schema || '.' || name, 'statement', pg_current_xact_id()::text);
     is_new := not was_populated;
     if key is null then

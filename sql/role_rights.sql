@@ -280,6 +280,8 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._disable_outbox(regclass, text, boolean, boolean)'),
             ('operator', 'execute', 'function postbox._require_taking(regclass, text)'),
             ('operator', 'execute', 'function postbox.refresh_materialized_view(text, text, text[], boolean)'),
+            ('operator', 'execute', 'function postbox._print_rows(text)'),
+            ('operator', 'execute', 'function postbox._captured_settings()'),
             ('operator', 'execute', 'function postbox._refresh_materialized_view(regclass, text, text, regclass, text[], boolean)'),
             ('operator', 'execute', 'function postbox.create_consumer_group(text, text[], text, boolean, bigint, text, interval, text)'),
             ('operator', 'execute', 'function postbox._create_consumer_group(text, text[], regclass[], text, boolean, bigint, text, interval, text)'),

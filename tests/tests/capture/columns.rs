@@ -34,6 +34,67 @@ async fn all_columns_are_those_that_the_table_has_now() {
 }
 
 #[tokio::test]
+async fn a_row_is_told_the_same_whatever_the_session_prints_like() {
+    let (_cluster, client) = start().await;
+    let columns = "at timestamptz, day date, during tstzrange, span interval, bytes bytea, x float8, y float4";
+    run(
+        &client,
+        &format!(
+            "CREATE TABLE whole (id int PRIMARY KEY, {columns}); CREATE TABLE keyed (LIKE whole INCLUDING ALL); CREATE TABLE single (LIKE whole INCLUDING ALL);
+             CREATE MATERIALIZED VIEW view AS SELECT *, current_setting('timezone') AS zone FROM whole;
+             SELECT postbox.create_outbox('box'), postbox.enable_outbox('whole', 'box'), postbox.enable_outbox('keyed', 'box', key => '{{id}}'),
+                 postbox.enable_outbox('single', 'box', granularity => 'row')"
+        ),
+    )
+    .await;
+    let mut expected = None;
+    for settings in [
+        "SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; SET intervalstyle = 'sql_standard'; SET bytea_output = 'escape'; SET extra_float_digits = -5",
+        "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET bytea_output = 'hex'; SET extra_float_digits = 3",
+    ] {
+        run(&client, settings).await;
+        for table in ["whole", "keyed", "single"] {
+            run(
+                &client,
+                &format!(
+                    "DELETE FROM {table}; INSERT INTO {table} SELECT 1, timestamptz '2026-01-31 12:00:00+00', date '2026-01-31',
+                         tstzrange('2026-01-31 12:00:00+00', NULL), make_interval(days => 1, secs => 1.5), '\\x00ff', 1::float8 / 3, 1::float4 / 3"
+                ),
+            )
+            .await;
+        }
+        run(&client, "DELETE FROM box; UPDATE whole SET id = 2; UPDATE keyed SET id = 2; UPDATE single SET id = 2")
+            .await;
+        run(&client, "SELECT postbox.refresh_materialized_view('view', 'box')").await;
+        let events = events(&client, "box").await;
+        // What a view computes goes by the session that refreshes it.
+        let zone = row(&client, "SHOW timezone").await;
+        let refreshed = events.last().expect("an event");
+        assert_eq!(refreshed["payload"]["inserted"][0]["zone"], zone, "{refreshed}");
+        let told = json!(
+            events
+                .iter()
+                .map(|event| {
+                    let payload = &event["payload"];
+                    let row =
+                        [&payload["inserted"][0], &payload["after"]].into_iter().find(|row| row.is_object()).cloned();
+                    row.map(|mut row| {
+                        row.as_object_mut().unwrap().retain(|name, _| name != "zone");
+                        row
+                    })
+                })
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(&told, expected.get_or_insert(told.clone()), "{settings}");
+    }
+    assert_eq!(
+        expected.unwrap()[0],
+        json!({"id": 2, "at": "2026-01-31T12:00:00+00:00", "day": "2026-01-31", "during": "[\"2026-01-31 12:00:00+00\",)",
+            "span": "P1DT1.5S", "bytes": "\\x00ff", "x": 0.3333333333333333, "y": 0.33333334})
+    );
+}
+
+#[tokio::test]
 async fn chosen_columns_follow_a_renaming_and_cannot_be_dropped() {
     let (_cluster, client) = start().await;
     run(&client, "CREATE TABLE orders (id int PRIMARY KEY, \"The \"\"customer\" text, cents int, secret text)").await;
