@@ -86,7 +86,7 @@ begin
     if readers is not null and not coalesce(force, false) then
         raise exception using errcode = 'object_in_use',
             message = format('outbox "%s.%s" is read by consumer group %s', schema, name, readers),
-            detail = 'What these groups have not consumed yet they still can after the drop, but nothing new can be published.',
+            detail = 'What these groups have not consumed yet they still can after the drop, but for the data of claims, and nothing new can be published.',
             hint = format('Drop the group with postbox.drop_consumer_group, or drop the outbox all the same: '
                 'postbox.drop_outbox(%L, %L, force => true).', name, schema);
     end if;

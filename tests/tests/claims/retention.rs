@@ -5,7 +5,7 @@ use postbox_tests::wait_until_async;
 use super::{numbers, publish};
 use crate::shop::PATIENCE;
 use crate::sql::retention::{maintain, with_ring};
-use crate::sql::{row, rows, run};
+use crate::sql::{error, row, rows, run};
 
 const CHECKPOINT: &str = "UPDATE postbox.checkpoint SET snapshot = pg_current_snapshot(), lsn = pg_current_wal_insert_lsn(), taken_at = clock_timestamp()";
 const TURN: &str =
@@ -102,4 +102,28 @@ async fn a_purge_takes_claims_along() {
         run(&client, &format!("SELECT * FROM postbox.purge_outbox('orders', {force})")).await;
         assert_eq!(row(&client, all).await, "0|0", "force => {force}");
     }
+}
+
+/// What docs/sql.md says of a forced purge: the log still has what the tables have not.
+#[tokio::test]
+async fn of_what_a_forced_purge_took_the_stream_has_the_data_and_the_reference_says_that_it_is_gone() {
+    let (cluster, client) = with_ring().await;
+    run(&client, "SELECT postbox.enable_claim_check('orders', 10)").await;
+    for group in ["by_stream", "by_reference"] {
+        run(&client, &format!("SELECT postbox.create_consumer_group('{group}', '{{orders}}')")).await;
+    }
+    publish(&client, &numbers(100)).await;
+    let at = row(&client, "SELECT format('%s, xid => %L', seq, xid) FROM orders").await;
+    run(&client, "SELECT * FROM postbox.purge_outbox('orders', true)").await;
+    let read = |claims: &str| {
+        let group = format!("by_{claims}");
+        postbox_tests::tap::deliver(&cluster, "postgres", &["--group", &group, "--claims", claims])
+    };
+    let streamed = read("stream");
+    let event = streamed.last().expect("an event");
+    let text = streamed.iter().filter_map(|line| line["text"].as_str()).collect::<String>();
+    assert_eq!((text.lines().count(), &event["claim"]["rows"]), (100, &serde_json::json!(100)), "{streamed:#?}");
+    assert_eq!(read("reference"), [event.clone()]);
+    let gone = error(&client, &format!("SELECT * FROM postbox.claim_chunks('orders', {at})")).await;
+    assert_eq!(gone.code().code(), "P0002", "{gone:?}");
 }
