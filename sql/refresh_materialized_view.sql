@@ -41,6 +41,7 @@ declare
     lines constant text := 'select jsonb_build_object(case when d.inserted then ''inserted'' else ''deleted'' end, d.row)::text from pg_temp.postbox_delta d order by d.inserted';
     line refcursor;
     changed bigint;
+    bytes bigint;
 begin
     select n.nspname, c.relname, c.relkind into schema, name, kind from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = target;
     if not found then
@@ -97,15 +98,28 @@ begin
         perform postbox._publish_rows(events, name || '.refreshed', line, schema || '.' || name, headers, null, 'pg_catalog, pg_temp');
         close line;
     else
-        execute format($sql$
-            insert into %1$s (type, key, headers, payload)
-                select $1, %2$s, $2, $3 || jsonb_build_object(
-                    'inserted', coalesce(jsonb_agg(r.row) filter (where r.inserted), '[]'), 'deleted', coalesce(jsonb_agg(r.row) filter (where not r.inserted), '[]'))
-                from pg_temp.postbox_delta r
-                %3$s
-                having count(*) > 0 or $4$sql$,
-            events, coalesce(of_row, quote_literal(schema || '.' || name)), case when key is not null then 'group by ' || of_row else '' end)
-            using name || '.refreshed', headers, case when is_new then '{"full_refresh": true}' else '{}' end::jsonb, is_new;
+        begin
+            execute postbox._captured_written(format($sql$
+                insert into %1$s (type, key, headers, payload)
+                    select $1, %2$s, $2, $3 || jsonb_build_object(
+                        'inserted', coalesce(jsonb_agg(r.row) filter (where r.inserted), '[]'), 'deleted', coalesce(jsonb_agg(r.row) filter (where not r.inserted), '[]'))
+                    from pg_temp.postbox_delta r
+                    %3$s
+                    having count(*) > 0 or $4$sql$,
+                events, coalesce(of_row, quote_literal(schema || '.' || name)), case when key is not null then 'group by ' || of_row else '' end))
+                into bytes
+                using name || '.refreshed', headers, case when is_new then '{"full_refresh": true}' else '{}' end::jsonb, is_new;
+        exception when program_limit_exceeded or out_of_memory then
+            bytes := 1::bigint << 62;
+        end;
+        if bytes > 268369920 then
+            raise exception using errcode = 'program_limit_exceeded',
+                message = format('what a refresh changed in materialized view "%s.%s" is too large for an event', schema, name),
+                detail = 'An event has at most 256 MiB.',
+                hint = case when key is null
+                    then format('Let the outbox have a claim check: SELECT postbox.enable_claim_check(%L); or give a key, for an event of each.', events::text)
+                    else 'Choose a key that fewer rows share; or leave it out, and let the outbox have a claim check (postbox.enable_claim_check).' end;
+        end if;
     end if;
     drop table pg_temp.postbox_delta;
     drop table pg_temp.postbox_before;

@@ -107,6 +107,29 @@ async fn what_cannot_be_refreshed_is_refused() {
 }
 
 #[tokio::test]
+async fn what_is_too_large_for_an_event_is_refused_and_the_refresh_undone() {
+    let (_cluster, client) = start().await;
+    run(
+        &client,
+        "CREATE TABLE docs (id int, body text); CREATE MATERIALIZED VIEW copies AS SELECT *, 1 AS same FROM docs",
+    )
+    .await;
+    // jsonb itself can hold no more than 256 MiB; as text it is longer, where each of these has six bytes.
+    for rows in
+        ["repeat('x', 250000) FROM generate_series(1, 1100) n", "repeat(chr(1), 40000) FROM generate_series(1, 1200) n"]
+    {
+        run(&client, &format!("TRUNCATE docs; INSERT INTO docs SELECT n, {rows}")).await;
+        for (key, hint) in [("NULL", "enable_claim_check('public.copies_outbox')"), ("'{same}'", "fewer rows share")] {
+            let sql = format!("SELECT postbox.refresh_materialized_view('copies', key => {key})");
+            refused(&client, &sql, "54000", "in materialized view \"public.copies\" is too large", hint).await;
+            assert_eq!(row(&client, "SELECT count(*) FROM copies").await, "0", "{rows}");
+        }
+    }
+    let sql = "SELECT postbox.refresh_materialized_view('copies', key => '{id}')";
+    assert_eq!(row(&client, sql).await, "1200");
+}
+
+#[tokio::test]
 async fn what_is_above_the_threshold_is_a_claim_of_lines() {
     let (_cluster, client) = start().await;
     run(&client, "CREATE TABLE numbers (n int, body text); CREATE MATERIALIZED VIEW mirror AS SELECT * FROM numbers")
