@@ -64,8 +64,8 @@ begin
     if rows = 0 then
         return false;
     end if;
-    perform postbox.publish(format('%I.%I', marker.schema, marker.name), type, payload, key, headers, event_id);
-    return true;
+    -- NULL as from publish: a trigger or a rule kept the row out. The id stays known, as one more call would be told the same.
+    return case when postbox.publish(format('%I.%I', marker.schema, marker.name), type, payload, key, headers, event_id) is not null then true end;
 end
 $function$;
 comment on function postbox._publish_once(regclass, text, uuid, text, text, text, jsonb) is 'Private: publish_once with the outbox looked up';

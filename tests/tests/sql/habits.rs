@@ -146,6 +146,13 @@ async fn the_same_id_is_published_once() {
     };
     assert_eq!(tokio::join!(waits, rolls_back).0, "t");
     assert_eq!(rows(&client, STORED).await, ["paid||{\"n\": 1}", "paid||{\"n\": 2}"]);
+    // What a trigger keeps out was not published, and is not tried again.
+    run(&client, "CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$").await;
+    run(&client, "CREATE TRIGGER keep_out BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION keep_out()").await;
+    assert_eq!(row(&client, &once(3)).await, "");
+    run(&client, "DROP TRIGGER keep_out ON orders").await;
+    assert_eq!(row(&client, &once(3)).await, "f");
+    run(&client, "DELETE FROM orders_once WHERE event_id = '00000000-0000-4000-8000-000000000003'").await;
     // Ids are forgotten when they are old enough, and not before.
     run(&client, "UPDATE orders_once SET published_at = published_at - interval '25 hours' WHERE event_id = '00000000-0000-4000-8000-000000000001'").await;
     let maintain = "SELECT subject, outcome, detail FROM postbox.maintain(true) WHERE step = 'events'";
