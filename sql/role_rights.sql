@@ -151,6 +151,7 @@ create or replace function postbox._role_rights(role text)
             ('worker', 'execute', 'function postbox._bury(postbox.inbox, text, text, smallint, text, text, int, timestamptz, timestamptz, text, bigint)'),
             -- Sees everything. What a view calls, it calls as the one who reads it.
             ('monitor', 'execute', 'function postbox.peek_outbox(text, int, text)'),
+            ('monitor', 'execute', 'function postbox._peeked_claim(regclass)'),
             ('monitor', 'execute', 'function postbox._peek_outbox(regclass, text, int, text)'),
             ('monitor', 'execute', 'function postbox.published_here(text)'),
             ('monitor', 'execute', 'function postbox._published_here(regclass, text)'),

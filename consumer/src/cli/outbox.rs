@@ -49,7 +49,7 @@ impl Outbox {
                 table(["OUTBOX", "PAYLOAD", "ROWS (ESTIMATE)", "BYTES", "GROUPS"], rows)
             }
             Self::Peek { outbox, group, limit } => {
-                let sql = "SELECT seq::text, event_id, created_at::text, coalesce(key, '-'), type, coalesce(payload, '-') \
+                let sql = "SELECT seq::text, event_id, created_at::text, coalesce(key, '-'), type, coalesce(payload, 'claim ' || claim::text, '-') \
                            FROM postbox.peek_outbox($1, $2, $3)";
                 let rows = group::query(&client, sql, &[&outbox, &limit, &group]).await?;
                 let rows = rows.iter().map(texts).collect::<Result<Vec<[String; 6]>>>()?;

@@ -220,6 +220,14 @@ async fn what_an_outbox_stores_is_seen_and_not_taken() {
     ] {
         refused(&client, &format!("SELECT postbox.peek_outbox({arguments})"), code, message, hint).await;
     }
+    // Of a claim its summary.
+    run(&client, "SELECT postbox.enable_claim_check('orders', 1), postbox.publish_batch('orders', 'large', 'SELECT generate_series(1, 2) AS n')").await;
+    let claims = "SELECT type, payload, claim ->> 'rows' FROM postbox.peek_outbox('orders', 10, 'g')";
+    assert_eq!(rows(&client, claims).await, ["after|{\"n\": 1}|", "large||2"]);
+    run(&client, "BEGIN; SELECT postbox.publish_batch('orders', 'larger', 'SELECT generate_series(1, 3) AS n')").await;
+    let here = "SELECT type, payload, claim ->> 'rows' FROM postbox.published_here('orders')";
+    assert_eq!(rows(&client, here).await, ["larger||3"]);
+    run(&client, "ROLLBACK").await;
     let postbox = |arguments: &[&str]| {
         let mut command = Command::new(postbox_binary());
         command.args(["--database", &cluster.conninfo("postgres"), "outbox"]).args(arguments);
@@ -229,8 +237,9 @@ async fn what_an_outbox_stores_is_seen_and_not_taken() {
     let (code, shown, _) = postbox(&["peek", "orders", "--group", "g"]);
     assert_eq!(code, Some(0));
     let lines: Vec<&str> = shown.lines().collect();
-    assert_eq!(lines.len(), 2, "{shown}");
+    assert_eq!(lines.len(), 3, "{shown}");
     assert!(lines[1].contains("after") && lines[1].ends_with("{\"n\": 1}"), "{shown}");
+    assert!(lines[2].contains("large") && lines[2].contains("claim {\"seq\""), "{shown}");
     let (code, _, log) = postbox(&["peek", "nosuch"]);
     assert!(code != Some(0) && log.contains("outbox \"nosuch\" does not exist"), "{code:?} {log}");
     let (code, shown, log) = postbox(&["purge", "orders"]);
