@@ -5,7 +5,7 @@ use serde_json::json;
 use postbox_tests::{major, skip};
 
 use super::{ORDERS, events, order, told};
-use crate::sql::{refused, row, run, start};
+use crate::sql::{error, refused, row, run, start};
 
 #[tokio::test]
 async fn all_columns_are_those_that_the_table_has_now() {
@@ -91,6 +91,28 @@ async fn a_row_is_told_the_same_whatever_the_session_prints_like() {
         expected.unwrap()[0],
         json!({"id": 2, "at": "2026-01-31T12:00:00+00:00", "day": "2026-01-31", "during": "[\"2026-01-31 12:00:00+00\",)",
             "span": "P1DT1.5S", "bytes": "\\x00ff", "x": 0.3333333333333333, "y": 0.33333334})
+    );
+}
+
+/// What docs/sql.md says to do about it.
+#[tokio::test]
+async fn the_type_of_a_chosen_column_changes_in_one_transaction_with_the_capture() {
+    let (_cluster, client) = start().await;
+    run(&client, ORDERS).await;
+    run(&client, "SELECT postbox.enable_outbox('orders', key => '{id}'); INSERT INTO orders VALUES (1, 'ada', 5)")
+        .await;
+    let alter = "ALTER TABLE orders ALTER id TYPE bigint";
+    assert_eq!(error(&client, alter).await.code().code(), "0A000");
+    run(
+        &client,
+        &format!("BEGIN; SELECT postbox.disable_outbox('orders'); {alter}; SELECT postbox.enable_outbox('orders', key => '{{id}}'); COMMIT"),
+    )
+    .await;
+    run(&client, "UPDATE orders SET cents = 6").await;
+    let events = events(&client, "orders_outbox").await;
+    assert_eq!(
+        told(&events)[1],
+        ("orders.updated", json!({"inserted": [order(1, "ada", 6)], "deleted": [order(1, "ada", 5)]}))
     );
 }
 
