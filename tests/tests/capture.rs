@@ -231,6 +231,28 @@ async fn cascades_are_statements_on_the_table_that_they_reach() {
     assert_eq!((types, statements(&events[2..])), (vec!["orders.truncated", "lines.truncated"], vec![0, 0]));
 }
 
+/// What docs/sql.md says of statements within statements.
+#[tokio::test]
+async fn what_a_trigger_writes_is_a_statement_of_its_own() {
+    let (_cluster, client) = start().await;
+    run(&client, ORDERS).await;
+    run(
+        &client,
+        "CREATE TABLE notes (id int); SELECT postbox.enable_outbox('orders', 'notes_outbox') FROM postbox.create_outbox('notes_outbox');
+         SELECT postbox.enable_outbox('notes');
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO notes VALUES (1); RETURN NULL; END $$;
+         CREATE TRIGGER z_note AFTER INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION note()",
+    )
+    .await;
+    run(&client, "INSERT INTO orders VALUES (1, 'ada', 5)").await;
+    run(&client, "CREATE TRIGGER a_note AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION note()").await;
+    run(&client, "INSERT INTO orders VALUES (2, 'ada', 5)").await;
+    let events = events(&client, "notes_outbox").await;
+    let types: Vec<&str> = told(&events).into_iter().map(|event| event.0).collect();
+    assert_eq!(types, ["orders.inserted", "notes.inserted", "notes.inserted", "orders.inserted", "notes.inserted"]);
+    assert_eq!(statements(&events), [0, 1, 2, 2, 4]);
+}
+
 #[tokio::test]
 async fn a_key_shares_out_the_rows_of_a_statement() {
     let (_cluster, client) = start().await;
