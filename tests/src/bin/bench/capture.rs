@@ -11,11 +11,15 @@ use crate::publish::pgbench_script;
 use crate::report::{Report, data, range};
 
 /// The tables, by what happens to what is changed in them.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 8] = [
     ("bare", "no capture"),
     ("by_hand", "a trigger written by hand"),
     ("by_hand_safe", "the same, SECURITY DEFINER, search_path pinned"),
     ("captured", "postbox.enable_outbox"),
+    ("claiming", "the same, with a claim check"),
+    ("parted", "the same, of 4 partitions"),
+    ("keyed", "key => '{customer}'"),
+    ("single", "granularity => 'row'"),
 ];
 const BARE: usize = 0;
 const BY_HAND: usize = 1;
@@ -64,7 +68,20 @@ const SETUP: &str = "
         (SELECT prosrc FROM pg_proc WHERE proname = 'tell')); END $do$;
     CREATE TRIGGER inserted AFTER INSERT ON by_hand_safe REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION tell_safely();
     CREATE TRIGGER updated AFTER UPDATE ON by_hand_safe REFERENCING NEW TABLE AS new_rows OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION tell_safely();
-    SELECT postbox.enable_outbox('captured');
+    CREATE TABLE claiming (LIKE bare INCLUDING ALL) WITH (fillfactor = 50);
+    CREATE TABLE keyed (LIKE bare INCLUDING ALL) WITH (fillfactor = 50);
+    CREATE TABLE single (LIKE bare INCLUDING ALL) WITH (fillfactor = 50);
+    CREATE SEQUENCE parted_id;
+    CREATE TABLE parted (id bigint DEFAULT nextval('parted_id') PRIMARY KEY, customer text, cents int,
+        note text DEFAULT 'a row of some length', at timestamptz DEFAULT now()) PARTITION BY HASH (id);
+    SELECT format('CREATE TABLE parted_%s PARTITION OF parted FOR VALUES WITH (MODULUS 4, REMAINDER %s) WITH (fillfactor = 50)', n, n) FROM generate_series(0, 3) n \\gexec
+    INSERT INTO claiming (customer, cents) SELECT customer, cents FROM bare;
+    INSERT INTO keyed (customer, cents) SELECT customer, cents FROM bare;
+    INSERT INTO single (customer, cents) SELECT customer, cents FROM bare;
+    INSERT INTO parted (customer, cents) SELECT customer, cents FROM bare;
+    SELECT postbox.enable_outbox('captured'), postbox.enable_outbox('claiming'), postbox.enable_outbox('parted'),
+        postbox.enable_outbox('keyed', key => '{customer}'), postbox.enable_outbox('single', granularity => 'row');
+    SELECT postbox.enable_claim_check('claiming_outbox');
     VACUUM ANALYZE";
 
 /// Measures each statement on each table.
@@ -131,7 +148,8 @@ fn measure(
         // What piles up must not make the later rounds slower than the first.
         cluster.psql_result(
             DATABASE,
-            "TRUNCATE by_hand_outbox, captured_outbox; VACUUM bare, by_hand, by_hand_safe, captured",
+            "TRUNCATE by_hand_outbox, captured_outbox, claiming_outbox, claiming_outbox_claims, parted_outbox, keyed_outbox, single_outbox;
+             VACUUM bare, by_hand, by_hand_safe, captured, claiming, parted, keyed, single",
         )?;
     }
     Ok(costs.map(|(times, processor)| (Samples::new(times), Samples::new(processor))))
