@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 fn main() {
-    let sql = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql");
+    // Asked for now: a target directory may have been copied from another tree.
+    let sql = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo says it")).join("../sql");
     let plain = sql.join("plain");
     println!("cargo::rerun-if-changed={}", sql.display());
     let order = read(&sql.join("order"));
