@@ -252,6 +252,8 @@ async fn values_are_those_of_to_jsonb_for_every_type() {
          INSERT INTO kinds SELECT FROM generate_series(1, 2)",
     )
     .await;
+    // As captured rows are printed in any session.
+    run(&client, "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'").await;
     let same = "SELECT payload -> 'inserted' = (SELECT jsonb_agg(to_jsonb(x)) FROM kinds x WHERE a IS NOT NULL) FROM kinds_outbox ORDER BY seq LIMIT 1";
     assert_eq!(row(&client, same).await, "t");
     assert_eq!(
