@@ -115,8 +115,8 @@ begin
     end if;
     if box.columns ? 'retry_count' then
         execute format(
-            'insert into postbox.inbox_dead (inbox, event_id, event_type, aggregate_id, sequence_num, tier, why, error, attempts)
-                select %1$s, %2$s, %3$s, %4$s, %5$s, 0, ''failed'', %6$s, %7$s from %8$s a where %9$s and %7$s > %10$s',
+            'insert into postbox.inbox_dead (inbox, event_id, event_type, aggregate_id, sequence_num, tier, why, error, attempts, told_at)
+                select %1$s, %2$s, %3$s, %4$s, %5$s, 0, ''failed'', %6$s, %7$s, clock_timestamp() from %8$s a where %9$s and %7$s > %10$s',
             box.id, id, postbox._inbox_column(box.columns, 'event_type', 'a', 'text'), postbox._inbox_column(box.columns, 'aggregate_id', 'a', 'text'),
             postbox._inbox_column(box.columns, 'sequence_num', 'a', 'bigint'), postbox._inbox_column(box.columns, 'error', 'a', 'text'),
             tried, box.relation, condition, box.max_retries);

@@ -77,6 +77,13 @@ begin
     begin
         perform postbox._follow_outboxes();
         followed := true;
+    exception when others then
+        subject := null;
+        outcome := 'skipped';
+        detail := sqlerrm;
+        return next;
+    end;
+    begin
         for one in select * from postbox._watch_groups() loop
             subject := one.subject;
             outcome := one.outcome;

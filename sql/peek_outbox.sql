@@ -3,7 +3,7 @@
 -- SQL for what an event says of its data, if that lies beside the outbox. An outbox that never had a claim check has no column for it.
 create or replace function postbox._peeked_claim(outbox regclass) returns text
     language sql stable
-    return case when exists (select from pg_attribute a where a.attrelid = outbox and a.attname = 'claim' and not a.attisdropped)
+    return case when exists (select from pg_attribute a where a.attrelid = outbox and a.attname = 'claim' and a.atttypid = 'jsonb'::regtype and not a.attisdropped)
         then 'o.claim' else 'null::jsonb' end;
 comment on function postbox._peeked_claim(regclass) is 'Private: SQL for the claim of an event';
 

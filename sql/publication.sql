@@ -162,7 +162,7 @@ create or replace function postbox._emitter(outbox oid)
     language sql stable strict
     begin atomic
         with period as (
-            select p.* from postbox.emit_period p where p.outbox = _emitter.outbox
+            select p.* from postbox.emit_period p join postbox._server server on server.system_identifier = p.system_identifier where p.outbox = _emitter.outbox
         ), now as (
             select * from postbox._outbox_shape(_emitter.outbox)
         ), shape as (
@@ -189,18 +189,19 @@ create or replace function postbox._note_emit(outbox oid, takes boolean) returns
 as $function$
 declare
     here constant pg_lsn := pg_current_wal_insert_lsn();
+    this_server constant bigint := (select s.system_identifier from postbox._server s);
 begin
     if takes then
-        insert into postbox.emit_period (outbox, since, schema, name, marker, column_names, column_types)
-            select _note_emit.outbox, here, s.* from postbox._outbox_shape(_note_emit.outbox) s;
+        insert into postbox.emit_period (outbox, since, system_identifier, schema, name, marker, column_names, column_types)
+            select _note_emit.outbox, here, this_server, s.* from postbox._outbox_shape(_note_emit.outbox) s;
     else
         update postbox.emit_period p
             set until = here, schema = s.schema, name = s.name, marker = s.marker, column_names = s.column_names, column_types = s.column_types
             from postbox._outbox_shape(_note_emit.outbox) s
-            where p.outbox = _note_emit.outbox and p.until is null;
+            where p.outbox = _note_emit.outbox and p.until is null and p.system_identifier = this_server;
         if not found then
-            insert into postbox.emit_period (outbox, since, until, schema, name, marker, column_names, column_types)
-                select _note_emit.outbox, '0/0', here, s.* from postbox._outbox_shape(_note_emit.outbox) s;
+            insert into postbox.emit_period (outbox, since, until, system_identifier, schema, name, marker, column_names, column_types)
+                select _note_emit.outbox, '0/0', here, this_server, s.* from postbox._outbox_shape(_note_emit.outbox) s;
         end if;
     end if;
 end

@@ -60,9 +60,9 @@ begin
             message = format('outbox "%s" cannot be purged while maintenance runs', name),
             hint = 'Try again in a moment.';
     end if;
+    perform postbox._follow_outboxes();
     -- From here on nobody makes or moves a group on it, and retention passes it over.
     perform pg_advisory_xact_lock(postbox._lock_key(outbox));
-    perform postbox._follow_outboxes();
     if force then
         for one in select l.leaf_name, l.claims_leaf_name from postbox._leaf l where l.outbox = _purge_outbox.outbox order by l.number loop
             -- As publishers do: the claim first, then its event.

@@ -19,7 +19,6 @@ begin
         end if;
         perform pg_sleep(0.02);
     end loop;
-    perform postbox._follow_outboxes();
     -- Behind the lock: what is read here names slots that will be dropped.
     select * into found_group from postbox.consumer_group g where g.name = group_name;
     if not found then
@@ -91,6 +90,11 @@ begin
     begin
         perform postbox._wait_for_writers(deadline);
         perform postbox._durable();
+        -- Not before: no slot is made in a transaction that has written.
+        perform postbox._follow_outboxes(name);
+        perform postbox._require_published(o.outbox, format('the source pgoutput of consumer group "%s"', name))
+            from postbox.consumer_group_outbox o
+            where o.group_name = found_group.name and found_group.source = 'pgoutput';
         perform postbox._start_backfill(name, done, 'recover');
         update postbox.consumer_group g
             set slot_name = slot, slot_generation = g.slot_generation + 1, epoch = g.epoch + 1,

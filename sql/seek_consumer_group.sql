@@ -154,6 +154,7 @@ begin
     if not dry_run then
         -- Before the locks: those who drop an outbox write, and want its lock.
         perform postbox._wait_for_writers(deadline);
+        perform postbox._follow_outboxes(name);
         -- What retention has not removed by now stays until it sees what this group needs.
         perform pg_advisory_xact_lock(postbox._lock_key(o.outbox))
             from (select o.outbox from postbox.consumer_group_outbox o where o.group_name = found_group.name order by o.outbox) o;

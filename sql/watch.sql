@@ -233,7 +233,7 @@ begin
     for seen in
         select format('%I.%I', o.schema, o.name) as name, o.bytes, r.critical_bytes
         from postbox.outboxes o
-        join postbox._marker m on m.name = o.name and m.schema = o.schema
+        join postbox._marker m on postbox._shown(m.name) = o.name and postbox._shown(m.schema) = o.schema
         cross join lateral postbox._retention(m.outbox) r
         order by 1
     loop

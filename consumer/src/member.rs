@@ -171,12 +171,20 @@ impl Membership {
     async fn activate(&self, client: Client, shared: &Arc<Shared>) -> Result<Place> {
         let sent = Moment::now();
         let taken = self.take_over(&client).await;
+        let slot_name = taken.as_ref().map(|activated| activated.slot_name.clone()).ok();
         let sound = taken.and_then(|activated| self.doubt.settle(&activated.slot_name).map(|()| activated));
         let activated = match sound {
             Err(error) if self.recover && can_recover(&error) => {
                 warn!("recovering: {}", error.chain());
                 failpoint::reach("recover.before");
-                let slot = group::recover(&client, &self.group, group::TIMEOUT).await?;
+                let slot = match group::recover(&client, &self.group, group::TIMEOUT).await {
+                    Ok(slot) => slot,
+                    Err(failed) => {
+                        // Tried again, when the server may say nothing of it.
+                        slot_name.inspect(|slot| self.doubt.raise(slot, error));
+                        return Err(failed);
+                    }
+                };
                 failpoint::reach("recover.after");
                 info!("group {} has been recovered with slot {slot}", self.group);
                 self.take_over(&client).await?

@@ -209,7 +209,7 @@ fn a_fast_shutdown_of_the_server_does_not_wait_for_a_stuck_reader() {
 #[test]
 fn idle_is_not_what_a_server_is_that_restarts() {
     let shop = Shop::open();
-    let mut run = shop.run(&["--exit-when-idle", "200ms"]);
+    let mut run = shop.run(&["--exit-when-idle", "2s"]);
     run.wait_until("it runs", PATIENCE, |_| shop.walsender() > 0);
     shop.cluster.stop(Stop::Fast);
     // Long enough to ask whether anything is left.

@@ -391,12 +391,21 @@ fn a_paused_group_is_moved_once_its_member_has_ended_what_is_under_way() {
     office.create("latest");
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().to_str().expect("a plain path");
-    let command = format!("touch {path}/begun; sleep 3");
+    let command = format!("touch {path}/begun; until [ -e {path}/go ]; do sleep 0.01; done");
     let run = office.run(&["--sink", "exec", "--exec", &command]);
     office.publish("a", 1, 1);
     wait_until("it is under way", PATIENCE, || dir.path().join("begun").exists().then_some(()));
     assert_eq!(office.group(&["pause", "g"]).0, 0);
-    let (code, said) = office.group(&["seek", "g", "--to", "earliest", "--dry-run"]);
-    assert_eq!(code, 0, "{said}");
+    std::thread::scope(|scope| {
+        let seeking = scope.spawn(|| office.group(&["seek", "g", "--to", "earliest", "--dry-run"]));
+        let waits = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%seek_consumer_group%' AND wait_event = 'PgSleep'
+            AND clock_timestamp() > xact_start + interval '1.5 seconds'";
+        wait_until("it waits for the member", PATIENCE, || {
+            (seeking.is_finished() || office.psql(waits) == "1").then_some(())
+        });
+        std::fs::write(dir.path().join("go"), "").expect("a file");
+        let (code, said) = seeking.join().expect("no panic");
+        assert_eq!(code, 0, "{said}");
+    });
     assert_eq!(run.terminate(PATIENCE).code, Some(0));
 }
