@@ -344,6 +344,7 @@ fn members_that_run_for_a_moment_leave_a_checkpoint_behind() {
     office.publish("a", 31, 40);
     office.psql("SELECT postbox.maintain(true)");
     office.publish("a", 41, 50);
+    office.psql("SELECT postbox.maintain(true)");
     came.extend(office.deliver_with(&["--no-maintenance", "--max-events", "15"]));
     office.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
     let recovered = office.deliver_with(&["--recover"]);
