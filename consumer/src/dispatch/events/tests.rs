@@ -86,7 +86,8 @@ impl EventSink for Fragile {
                 seen.most = seen.most.max(seen.under_way.len());
             }
             if slow {
-                tokio::time::sleep(Duration::from_millis(rand::random_range(0..20))).await;
+                // Never no time at all: some wait to see it under way.
+                tokio::time::sleep(Duration::from_millis(rand::random_range(1..20))).await;
             } else {
                 tokio::task::yield_now().await;
             }
