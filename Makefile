@@ -4,7 +4,7 @@
 MAJORS ?= 15 18
 # A minor release from before August 2026, which does not ask what output plugins it may load, and what is tested on it.
 OLDER = 15.18
-OLDER_TESTS = harness:: messages:: transport::refusals:: docs:: decoding::
+OLDER_TESTS = harness:: messages:: transport::refusals:: docs:: decoding:: live:: encodings:: origins::
 # The server that `make install` puts Postbox into, and what to write there with, for instance SUDO=sudo.
 PG_CONFIG ?= pg_config
 SUDO ?=
@@ -13,6 +13,11 @@ MESSAGES ?= 100000
 # What `make fuzz` runs, and for how many seconds each.
 TARGETS ?= frames options conninfo login messages jsonb pgoutput emitted
 FUZZ_SECONDS ?= 60
+
+# Tests have their servers in memory if there is plenty of it: each makes and removes a thousand files.
+test test-older mutants: export POSTBOX_CLUSTERS ?= $(shell exec 2>/dev/null; \
+    [ "$$(awk '$$1 == "MemAvailable:" { print $$2 }' /proc/meminfo)" -gt 16000000 ] && \
+    [ "$$(df --output=avail /dev/shm | tail -n 1)" -gt 12000000 ] && echo /dev/shm || echo /tmp)
 
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export RUST_TEST_THREADS ?= 4

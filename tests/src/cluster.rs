@@ -53,9 +53,16 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     hba: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
+    with_postbox: bool,
 }
 
 impl Builder {
+    /// The database `postgres` has the extension from the start.
+    pub fn with_postbox(mut self) -> Self {
+        self.with_postbox = true;
+        self
+    }
+
     /// Sets a configuration parameter; the value needs no quotes.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
@@ -79,14 +86,20 @@ impl Builder {
     /// # Panics
     /// When it does not start, with its log.
     pub fn start(self) -> Cluster {
-        let dir = Nest::get().new_cluster();
+        let dir = if self.with_postbox {
+            Nest::get().new_cluster_with_postbox(make_template)
+        } else {
+            Nest::get().new_cluster()
+        };
         let data = dir.join("data");
         let hba: String = self.hba.iter().map(|line| format!("{line}\n")).collect();
         write(&data.join("pg_hba.conf"), format!("{hba}local all all trust\nhost all all 127.0.0.1/32 trust\n"));
         for (name, contents) in &self.files {
             write(&data.join(name), contents);
         }
-        append(&data.join("postgresql.conf"), "include 'harness.conf'\n");
+        if !self.with_postbox {
+            append(&data.join("postgresql.conf"), "include 'harness.conf'\n");
+        }
 
         let mut cluster = Cluster { dir, port: 0, server: Mutex::default(), kept: false };
         let mut error = String::new();
@@ -137,6 +150,11 @@ impl Cluster {
     /// Starts a cluster with the settings that every test needs: logical WAL, slots, `postbox` allowed as a plugin.
     pub fn start() -> Self {
         Self::builder().start()
+    }
+
+    /// As [`start`](Self::start), with the extension in the database `postgres`.
+    pub fn with_postbox() -> Self {
+        Self::builder().with_postbox().start()
     }
 
     /// Starts from [`Builder`] for other settings.
@@ -382,6 +400,17 @@ impl Drop for Cluster {
         // What is left over is the watchdog's.
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// A data directory whose database `postgres` has the extension. Not from `postgres --single`, which takes its objects for the
+/// system's own: pg_dump would leave them out.
+fn make_template() -> PathBuf {
+    let mut cluster = Cluster::start();
+    cluster.psql("postgres", "CREATE EXTENSION postbox");
+    cluster.stop(Stop::Fast);
+    // Until this process ends.
+    cluster.kept = true;
+    cluster.data_dir()
 }
 
 fn signal_and_wait(server: &mut Child, mode: Stop, timeout: Duration) -> bool {

@@ -1,5 +1,7 @@
-//! One short directory per process, in which all of its clusters live, and the watchdog that empties it.
+//! One short directory per process, in which all of its clusters live, and the watchdog that empties it. It is made in `/tmp`, or in
+//! the directory that `POSTBOX_CLUSTERS` names.
 
+use std::env;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,7 @@ pub(crate) struct Nest {
     dir: PathBuf,
     clusters: AtomicU32,
     template: OnceLock<PathBuf>,
+    template_with_postbox: OnceLock<PathBuf>,
     /// Nothing is written to it: that its standard input ends is the message.
     _watchdog: Child,
 }
@@ -48,10 +51,11 @@ impl Nest {
 
     fn make() -> Self {
         // Not `$TMPDIR`: the path of a Unix socket may have 107 bytes.
+        let parent = env::var_os("POSTBOX_CLUSTERS").unwrap_or_else(|| "/tmp".into());
         let dir = tempfile::Builder::new()
             .prefix("pbx-")
-            .tempdir_in("/tmp")
-            .unwrap_or_else(|error| panic!("cannot make a directory in /tmp: {error}"))
+            .tempdir_in(&parent)
+            .unwrap_or_else(|error| panic!("cannot make a directory in {}: {error}", parent.display()))
             .keep();
         tree::give_to_server(&dir);
         let mut watchdog = tree::unprivileged("/bin/sh");
@@ -59,17 +63,27 @@ impl Nest {
         // A group of its own, so that Ctrl-C at a terminal does not end it together with this process.
         watchdog.process_group(0);
         let watchdog = watchdog.spawn().unwrap_or_else(|error| panic!("cannot start /bin/sh: {error}"));
-        Self { dir, clusters: AtomicU32::new(0), template: OnceLock::new(), _watchdog: watchdog }
+        let clusters = AtomicU32::new(0);
+        Self { dir, clusters, template: OnceLock::new(), template_with_postbox: OnceLock::new(), _watchdog: watchdog }
     }
 
     /// A new cluster directory with a data directory in it, copied from the one `initdb` of this process.
     pub(crate) fn new_cluster(&self) -> PathBuf {
-        let template = self.template.get_or_init(|| self.initdb());
+        self.copy(self.template.get_or_init(|| self.initdb()))
+    }
+
+    /// The same, copied from the data directory that is made once for all: `CREATE EXTENSION` takes longer than to start a server.
+    pub(crate) fn new_cluster_with_postbox(&self, make: impl FnOnce() -> PathBuf) -> PathBuf {
+        self.copy(self.template_with_postbox.get_or_init(make))
+    }
+
+    fn copy(&self, template: &Path) -> PathBuf {
         let number = self.clusters.fetch_add(1, Ordering::Relaxed);
         let dir = self.dir.join(number.to_string());
         make_dir(&dir);
         let mut copy = tree::unprivileged("/bin/cp");
-        run(copy.args(["--archive", "--reflink=auto"]).arg(template).arg(dir.join("data")));
+        // The log is mostly zeros.
+        run(copy.args(["--archive", "--reflink=auto", "--sparse=always"]).arg(template).arg(dir.join("data")));
         dir
     }
 
