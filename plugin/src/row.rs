@@ -5,7 +5,9 @@ use pgrx::pg_sys;
 use postbox_wire::emitted::Emitted;
 use postbox_wire::headers::Given;
 use postbox_wire::marker::is_int;
-use postbox_wire::{Chunk, ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn};
+use postbox_wire::{
+    Chunk, ErrorCode, Event, EventError, EventId, MAX_EVENT_BYTES, MAX_FRAME_BYTES, RawColumn, shortened,
+};
 
 use crate::pg::change::Tuple;
 use crate::pg::datum::{Value, Values};
@@ -403,7 +405,7 @@ impl Faults {
 
     fn say(&mut self, code: ErrorCode, detail: String) {
         self.first.get_or_insert(code);
-        self.details.push(detail);
+        self.details.push(shortened(detail));
     }
 
     /// A column that could not become a field: its bytes go along.
@@ -443,8 +445,8 @@ impl Faults {
     /// Hands the event on, as an error event if there is anything to say.
     fn report(mut self, event: Event<'_>, emit: impl FnOnce(&Event<'_>)) {
         let Some(code) = self.first else { return emit(&event) };
-        let mut room = RAW_BYTES.saturating_sub(event.size());
         let Self { details, raw, .. } = &mut self;
+        let mut room = RAW_BYTES.saturating_sub(event.size() + details.iter().map(String::len).sum::<usize>());
         raw.retain(|(column, bytes)| {
             let fits = bytes.len() <= room;
             if fits {

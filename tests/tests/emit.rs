@@ -203,6 +203,38 @@ fn what_the_database_cannot_hold_as_text_holds_no_group_up() {
     }
 }
 
+/// What is said of a fault may quote what anybody has written.
+#[test]
+fn a_message_of_any_size_fits_a_frame_and_a_dead_letter() {
+    let cluster = with_outboxes("postgres", "UTF8");
+    for source in ["postbox", "pgoutput"] {
+        let group = format!("SELECT postbox.create_consumer_group('{source}', '{{of_jsonb}}', source => '{source}')");
+        cluster.psql("postgres", &format!("SELECT postbox.enable_pgoutput(); {group}"));
+    }
+    let message = |bytes: usize| {
+        let message = "format('{\"outbox\":%s,\"id\":\"%s\"}', 'of_jsonb'::regclass::oid, repeat('ä', ";
+        format!("SELECT pg_logical_emit_message(true, 'postbox', {message} {bytes} / 2)))")
+    };
+    cluster.psql("postgres", &message(20_000_000));
+    let events = peek_events(&cluster, "s");
+    let error = &events[0]["error"];
+    assert!(error["detail"].as_str().expect("words").len() < 1_000, "{error}");
+    assert!(error["raw"]["message"].as_str().expect("base64").len() > 20_000_000);
+    for source in ["postbox", "pgoutput"] {
+        let sink = ["--sink", "exec", "--exec", "true", "--source", source, "--exit-when-idle", "200ms"];
+        let ended =
+            Run::start(&cluster.conninfo("postgres"), &[&["--group", source], &sink[..]].concat()).end(PATIENCE);
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        let letter = "SELECT length(error) < 1000, octet_length(frame) > 20000000 FROM postbox.dead_letter";
+        let letter = format!("{letter} WHERE group_name = '{source}'");
+        assert_eq!(cluster.psql("postgres", &letter), "t|t", "{source}");
+    }
+    // Twice as much is more than a frame can hold.
+    cluster.psql("postgres", &message(560_000_000));
+    let frames = "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('s', NULL, NULL) WHERE octet_length(data) > 560000000";
+    assert_eq!(cluster.psql("postgres", frames), "1");
+}
+
 #[test]
 fn emitting_is_refused_where_it_cannot_be_and_says_why() {
     let cluster = with_outboxes("postgres", "UTF8");

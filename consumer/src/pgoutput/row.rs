@@ -9,7 +9,7 @@ use postbox_wire::emitted::{self, Emitted};
 use postbox_wire::headers::Given;
 use postbox_wire::marker::{Mapping, is_int};
 use postbox_wire::type_oid::{BYTEA, JSONB, UUID};
-use postbox_wire::{ErrorCode, MAX_FRAME_BYTES, Transaction};
+use postbox_wire::{ErrorCode, MAX_FRAME_BYTES, Transaction, shortened};
 
 use super::message::Row;
 use super::table::{Column, Table, show};
@@ -237,7 +237,7 @@ struct Faults {
 impl Faults {
     fn say(&mut self, code: ErrorCode, detail: String) {
         self.first.get_or_insert(code);
-        self.details.push(detail);
+        self.details.push(shortened(detail));
     }
 
     /// A column that could not become a field: its bytes go along.
@@ -277,8 +277,8 @@ impl Faults {
     /// The event, as an error event if there is anything to say.
     fn report(mut self, mut event: Event) -> Event {
         let Some(code) = self.first else { return event };
-        let mut room = RAW_BYTES.saturating_sub(size(&event));
         let Self { details, raw, .. } = &mut self;
+        let mut room = RAW_BYTES.saturating_sub(size(&event) + details.iter().map(String::len).sum::<usize>());
         raw.retain(|(column, bytes)| {
             let fits = bytes.len() <= room;
             if fits {

@@ -67,7 +67,7 @@ impl<'a> Emitted<'a> {
             }),
         };
         Ok(Fields {
-            id: uuid(&id).ok_or_else(|| format!("its id \"{id}\" is not a UUID"))?,
+            id: uuid(&id).ok_or_else(|| format!("its id \"{id:.100}\" is not a UUID"))?,
             event_type: self.string("type")?.ok_or("it has no type")?,
             key: self.string("key")?,
             headers: self.present("headers").map(|value| value.get()),

@@ -1,5 +1,7 @@
 //! One event of a frame.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -82,6 +84,20 @@ pub struct EventError<'a> {
     pub detail: &'a str,
     /// The columns that stand as raw bytes here because they could not be fields of the event.
     pub raw: Vec<RawColumn<'a>>,
+}
+
+/// Most bytes of what is said of one fault: it may quote what anybody has written.
+const FAULT_BYTES: usize = 8 << 10;
+
+/// What is said of a fault, cut off where it becomes too long, which is said instead.
+pub fn shortened(mut detail: String) -> String {
+    if detail.len() > FAULT_BYTES {
+        let end = (0..=FAULT_BYTES).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0);
+        let rest = detail.len() - end;
+        detail.truncate(end);
+        detail.push_str(&format!("… ({rest} bytes more)"));
+    }
+    detail
 }
 
 /// A column's bytes as PostgreSQL stores them (decompressed, without the length header); in an event that is too large, as

@@ -38,7 +38,7 @@ pub mod type_oid;
 // The public interface is:
 pub use compression::{Compressor, expand};
 pub use decode_error::{DecodeError, Problem};
-pub use event::{Chunk, Entry, ErrorCode, Event, EventError, EventId, RawColumn};
+pub use event::{Chunk, Entry, ErrorCode, Event, EventError, EventId, RawColumn, shortened};
 pub use frame::{Decoder, Encoder, Frame, Transaction};
 pub use lsn::{Lsn, ParseLsnError};
 pub use options::{
