@@ -1,5 +1,6 @@
--- Members select outboxes by name as well, so one that was made anew under its name is read; retention, recovery and seek know outboxes by
--- OID. Both mean the same ones once this has run, which maintenance sees to before it removes anything. NULL: of every group.
+-- Members select outboxes by name as well, so one that has taken the name of another is read, whether that was dropped or renamed; retention,
+-- recovery and seek know outboxes by OID. Both mean the same ones once this has run, which maintenance sees to before it removes anything. NULL: of
+-- every group.
 create or replace function postbox._follow_outboxes(group_name text default null) returns void
     language sql volatile
     begin atomic
@@ -7,13 +8,11 @@ create or replace function postbox._follow_outboxes(group_name text default null
             select distinct o.group_name, m.outbox::regclass, o.outbox_name
             from postbox._marker m
             join postbox.consumer_group_outbox o on o.outbox_name = format('%I.%I', m.schema, m.name)
-            -- One that merely bears another name now is still the one.
-            where not exists (select from postbox._marker k where k.outbox = o.outbox)
-              and not exists (select from postbox.consumer_group_outbox k where k.group_name = o.group_name and k.outbox = m.outbox)
+            where not exists (select from postbox.consumer_group_outbox k where k.group_name = o.group_name and k.outbox = m.outbox)
               and (_follow_outboxes.group_name is null or o.group_name = _follow_outboxes.group_name)
         on conflict on constraint consumer_group_outbox_pkey do nothing;
     end;
-comment on function postbox._follow_outboxes(text) is 'Private: a group reads the outboxes that were made anew under the names of its own';
+comment on function postbox._follow_outboxes(text) is 'Private: a group reads the outboxes that have taken the names of its own';
 
 create or replace view postbox.consumer_groups as
     select g.name                                                       as name,

@@ -89,6 +89,7 @@ begin
     perform postbox._check_dry_run(dry_run);
     found_group := postbox._lock_group(name, 'seek');
     perform postbox._require_read_committed(format('consumer group "%s" cannot seek', name));
+    perform postbox._follow_outboxes(name);
     perform postbox._require_replayable(o.outbox, 'seek')
         from postbox.consumer_group_outbox o
         join postbox._marker m on m.outbox = o.outbox
@@ -154,6 +155,7 @@ begin
     if not dry_run then
         -- Before the locks: those who drop an outbox write, and want its lock.
         perform postbox._wait_for_writers(deadline);
+        -- Once more, as that may have taken its time.
         perform postbox._follow_outboxes(name);
         -- What retention has not removed by now stays until it sees what this group needs.
         perform pg_advisory_xact_lock(postbox._lock_key(o.outbox))

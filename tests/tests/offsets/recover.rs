@@ -329,6 +329,43 @@ fn an_outbox_that_was_made_anew_is_recovered_like_the_one_before() {
     assert_came(&came, &expected);
 }
 
+/// Members read by OID and by name.
+#[test]
+fn an_outbox_that_takes_the_name_of_one_that_was_renamed_is_the_groups_too() {
+    let office = Office::open();
+    office.create("latest");
+    office.publish("a", 1, 5);
+    let mut came = office.deliver_with(&["--no-maintenance"]);
+    let rename: String = (0..4)
+        .map(|n| format!("ALTER TABLE orders_g{n} RENAME TO former_g{n};"))
+        .chain(["ALTER TABLE orders RENAME TO former;".to_owned()])
+        .collect();
+    let anew = "SELECT postbox.create_outbox('orders'); SELECT postbox.set_retention('orders', '0')";
+    office.psql(&(rename + anew));
+    let publish_to_former = |name: &str| {
+        office.psql(&format!("INSERT INTO former (type, key, payload) VALUES ('{name}', 'f', '{{}}')"));
+    };
+    publish_to_former("f:1");
+    office.publish("b", 1, 5);
+    let dry_run = "SELECT stored_events FROM postbox.seek_consumer_group('g', 'earliest', dry_run => true)";
+    assert_eq!(office.psql(dry_run), "11");
+    assert_eq!(office.group(&["seek", "g", "--to", "earliest"]).0, 0);
+    came.extend(office.deliver_with(&["--no-maintenance"]));
+    let mut expected = [numbered("a", 1, 5), numbered("b", 1, 5), numbered("f", 1, 1)].into_iter().flatten().collect();
+    assert_came(&came, &expected);
+
+    publish_to_former("f:2");
+    office.publish("c", 1, 5);
+    for _ in 0..20 {
+        office.psql("SELECT postbox.maintain(true)");
+    }
+    office.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+    came.extend(office.deliver_with(&["--recover"]));
+    expected.extend(numbered("c", 1, 5));
+    expected.extend(numbered("f", 2, 2));
+    assert_came(&came, &expected);
+}
+
 /// As from cron: it has no time for a checkpoint while it runs.
 #[test]
 fn members_that_run_for_a_moment_leave_a_checkpoint_behind() {
