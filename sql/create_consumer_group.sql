@@ -22,7 +22,7 @@ declare
     deadline constant timestamptz := coalesce(clock_timestamp() + timeout, 'infinity');
     plugin text;
     slot name;
-    generation int := 0;
+    generation int;
     before pg_snapshot;
     position_of_bad int;
     noted bigint;
@@ -91,13 +91,11 @@ begin
             hint = format('Read it with postbox run --slot %s, or discard it: SELECT pg_drop_replication_slot(%L).',
                 slot, slot);
     end if;
-    -- Until maintenance has seen that a slot of an earlier installation is gone, what a rollback leaves under its name would be taken for it, and kept.
-    while exists (select from postbox.maintenance m where slot = any (m.earlier_slots))
-        or (generation > 0 and exists (select from pg_replication_slots s where s.slot_name = slot))
-    loop
-        generation := generation + 1;
-        slot := postbox._slot_name(name, generation);
+    generation := postbox._next_generation(name, -1);
+    while generation > 0 and exists (select from pg_replication_slots s where s.slot_name = postbox._slot_name(name, generation)) loop
+        generation := postbox._next_generation(name, generation);
     end loop;
+    slot := postbox._slot_name(name, generation);
     perform postbox._require_before_writes(format('consumer group "%s" cannot be created', name));
 
     -- What is visible before the slot is made, the group is past; what comes later it reads, or has read.

@@ -297,6 +297,7 @@ create or replace function postbox._role_rights(role text)
             ('operator', 'execute', 'function postbox._was_there(xid, pg_snapshot)'),
             ('operator', 'execute', 'function postbox._frame_sql(regclass, text)'),
             ('operator', 'execute', 'function postbox._slot_name(text, int)'),
+            ('operator', 'execute', 'function postbox._next_generation(text, int)'),
             ('operator', 'execute', 'function postbox._make_slot(name, text, boolean, timestamptz)'),
             ('operator', 'execute', 'function postbox._drop_slot(name)'),
             ('operator', 'execute', 'function postbox._wait_for_writers(timestamptz)'),

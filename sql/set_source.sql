@@ -35,6 +35,7 @@ declare
     found_group postbox.consumer_group;
     server postbox._server;
     slot pg_replication_slots;
+    generation int;
     new_slot name;
     too_new text;
 begin
@@ -91,14 +92,15 @@ begin
                 hint = 'Let its member run until it has delivered what was published since, and 5 seconds more (its next checkpoint), or postbox.maintain() has run; then pause it and try again.';
         end if;
     end if;
-    new_slot := postbox._slot_name(group_name, found_group.slot_generation + 1);
+    generation := postbox._next_generation(group_name, found_group.slot_generation);
+    new_slot := postbox._slot_name(group_name, generation);
     -- A former attempt that did not come to its end has left it; nothing was read from it.
     perform postbox._drop_slot(new_slot);
     perform pg_copy_logical_replication_slot(slot.slot_name, new_slot, false, wanted::name);
     begin
         perform postbox._durable();
         update postbox.consumer_group g
-            set slot_name = new_slot, slot_generation = g.slot_generation + 1, source = wanted, epoch = g.epoch + 1
+            set slot_name = new_slot, slot_generation = generation, source = wanted, epoch = g.epoch + 1
             where g.name = found_group.name;
         if not found then
             raise exception using errcode = 'undefined_object',

@@ -90,6 +90,18 @@ create or replace function postbox._slot_name(group_name text, generation int) r
     return format('postbox%s_%s_%s', nullif(generation % 10000, 0), (select d.oid from pg_database d where d.datname = current_database()), group_name)::name;
 comment on function postbox._slot_name(text, int) is 'Private: postbox_<oid of the database>_<group>, or postbox<generation>_... for later ones';
 
+-- Until maintenance has seen that a slot of an earlier installation is gone, its name is that slot's: the slot has events that nobody else has, and
+-- what a rollback leaves under the name would be kept for it.
+create or replace function postbox._next_generation(group_name text, generation int) returns int
+    language sql stable
+    begin atomic
+        select min(n.generation)
+        from postbox.maintenance m
+        cross join generate_series(_next_generation.generation + 1, _next_generation.generation + 1 + cardinality(m.earlier_slots)) as n(generation)
+        where postbox._slot_name(_next_generation.group_name, n.generation) <> all (m.earlier_slots);
+    end;
+comment on function postbox._next_generation(text, int) is 'Private: the number of the next slot of a group';
+
 -- Drops a slot of this database if it is there.
 create or replace function postbox._drop_slot(slot name) returns boolean
     language plpgsql volatile
