@@ -16,7 +16,15 @@ begin
     if has_table_privilege(outbox, 'insert') then
         -- Held to the end, as an INSERT would: whoever ends that the outbox takes events waits for this one.
         execute format('lock table only %s in row exclusive mode', target.relation);
-        target := postbox._publish_target(outbox, name);
+        -- This function sees what is committed by now, whatever the transaction's snapshot; a marker that is written anew is another one.
+        if pg_get_triggerdef(target.marker) is null then
+            target := postbox._publish_target(outbox, name);
+            if pg_get_triggerdef(target.marker) is null then
+                raise exception using errcode = 'serialization_failure',
+                    message = format('outbox "%s" was changed after this transaction began to read', name),
+                    hint = 'Try the transaction again.';
+            end if;
+        end if;
     end if;
     if type is null then
         raise exception using errcode = 'null_value_not_allowed',

@@ -2,7 +2,7 @@
 -- refusals, from SQL alone.
 
 -- What an outbox is for the one who publishes to it: its table, and its columns by their roles.
-create or replace function postbox._publish_target(outbox regclass, name text, out relation text, out arguments text[])
+create or replace function postbox._publish_target(outbox regclass, name text, out relation text, out arguments text[], out marker oid)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $function$
@@ -33,8 +33,8 @@ begin
             hint = 'Make it with postbox.create_outbox, or qualify the name if its schema is not in search_path; postbox.outbox_status() lists the outboxes.';
     end if;
     -- What the view postbox._marker says, for the one table.
-    select format('%I.%I', n.nspname, c.relname), case t.tgargs when '' then '{}' else postbox._marker_arguments(t.tgargs) end
-        into relation, arguments
+    select format('%I.%I', n.nspname, c.relname), case t.tgargs when '' then '{}' else postbox._marker_arguments(t.tgargs) end, t.oid
+        into relation, arguments, marker
         from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
         where t.tgrelid = outbox and t.tgname = 'postbox_outbox' and t.tgparentid = 0;
     if not found then

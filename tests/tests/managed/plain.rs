@@ -194,6 +194,22 @@ async fn an_outbox_does_not_cease_to_take_events_while_one_is_under_way() {
     run(&client, "RESET lock_timeout; SELECT postbox.set_emit('orders', false)").await;
 }
 
+/// SQL reads catalogs by the transaction's snapshot, and the log is read by what is committed.
+#[tokio::test]
+async fn what_an_outbox_has_ceased_to_take_is_not_written_from_an_old_snapshot() {
+    let (cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders'), postbox.set_emit('orders', true)").await;
+    let other = cluster.client("postgres").await;
+    let emit = "SELECT postbox.emit('orders', 't', '{}')";
+    run(&other, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class").await;
+    run(&client, "SELECT postbox.set_emit('orders', false)").await;
+    refused(&other, emit, "40001", "was changed after this transaction", "again").await;
+    run(&other, "ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class").await;
+    run(&client, "SELECT postbox.set_emit('orders', true)").await;
+    refused(&other, emit, "40001", "was changed after this transaction", "again").await;
+    run(&other, &format!("ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ; {emit}; COMMIT")).await;
+}
+
 #[tokio::test]
 async fn frames_are_not_decoded_there_and_the_refusal_says_where() {
     let (_cluster, client) = start().await;
