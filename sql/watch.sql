@@ -231,7 +231,12 @@ declare
     seen record;
 begin
     for seen in
-        select format('%I.%I', o.schema, o.name) as name, o.bytes, r.critical_bytes
+        select format('%I.%I', o.schema, o.name) as name, o.bytes, r.critical_bytes,
+               -- SET UNLOGGED and ATTACH PARTITION ask nobody.
+               (select jsonb_agg(postbox._shown(format('%I.%I', n.nspname, c.relname)) order by n.nspname, c.relname)
+                from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                where c.relkind in ('r', 'f') and (c.relpersistence <> 'p' or c.relkind = 'f')
+                  and coalesce(pg_partition_root(c.oid), c.oid) = m.outbox) as not_logged
         from postbox.outboxes o
         join postbox._marker m on postbox._shown(m.name) = o.name and postbox._shown(m.schema) = o.schema
         cross join lateral postbox._retention(m.outbox) r
@@ -244,18 +249,24 @@ begin
             detail := 'outbox_storage_critical';
             return next;
         end if;
+        outcome := postbox._watch('outbox_not_logged', seen.name, seen.not_logged is not null, '0', jsonb_build_object('tables', seen.not_logged),
+            same => seen.not_logged::text);
+        if outcome is not null then
+            detail := 'outbox_not_logged';
+            return next;
+        end if;
     end loop;
     for seen in
-        select a.subject as name from postbox.alert a
-        where a.kind = 'outbox_storage_critical' and not exists (select from postbox._ring r where r.outbox_name = a.subject)
+        select a.kind, a.subject as name from postbox.alert a
+        where a.kind in ('outbox_storage_critical', 'outbox_not_logged') and not exists (select from postbox._ring r where r.outbox_name = a.subject)
     loop
         subject := seen.name;
-        outcome := postbox._watch('outbox_storage_critical', seen.name, false, '0', null);
+        outcome := postbox._watch(seen.kind, seen.name, false, '0', null);
         if outcome is not null then
-            detail := 'outbox_storage_critical: the outbox is gone';
+            detail := seen.kind || ': the outbox is gone';
             return next;
         end if;
     end loop;
 end
 $function$;
-comment on function postbox._watch_storage() is 'Private: alerts about outboxes that have grown too large';
+comment on function postbox._watch_storage() is 'Private: alerts about outboxes that have grown too large, or whose rows are not in the log';

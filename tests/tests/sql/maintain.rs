@@ -120,6 +120,33 @@ async fn what_is_not_allowed_on_one_outbox_does_not_stop_the_others() {
     assert_eq!(row(&client, "SELECT has_table_privilege('keeper', 'orders_g0', 'truncate')").await, "t");
 }
 
+/// PostgreSQL asks nobody before it makes a table unlogged or attaches one that is.
+#[tokio::test]
+async fn an_outbox_whose_rows_are_not_in_the_log_is_told() {
+    let (cluster, client) = start().await;
+    run(
+        &client,
+        "SELECT postbox.create_outbox('orders'); CREATE TABLE old (event_id uuid, type text, payload jsonb) PARTITION BY LIST (type);
+         CREATE TABLE \"Old 1\" PARTITION OF old DEFAULT; SELECT postbox.adopt_outbox('old');
+         CREATE UNLOGGED TABLE mine (n int)",
+    )
+    .await;
+    assert!(!listen(&cluster, MAINTAIN).contains("outbox_not_logged"));
+    run(&client, "ALTER TABLE \"Old 1\" SET UNLOGGED; ALTER TABLE orders_g2 SET UNLOGGED").await;
+    let heard = listen(&cluster, MAINTAIN);
+    for tables in [r#""tables": ["public.\"Old 1\""]"#, r#""tables": ["public.orders_g2"]"#] {
+        assert!(heard.contains(tables), "{heard}");
+    }
+    assert!(!listen(&cluster, MAINTAIN).contains("outbox_not_logged"), "told once");
+    run(&client, "ALTER TABLE \"Old 1\" SET LOGGED").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"subject\": \"public.old\"") && heard.contains("\"cleared\": true"), "{heard}");
+    run(&client, "SELECT postbox.drop_outbox('orders')").await;
+    let heard = listen(&cluster, MAINTAIN);
+    assert!(heard.contains("\"subject\": \"public.orders\"") && heard.contains("\"cleared\": true"), "{heard}");
+    assert_eq!(rows(&client, "SELECT kind FROM postbox.alert").await, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_standby_maintains_nothing() {
     let cluster = Cluster::builder().hba("local replication all trust").start();
