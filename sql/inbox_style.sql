@@ -60,7 +60,7 @@ declare
 begin
     select n.nspname into namespace
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = box.relation;
-    if not exists (select from pg_index x where x.indrelid = box.relation and x.indisvalid
+    if not exists (select from pg_index x where x.indrelid = box.relation and x.indisvalid and x.indexprs is null
             and pg_get_expr(x.indpred, x.indrelid) = format('(%I IS NULL)', box.columns ->> 'processed_at')) then
         execute format('create index %I on %s (%I) where %I is null', box.name || '_pending', box.relation,
             coalesce(box.columns ->> 'received_at', box.columns ->> 'event_id'), box.columns ->> 'processed_at');

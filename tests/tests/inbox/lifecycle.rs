@@ -515,8 +515,13 @@ async fn workers_may_write_into_the_table_where_that_is_the_style() {
     run(&client, "UPDATE payments SET retry_count = 0, error = NULL WHERE event_id = 'm3'").await;
     assert_eq!(rows(&client, dead).await, [""; 0]);
     assert_eq!(rows(&client, next).await, ["m3", "m4"]);
-    let plan = rows(&client, &format!("SET enable_seqscan = off; EXPLAIN {next}")).await.join("\n");
-    assert!(plan.contains("payments_pending"), "{plan}");
+    run(&client, "SET enable_seqscan = off").await;
+    for _ in 0..2 {
+        let plan = rows(&client, &format!("EXPLAIN {next}")).await.join("\n");
+        assert!(plan.contains("payments_pending"), "{plan}");
+        // It is made again, though another index is of pending messages, too.
+        run(&client, "DROP INDEX payments_pending; SELECT postbox.repair_inbox('payments')").await;
+    }
 
     // Nothing is handed out by calls, and none of them takes a token.
     let hint = "lock rows of its table and set processed_at";
