@@ -74,7 +74,12 @@ pub(super) fn is_stale(error: &SqlError) -> bool {
 /// Whether a transaction was ended for the sake of others, for want of resources, because nothing came for too long, as the server shuts
 /// down, or with its connection: the next one may succeed. One that went beyond a limit that is set for it will do so again.
 pub(super) fn is_passing(error: &SqlError) -> bool {
-    let io = || StdError::source(error).is_some_and(|source| source.is::<std::io::Error>());
+    // A statement that cannot be sent at all (a NUL in it) is invalid input.
+    let io = || {
+        StdError::source(error)
+            .and_then(|source| source.downcast_ref::<std::io::Error>())
+            .is_some_and(|error| error.kind() != std::io::ErrorKind::InvalidInput)
+    };
     error.code().map_or_else(
         || error.is_closed() || io(),
         |code| {
