@@ -7,12 +7,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use postbox_tests::{Cluster, Line, Proxy, Run, Stop, wait_until};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::shop::PATIENCE;
+
+/// After this the server gives up a member that it does not hear of.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Makes a test of each step and each fault.
 macro_rules! matrix {
@@ -236,9 +240,9 @@ impl Stage {
     }
 
     fn open_with(sink: Sink) -> Self {
-        let cluster = Cluster::start();
+        let cluster = Cluster::with_postbox();
         cluster.psql("postgres", "ALTER DATABASE postgres SET synchronous_commit = off");
-        cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+        cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
         let source = if sink == Sink::Pgoutput { "pgoutput" } else { "postbox" };
         cluster.psql("postgres", "SELECT postbox.enable_pgoutput()");
         cluster.psql(
@@ -262,18 +266,22 @@ impl Stage {
     }
 
     fn arguments(&self, member: &str, more: &[&str]) -> Vec<String> {
-        // What outlives the member must not hold its pipes. The slow ones wait for a file, and give up once their member is dead.
+        // What outlives the member must not hold its pipes. The slow ones wait for a file, and give up once their member is dead. The
+        // kernel knows when the member has started the command, however late that gets to run: proc(5), field 22.
         let command = r#"
             exec >/dev/null 2>&1
+            read -r stat </proc/$$/stat
+            set -- ${stat##*) }
             case $POSTBOX_TYPE in
                 *.poison) exit 1 ;;
                 *.busy) sleep 0.05 ;;
                 *.slow) while [ ! -e {dir}/go ]; do [ -e {dir}/{member}-is-dead ] && exit 1; sleep 0.01; done ;;
             esac
-            echo "{member} $POSTBOX_TYPE" >> {dir}/log"#;
+            echo "{member} $POSTBOX_TYPE ${20}" >> {dir}/log"#;
         let command =
             command.replace("{dir}", self.dir.path().to_str().expect("a plain path")).replace("{member}", member);
-        let common = ["--group", "g", "--member", member, "--session-timeout", "3s", "--no-maintenance"];
+        let timeout = format!("{}s", SESSION_TIMEOUT.as_secs());
+        let common = ["--group", "g", "--member", member, "--session-timeout", &timeout, "--no-maintenance"];
         if self.sink == Sink::Stdout {
             return [&common[..], more].concat().into_iter().map(str::to_owned).collect();
         }
@@ -340,8 +348,17 @@ impl Stage {
                 .flat_map(|(member, lines)| lines().into_iter().map(move |line| (member.clone(), line.event_type)));
             return lines.collect();
         }
+        self.dispatches().into_iter().map(|(member, event, _)| (member, event)).collect()
+    }
+
+    /// What the sink's command has got, and when it was started for that: so long after the machine.
+    fn dispatches(&self) -> Vec<(String, String, Duration)> {
         let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-        let line = |line: &str| line.split_once(' ').map(|(member, event)| (member.to_owned(), event.to_owned()));
+        let line = |line: &str| {
+            let [member, event, ticks] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
+            // Linux tells other processes of 100 ticks in a second, whatever it counts in itself.
+            Some((member.to_owned(), event.to_owned(), Duration::from_millis(ticks.parse::<u64>().ok()? * 10)))
+        };
         log.lines().filter_map(line).collect()
     }
 

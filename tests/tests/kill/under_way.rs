@@ -1,9 +1,12 @@
 //! What is under way: neither confirmed, nor part of a checkpoint, nor delivered by a member that has lost its place.
 
+use std::fs;
+use std::time::Duration;
+
 use postbox_tests::{Proxy, Run, wait_until};
 use rustix::process::Signal;
 
-use super::Stage;
+use super::{SESSION_TIMEOUT, Stage};
 use crate::shop::PATIENCE;
 
 impl Stage {
@@ -16,6 +19,33 @@ impl Stage {
              AND query_start > timestamptz '{now}' + interval '{seconds} s'"
         );
         wait_until("a sign of life", PATIENCE, || (self.psql(&sql) == "1").then_some(()));
+    }
+
+    /// Waits until the server has answered a beat and the next is not due yet. A member that is cut off now has a lease that began
+    /// just before: it ends so much earlier than the latest that the rule allows, which is room for a slow machine, and less than
+    /// the margin.
+    fn wait_between_beats(&self, member: &str) {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'postbox:g:{member}' AND query ~ '_beat' \
+             AND state = 'idle' AND clock_timestamp() - query_start BETWEEN '0.2 s' AND '0.4 s'"
+        );
+        wait_until("a moment between signs of life", PATIENCE, || (self.psql(&sql) == "1").then_some(()));
+    }
+
+    /// The rule of the lease: a member that cannot have reached the server after `contact` dispatches nothing later than the session
+    /// timeout, less the margin, after that. When it has dispatched for the last time.
+    fn check_lease(&self, member: &str, contact: Duration) -> Duration {
+        let dispatches = self.dispatches();
+        let times = dispatches.iter().filter(|(by, ..)| by == member).map(|(.., time)| *time);
+        let last = times.max().expect("it has delivered something");
+        let margin = SESSION_TIMEOUT / 5;
+        let end = contact + SESSION_TIMEOUT - margin;
+        let late = last.saturating_sub(end);
+        assert!(
+            late.is_zero(),
+            "{member} dispatched {late:?} after its lease had run out, with a margin of {margin:?}"
+        );
+        last
     }
 
     /// A member that has delivered something and has an event under way that its sink does not let go of; others behind it are
@@ -42,6 +72,13 @@ impl Stage {
         assert_eq!(ended.code, Some(0), "{}", ended.log);
         self.check();
     }
+}
+
+/// How long the machine runs: the clock by which processes have their start.
+fn uptime() -> Duration {
+    let text = fs::read_to_string("/proc/uptime").expect("the uptime");
+    let seconds = text.split(' ').next().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs_f64(seconds.expect("seconds"))
 }
 
 fn kill(run: Run) {
@@ -106,6 +143,7 @@ fn a_member_that_stood_still_before_a_dispatch_does_not_dispatch_late() {
     let mut one = stage.member_with_failpoint("one", &stage.conninfo(), &[], "deliver.before-sink@5=stop");
     stage.publish(4);
     one.wait_for_log("failpoint deliver.before-sink: stop", 1, PATIENCE);
+    let stopped = uptime();
     let two = stage.member("two", &[]);
     // The server has ended the sessions of the one, so its lease has run out.
     stage.wait_until_dealt_with();
@@ -114,6 +152,7 @@ fn a_member_that_stood_still_before_a_dispatch_does_not_dispatch_late() {
     one.signal(Signal::CONT);
     one.wait_for_log("standing by", 1, PATIENCE);
     assert_eq!(of_one(), before, "{:?}", stage.log());
+    stage.check_lease("one", stopped);
     for member in [one, two] {
         let ended = member.terminate(PATIENCE);
         assert_eq!(ended.code, Some(0), "{}", ended.log);
@@ -135,7 +174,9 @@ fn a_member_that_is_cut_off_while_it_delivers_stops_before_another_begins() {
     let backlog: String = (0..600).map(|number| stage.insert(&format!("k{}", number % 3), ".busy")).collect();
     stage.psql(&backlog);
     wait_until("it delivers", PATIENCE, || (stage.log().len() > 20).then_some(()));
+    stage.wait_between_beats("one");
     proxy.swallow();
+    let cut_off = uptime();
     let cut_off_at = stage.log().len();
     two.wait_for_log("active member of group", 1, PATIENCE);
     stage.wait_until_dealt_with();
@@ -144,6 +185,9 @@ fn a_member_that_is_cut_off_while_it_delivers_stops_before_another_begins() {
     assert!(first > cut_off_at, "it went on for as long as it might: {cut_off_at}, {first}");
     let late: Vec<_> = log[first..].iter().filter(|(member, _)| member == "one").collect();
     assert!(late.is_empty(), "delivered while another member was active: {late:?}");
+    let last = stage.check_lease("one", cut_off);
+    // Else the rule would be kept for want of work.
+    assert!(last > cut_off + SESSION_TIMEOUT / 3, "it stopped long before its lease ran out: {cut_off:?}, {last:?}");
     proxy.reopen();
     one.wait_for_log("standing by", 1, PATIENCE);
     for member in [one, two] {
@@ -152,8 +196,9 @@ fn a_member_that_is_cut_off_while_it_delivers_stops_before_another_begins() {
     }
     stage.check();
     println!(
-        "{cut_off_at} events before it was cut off, {} after, {} by the other",
+        "{cut_off_at} events before it was cut off, {} in {:?} after, {} by the other",
         first - cut_off_at,
+        last - cut_off,
         log.len() - first
     );
 }
