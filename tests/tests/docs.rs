@@ -136,9 +136,68 @@ impl Drop for Running {
 }
 
 /// The Makefile has this target, or uses the variable that is set.
-fn knows(word: &str) {
+fn knows(makefile: &str, word: &str) -> bool {
     let known = word.split_once('=').map_or(format!("\n{word}: "), |(variable, _)| format!("$({variable})"));
-    assert!(page("Makefile").contains(&known), "make {word}");
+    makefile.contains(&known)
+}
+
+/// The words of a command, without quotes, up to its comment.
+fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for character in command.chars() {
+        match character {
+            _ if quote == Some(character) => quote = None,
+            '"' | '\'' if quote.is_none() => quote = Some(character),
+            '#' if quote.is_none() && words.last().is_some_and(String::is_empty) => break,
+            _ if quote.is_none() && character.is_whitespace() => words.push(String::new()),
+            _ => words.last_mut().unwrap().push(character),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// The commands of a text that are make's, and settings that are said beside them.
+fn makes(text: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for (_, content) in blocks_of(text) {
+        for line in content.lines().filter(|line| line.starts_with("make ")) {
+            found.push(words(line).split_off(1));
+            // Its comment may tell of other targets.
+            let comment = line.split_once(" #").map_or("", |(_, comment)| comment);
+            found.extend(comment.split("make ").skip(1).map(|rest| words(rest).into_iter().take(1).collect()));
+        }
+    }
+    for paragraph in text.split("\n\n") {
+        let code: Vec<_> = paragraph.split('`').skip(1).step_by(2).map(words).collect();
+        let of_make = |words: &Vec<String>| words.first().is_some_and(|word| word == "make");
+        let told = code.iter().any(of_make);
+        for mut words in code {
+            if of_make(&words) {
+                found.push(words.split_off(1));
+            } else if told && words.len() == 1 && is_setting(&words[0]) {
+                found.push(words);
+            }
+        }
+    }
+    found
+}
+
+/// A variable in capitals that is given a value.
+fn is_setting(word: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+    word.split_once('=').is_some_and(|(variable, _)| !variable.is_empty() && variable.bytes().all(letter))
+}
+
+/// The pages of docs/ and of docs/decisions/.
+fn pages() -> Vec<String> {
+    let names = |directory: &str| {
+        let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.map(|name| format!("{directory}/{name}")).filter(|name| name.ends_with(".md")).collect::<Vec<_>>()
+    };
+    [names("docs"), names("docs/decisions")].concat()
 }
 
 /// The lines of a document that build and install Postbox, without what they say about it.
@@ -164,12 +223,8 @@ fn the_readme_does_what_it_says() {
             "sh" => {
                 for line in content.lines() {
                     match line.split_whitespace().next() {
-                        // Its comment may tell of another target.
-                        Some("make") => {
-                            for command in line.split("make ").skip(1) {
-                                knows(command.split_whitespace().next().unwrap());
-                            }
-                        }
+                        // Looked up with those of the other pages.
+                        Some("make") => {}
                         Some("postbox") if line.starts_with("postbox run") => {
                             running = Some(Running(postbox(&cluster, line).stdout(Stdio::piped()).spawn().unwrap()));
                         }
@@ -185,9 +240,6 @@ fn the_readme_does_what_it_says() {
             other => panic!("a block in {other:?} that nobody runs"),
         }
     }
-    for command in spans("README.md", "make ") {
-        command.split_whitespace().skip(1).for_each(knows);
-    }
     let mut printed = String::new();
     BufReader::new(running.unwrap().0.stdout.take().unwrap()).read_line(&mut printed).unwrap();
     let (printed, shown) = (serde_json::from_str::<Value>(&printed).unwrap(), shown.unwrap());
@@ -196,6 +248,22 @@ fn the_readme_does_what_it_says() {
     for name in ["outbox", "type", "key", "headers", "payload", "ordinal"] {
         assert_eq!(printed[name], shown[name], "{name}");
     }
+}
+
+#[test]
+fn the_makefile_has_what_the_pages_tell_to_make() {
+    let makefile = page("Makefile");
+    let mut commands = 0;
+    let mut unknown = Vec::new();
+    for name in pages().into_iter().chain(["README.md".to_owned()]) {
+        for words in makes(&page(&name)) {
+            commands += 1;
+            unknown
+                .extend(words.iter().filter(|word| !knows(&makefile, word)).map(|word| format!("{name}: make {word}")));
+        }
+    }
+    assert!(commands > 20, "only {commands} commands were found");
+    assert_eq!(unknown, [""; 0]);
 }
 
 #[test]
@@ -612,17 +680,14 @@ mod arguments;
 
 #[test]
 fn the_benchmark_takes_the_arguments_that_figures_were_measured_with() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let decisions = fs::read_dir(root.join("docs/decisions")).unwrap().map(|entry| entry.unwrap().path());
-    let pages = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()).chain(decisions);
     let mut commands = 0;
     let mut refused = Vec::new();
-    for path in pages.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
-        for given in fs::read_to_string(&path).unwrap().split("ARGS=\"").skip(1) {
+    for name in pages() {
+        for given in page(&name).split("ARGS=\"").skip(1) {
             let (given, _) = given.split_once('"').expect("an end");
             commands += 1;
             if let Err(error) = arguments::Arguments::parse(given.split_whitespace().map(str::to_owned)) {
-                refused.push(format!("{}: {given}: {error}", path.display()));
+                refused.push(format!("{name}: {given}: {error}"));
             }
         }
     }
