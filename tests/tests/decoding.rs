@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// A cluster with the outbox `public.events` and the slot `s`.
 fn with_outbox(payload_type: &str) -> Cluster {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     cluster.psql("postgres", &format!("SELECT postbox.create_outbox('events', payload_type => '{payload_type}')"));
     make_slot(&cluster, "postgres", "s");
@@ -299,7 +299,7 @@ fn a_row_without_a_needed_value_or_column_becomes_an_error_event() {
 
 #[test]
 fn a_marker_that_makes_no_sense_yields_error_events_and_no_error() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     let marked = |table: &str, arguments: &str| {
@@ -345,7 +345,7 @@ fn columns_added_dropped_and_generated_do_not_shift_the_fields() {
 
 #[test]
 fn a_prepared_transaction_comes_when_it_is_committed() {
-    let cluster = Cluster::builder().setting("max_prepared_transactions", "5").start();
+    let cluster = Cluster::builder().setting("max_prepared_transactions", "5").with_postbox().start();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     // A slot that asks to be told at PREPARE gets what this plugin gives: committed events only.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 const NONE: [Value; 0] = [];
 
 fn with_slot() -> Cluster {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     cluster

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 /// Runs the steps, each in a session of its own, with a stream running; between steps the stream is known to have come so far.
 /// The result is (outbox, type) of the events.
 async fn watch(steps: &[&str]) -> Vec<(String, String)> {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "live");
     make_slot(&cluster, "postgres", "later");
@@ -143,7 +143,7 @@ async fn a_leaf_that_is_detached_and_attached() {
 /// Who began before goes on to write through the root until the detach is done, which waits for them.
 #[tokio::test]
 async fn a_partition_that_is_being_detached_concurrently() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     cluster.psql(
         "postgres",
@@ -278,7 +278,7 @@ async fn the_extension_is_updated_while_the_stream_runs() {
 
 #[tokio::test]
 async fn an_outbox_dropped_while_a_slot_lags_behind_does_not_wedge_it() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     cluster.psql(

@@ -17,10 +17,10 @@ fn postbox(cluster: &Cluster, arguments: &[&str]) -> Command {
 }
 
 fn with_full_leaf() -> Cluster {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     cluster.psql(
         "postgres",
-        "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders', generation_rows => 1024);
+        "SELECT postbox.create_outbox('orders', generation_rows => 1024);
          SELECT postbox.set_retention('orders', '0');
          INSERT INTO orders (type, payload) SELECT 't', '{}' FROM generate_series(1, 2500)",
     );

@@ -16,8 +16,8 @@ use serde_json::Value;
 
 /// A cluster with the extension and the publication.
 fn start() -> Cluster {
-    let cluster = Cluster::start();
-    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.enable_pgoutput()");
+    let cluster = Cluster::with_postbox();
+    cluster.psql("postgres", "SELECT postbox.enable_pgoutput()");
     cluster
 }
 

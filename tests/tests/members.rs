@@ -16,8 +16,8 @@ struct Team {
 
 impl Team {
     fn open() -> Self {
-        let cluster = Cluster::start();
-        cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+        let cluster = Cluster::with_postbox();
+        cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
         cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
         Self { cluster }
     }

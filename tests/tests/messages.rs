@@ -31,7 +31,7 @@ const READ: [&str; 5] = ["run", "--slot", "s", "--exit-when-idle", "100ms"];
 
 #[test]
 fn a_slot_that_is_missing_or_of_another_kind() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     let server = cluster.conninfo("postgres");
     expect(
@@ -56,7 +56,11 @@ fn a_slot_that_is_missing_or_of_another_kind() {
 
 #[test]
 fn a_slot_that_has_been_invalidated() {
-    let cluster = Cluster::builder().setting("max_slot_wal_keep_size", "1MB").setting("max_wal_size", "32MB").start();
+    let cluster = Cluster::builder()
+        .setting("max_slot_wal_keep_size", "1MB")
+        .setting("max_wal_size", "32MB")
+        .with_postbox()
+        .start();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     for _ in 0..6 {
@@ -68,7 +72,7 @@ fn a_slot_that_has_been_invalidated() {
 
 #[test]
 fn a_server_whose_wal_level_is_too_low() {
-    let cluster = Cluster::builder().setting("wal_level", "replica").start();
+    let cluster = Cluster::builder().setting("wal_level", "replica").with_postbox().start();
     prepare(&cluster, "postgres");
     let create = ["group", "create", "g", "--outbox", "fence"];
     expect(
@@ -86,7 +90,7 @@ fn a_server_that_does_not_allow_the_plugin() {
         skip("this server takes every output plugin, as those before August 2026 did");
         return;
     }
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     cluster.psql("postgres", "ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding");
@@ -107,7 +111,7 @@ fn a_server_that_does_not_allow_the_plugin() {
 
 #[test]
 fn a_server_without_the_plugin_library() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     cluster.psql("postgres", "ALTER SYSTEM SET dynamic_library_path = '/nonexistent'");
@@ -118,7 +122,7 @@ fn a_server_without_the_plugin_library() {
 
 #[test]
 fn a_role_without_the_replication_attribute() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     cluster.psql("postgres", "CREATE ROLE chief REPLICATION; CREATE ROLE \"Reader\" LOGIN IN ROLE chief");
@@ -183,7 +187,7 @@ fn wrong_usage() {
 
 #[test]
 fn group_and_outbox_names_that_do_not_work() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     let server = cluster.conninfo("postgres");
     let create = |name: &'static str, outbox: &'static str| ["group", "create", name, "--outbox", outbox];
@@ -199,7 +203,7 @@ fn group_and_outbox_names_that_do_not_work() {
 
 #[tokio::test]
 async fn plugin_and_consumer_of_different_versions() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     make_slot(&cluster, "postgres", "s");
     let newer = postbox::Consumer::builder(cluster.conninfo("postgres")).slot("s").proto_version(9);

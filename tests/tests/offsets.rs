@@ -34,8 +34,8 @@ impl Office {
     }
 
     fn open_with(builder: Builder) -> Self {
-        let cluster = builder.start();
-        cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+        let cluster = builder.with_postbox().start();
+        cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
         Self { cluster }
     }
 

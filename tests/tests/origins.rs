@@ -12,7 +12,7 @@ use crate::shop::PATIENCE;
 /// A cluster with three events in the outbox `fence`: `here`, `there`, which came from elsewhere, and `here again`. The group `g` and
 /// the slots `s` and `t` were made before.
 fn with_events() -> Cluster {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     prepare(&cluster, "postgres");
     for slot in ["s", "t"] {
         make_slot(&cluster, "postgres", slot);

@@ -12,10 +12,10 @@ use crate::shop::PATIENCE;
 /// A cluster with the outbox `orders`, and a login for each role: `app` publishes, `ops` operates, `reader` consumes,
 /// `watch` monitors, `keeper` maintains.
 fn staffed() -> Cluster {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     cluster.psql(
         "postgres",
-        "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders');
+        "SELECT postbox.create_outbox('orders');
          CREATE ROLE app LOGIN; CREATE ROLE ops LOGIN REPLICATION; CREATE ROLE reader LOGIN REPLICATION;
          CREATE ROLE watch LOGIN; CREATE ROLE keeper LOGIN REPLICATION;
          SELECT postbox.grant_role('publisher', 'app', '{orders}'); SELECT postbox.grant_role('operator', 'ops');
@@ -183,10 +183,10 @@ fn each_role_does_its_own_task_and_not_the_others() {
 
 #[test]
 fn who_is_granted_what_the_readme_says_makes_adopts_and_drops_outboxes() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     cluster.psql(
         "postgres",
-        "CREATE EXTENSION postbox; CREATE ROLE maker; CREATE SCHEMA mine; GRANT USAGE, CREATE ON SCHEMA mine TO maker;
+        "CREATE ROLE maker; CREATE SCHEMA mine; GRANT USAGE, CREATE ON SCHEMA mine TO maker;
          CREATE TABLE mine.old (event_id uuid, type text, payload jsonb); ALTER TABLE mine.old OWNER TO maker",
     );
     cluster.psql("postgres", &code_of_line("sql/README.md", "- **Make outboxes**").replace('…', "maker"));

@@ -32,11 +32,8 @@ impl Shop {
     }
 
     pub(crate) fn open_with(builder: Builder) -> Self {
-        let cluster = builder.start();
-        cluster.psql(
-            "postgres",
-            "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders'); CREATE TABLE other (n int)",
-        );
+        let cluster = builder.with_postbox().start();
+        cluster.psql("postgres", "SELECT postbox.create_outbox('orders'); CREATE TABLE other (n int)");
         for (slot, plugin) in [("truth", "test_decoding"), (SLOT, "postbox")] {
             cluster.psql("postgres", &format!("SELECT pg_create_logical_replication_slot('{slot}', '{plugin}')"));
         }

@@ -22,9 +22,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// A cluster with the extension in its database `postgres`, and a connection to it.
 pub(crate) async fn start() -> (Cluster, Client) {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     let client = cluster.client("postgres").await;
-    run(&client, "CREATE EXTENSION postbox").await;
     (cluster, client)
 }
 

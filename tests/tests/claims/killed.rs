@@ -11,12 +11,12 @@ const GROUP: [&str; 2] = ["--group", "g"];
 
 /// A cluster with a group that has a large claim between two small events to read, and the claim's text.
 fn with_group(create: &str) -> (Cluster, String) {
-    let cluster = Cluster::start();
+    let cluster = Cluster::with_postbox();
     let publish = "INSERT INTO orders (type) VALUES ('before');
         -- More than a member, pipes and buffers hold.
         SELECT postbox.publish_batch('orders', 'rows', 'SELECT n, md5(n::text) AS t FROM generate_series(1, 500000) n');
         INSERT INTO orders (type) VALUES ('behind')";
-    let outbox = "CREATE EXTENSION postbox; SELECT postbox.enable_pgoutput(); SELECT postbox.create_outbox('orders');
+    let outbox = "SELECT postbox.enable_pgoutput(); SELECT postbox.create_outbox('orders');
         SELECT postbox.enable_claim_check('orders')";
     cluster.psql("postgres", outbox);
     let stored_before = create.contains("earliest");

@@ -473,9 +473,8 @@ async fn ids_go_by_the_leaf() {
 
 #[tokio::test]
 async fn nothing_grows_over_many_cycles() {
-    let cluster = Cluster::builder().setting("autovacuum", "off").start();
+    let cluster = Cluster::builder().setting("autovacuum", "off").with_postbox().start();
     let client = cluster.client("postgres").await;
-    run(&client, "CREATE EXTENSION postbox").await;
     inbox(&client, ", retention => '0', dedup_window => '1 hour'").await;
     let mut sizes = BTreeMap::new();
     for cycle in 0..15u32 {

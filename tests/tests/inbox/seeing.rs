@@ -242,9 +242,8 @@ async fn statistics_of_five_million_messages_cost_what_those_of_a_thousand_do() 
 /// What is written by a transaction that is open stays out of the sums until it can be seen.
 #[tokio::test]
 async fn sums_do_not_pass_by_a_transaction_that_is_open() {
-    let cluster = Cluster::builder().setting("max_prepared_transactions", "10").start();
+    let cluster = Cluster::builder().setting("max_prepared_transactions", "10").with_postbox().start();
     let client = cluster.client("postgres").await;
-    run(&client, "CREATE EXTENSION postbox").await;
     inbox(&client, "").await;
     run(&client, "INSERT INTO payments (event_id, event_type) SELECT 'm' || n, 't' FROM generate_series(1, 10) n")
         .await;

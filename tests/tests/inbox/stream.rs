@@ -18,10 +18,10 @@ pub(super) struct Pair {
 
 impl Pair {
     pub(super) fn open() -> Self {
-        let pair = Self { shop: Cluster::start(), office: Cluster::start() };
+        let pair = Self { shop: Cluster::with_postbox(), office: Cluster::with_postbox() };
         for cluster in [&pair.shop, &pair.office] {
             // Durability is not for the database to give.
-            cluster.psql("postgres", "ALTER DATABASE postgres SET synchronous_commit = off; CREATE EXTENSION postbox");
+            cluster.psql("postgres", "ALTER DATABASE postgres SET synchronous_commit = off");
         }
         pair.shop("SELECT postbox.create_outbox('orders'); SELECT postbox.create_consumer_group('g', '{orders}')");
         pair.office("SELECT postbox.create_inbox('orders')");
@@ -280,10 +280,8 @@ fn what_comes_again_is_known() {
 
 #[test]
 fn after_a_promotion_ids_tell_what_came() {
-    let pair = Pair { shop: Cluster::builder().hba("local replication all trust").start(), office: Cluster::start() };
-    for cluster in [&pair.shop, &pair.office] {
-        cluster.psql("postgres", "CREATE EXTENSION postbox");
-    }
+    let shop = Cluster::builder().hba("local replication all trust").with_postbox().start();
+    let pair = Pair { shop, office: Cluster::with_postbox() };
     pair.shop("SELECT postbox.create_outbox('orders'); SELECT postbox.create_consumer_group('g', '{orders}')");
     pair.office("SELECT postbox.create_inbox('orders')");
     pair.publish(0, 9);

@@ -35,8 +35,8 @@ impl Desk {
     }
 
     fn open_with(builder: Builder, settings: &str) -> Self {
-        let desk = Self { cluster: builder.start(), dir: TempDir::new().expect("a directory") };
-        desk.psql(&format!("CREATE EXTENSION postbox; SELECT postbox.create_inbox('box'{settings})"));
+        let desk = Self { cluster: builder.with_postbox().start(), dir: TempDir::new().expect("a directory") };
+        desk.psql(&format!("SELECT postbox.create_inbox('box'{settings})"));
         desk
     }
 

@@ -53,8 +53,8 @@ fn a_row_that_an_update_moves_to_another_partition_comes_again() {
 
 #[test]
 fn what_is_rolled_back_prepared_updated_and_removed() {
-    let cluster = Cluster::builder().setting("max_prepared_transactions", "5").start();
-    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.enable_pgoutput()");
+    let cluster = Cluster::builder().setting("max_prepared_transactions", "5").with_postbox().start();
+    cluster.psql("postgres", "SELECT postbox.enable_pgoutput()");
     cluster.psql(
         "postgres",
         "SELECT postbox.create_outbox('orders'); SELECT postbox.create_outbox('others'); CREATE TABLE business (n int)",

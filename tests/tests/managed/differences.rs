@@ -102,8 +102,8 @@ fn generated_columns_come_from_postgresql_18_on() {
 
 #[test]
 fn what_is_not_published_is_no_outbox_of_a_group() {
-    let cluster = Cluster::start();
-    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+    let cluster = Cluster::with_postbox();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
     let create = "\\set VERBOSITY verbose\nSELECT postbox.create_consumer_group('g', '{orders}', source => 'pgoutput')";
     let refused = cluster.psql_result("postgres", create).unwrap_err();
     assert!(refused.contains("55000") && refused.contains("enable_pgoutput"), "{refused}");

@@ -76,8 +76,8 @@ fn a_running_group_is_paused_moved_and_resumed() {
 
 #[test]
 fn what_was_published_too_late_is_waited_for() {
-    let cluster = Cluster::start();
-    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+    let cluster = Cluster::with_postbox();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
     cluster.psql("postgres", "SELECT postbox.create_consumer_group('g', '{orders}')");
     cluster.psql("postgres", "INSERT INTO orders (type) VALUES ('before the publication')");
     refused(&cluster, "SELECT postbox.set_source('g', 'pgoutput')", "55000", "in the publication postbox");

@@ -4,8 +4,9 @@ use postbox_tests::Cluster;
 
 /// With nobody who writes the log by the way.
 fn start() -> Cluster {
-    let cluster = Cluster::builder().setting("wal_writer_delay", "10s").setting("autovacuum", "off").start();
-    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+    let cluster =
+        Cluster::builder().setting("wal_writer_delay", "10s").setting("autovacuum", "off").with_postbox().start();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
     cluster.psql("postgres", "ALTER DATABASE postgres SET synchronous_commit = off");
     cluster
 }

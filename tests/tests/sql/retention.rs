@@ -18,11 +18,11 @@ const MAINTAIN: &str = "SELECT step, subject, outcome, detail FROM postbox.maint
 
 /// A cluster with the outbox `orders` of small generations that keeps nothing longer than its readers need it.
 pub(crate) async fn with_ring() -> (Cluster, Client) {
-    let cluster = Cluster::builder().setting("max_prepared_transactions", "10").start();
+    let cluster = Cluster::builder().setting("max_prepared_transactions", "10").with_postbox().start();
     let client = cluster.client("postgres").await;
     run(
         &client,
-        "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders', generation_rows => 1024);
+        "SELECT postbox.create_outbox('orders', generation_rows => 1024);
          SELECT postbox.set_retention('orders', '0')",
     )
     .await;

@@ -26,10 +26,11 @@ fn cluster(clients: &Authority) -> (Cluster, String) {
         .hba("host all billing 127.0.0.1/32 reject")
         .hba("hostssl all twofold 127.0.0.1/32 scram-sha-256 clientcert=verify-full")
         .hba("hostssl all authority 127.0.0.1/32 trust clientcert=verify-ca")
+        .with_postbox()
         .start();
     cluster.psql(
         "postgres",
-        "CREATE EXTENSION postbox; CREATE ROLE billing SUPERUSER LOGIN REPLICATION; \
+        "CREATE ROLE billing SUPERUSER LOGIN REPLICATION; \
          CREATE ROLE twofold LOGIN REPLICATION PASSWORD 'right'; CREATE ROLE authority LOGIN REPLICATION",
     );
     write(&cluster, "root.crt", server.authority, 0o644);

@@ -219,8 +219,8 @@ async fn a_server_that_is_down_or_full_is_worth_another_try() {
 /// Else its log would have an error of each.
 #[test]
 fn commands_take_leave_of_their_server() {
-    let cluster = Cluster::builder().setting("log_disconnections", "on").start();
-    cluster.psql("postgres", "CREATE EXTENSION postbox; SELECT postbox.create_outbox('orders')");
+    let cluster = Cluster::builder().setting("log_disconnections", "on").with_postbox().start();
+    cluster.psql("postgres", "SELECT postbox.create_outbox('orders')");
     let before = cluster.log().matches("disconnection: ").count();
     let commands = ["group seek g --to latest", "group list", "maintain --once", "group describe g"];
     for command in iter::once("group create g --outbox orders").chain(commands.into_iter().cycle()).take(13) {
