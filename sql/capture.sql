@@ -5,7 +5,7 @@
 -- What is done for every statement decides what capture costs: an INSERT whose plan is kept, and no look into a catalog. The names of columns are
 -- asked for by a function that is declared IMMUTABLE, which the planner calls once: whatever is done to the table makes PostgreSQL plan anew.
 
--- What types print goes by the session's settings: a row is the same whoever writes it.
+-- What types print goes by the session's settings: a row is the same whoever writes it, but for money, which goes by lc_monetary.
 create or replace function postbox._captured_settings() returns text
     language sql immutable
     return 'set timezone = ''UTC'' set datestyle = iso set intervalstyle = iso_8601 set bytea_output = hex set extra_float_digits = 1';

@@ -64,7 +64,7 @@ begin
     if rows = 0 then
         return false;
     end if;
-    -- NULL as from publish: a trigger or a rule kept the row out. The id stays known, as one more call would be told the same.
+    -- NULL as from publish: a trigger or a rule kept the row out. The id stays known: one more call returns false.
     return case when postbox.publish(format('%I.%I', marker.schema, marker.name), type, payload, key, headers, event_id) is not null then true end;
 end
 $function$;
