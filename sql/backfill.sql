@@ -27,12 +27,13 @@ begin
         -- It may have begun to take events that are in the log only while that was waited for.
         perform postbox._require_replayable(target.outbox, reason);
         -- A transaction that the slot does not send was over before the slot was made, or is not visible yet although it has
-        -- committed; the caller has waited for those (_wait_for_writers).
+        -- committed; the caller has waited for those (_wait_for_writers). One seam for all: outboxes may exchange their names before a member reads.
+        seam := coalesce(seam, pg_current_snapshot());
         -- A row that is there although its transaction is not visible was restored from a dump of another server.
         execute format(
-            'select pg_current_snapshot(), max(o.%1$I) filter (where not pg_visible_in_snapshot(o.%2$I, pg_current_snapshot())) from %3$I.%4$I o',
+            'select max(o.%1$I) filter (where not pg_visible_in_snapshot(o.%2$I, pg_current_snapshot())) from %3$I.%4$I o',
             target.seq_column, target.xid_column, target.schema, target.name)
-            into seam, restored_upto;
+            into restored_upto;
         seam_lsn := pg_current_wal_insert_lsn();
         -- Rows may be gone while their events still wait in the slot: removed by the owner of an adopted table, by a purge that was
         -- forced, or with a former outbox of this name. Then all that waits there comes.

@@ -1,15 +1,25 @@
 -- Members select outboxes by name as well, so one that has taken the name of another is read, whether that was dropped or renamed; retention,
--- recovery and seek know outboxes by OID. Both mean the same ones once this has run, which maintenance sees to before it removes anything. NULL: of
--- every group.
+-- recovery and the slot of a group know outboxes by OID. Both mean the same ones once _follow_outboxes has run, which maintenance sees to before it
+-- removes anything.
+create or replace view postbox._followed_outbox as
+    select o.group_name, o.outbox, o.outbox_name
+    from postbox.consumer_group_outbox o
+    union
+    select o.group_name, m.outbox::regclass, o.outbox_name
+    from postbox._marker m
+    join postbox.consumer_group_outbox o on o.outbox_name = format('%I.%I', m.schema, m.name)
+    where not exists (select from postbox.consumer_group_outbox k where k.group_name = o.group_name and k.outbox = m.outbox);
+comment on view postbox._followed_outbox is 'Private: the outboxes of groups, with those that have taken the names of their own';
+
+-- NULL: of every group.
 create or replace function postbox._follow_outboxes(group_name text default null) returns void
     language sql volatile
     begin atomic
         insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
-            select distinct o.group_name, m.outbox::regclass, o.outbox_name
-            from postbox._marker m
-            join postbox.consumer_group_outbox o on o.outbox_name = format('%I.%I', m.schema, m.name)
-            where not exists (select from postbox.consumer_group_outbox k where k.group_name = o.group_name and k.outbox = m.outbox)
-              and (_follow_outboxes.group_name is null or o.group_name = _follow_outboxes.group_name)
+            select f.group_name, f.outbox, f.outbox_name
+            from postbox._followed_outbox f
+            where not exists (select from postbox.consumer_group_outbox k where k.group_name = f.group_name and k.outbox = f.outbox)
+              and (_follow_outboxes.group_name is null or f.group_name = _follow_outboxes.group_name)
         on conflict on constraint consumer_group_outbox_pkey do nothing;
     end;
 comment on function postbox._follow_outboxes(text) is 'Private: a group reads the outboxes that have taken the names of its own';

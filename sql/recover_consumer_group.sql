@@ -58,7 +58,6 @@ declare
     generation int;
     slot name;
     reader int;
-    only_there text;
 begin
     found_group := postbox._lock_group(name, 'recover');
     perform postbox._require_before_writes(format('consumer group "%s" cannot recover', name));
@@ -78,18 +77,6 @@ begin
             hint = format('Stop that consumer, or cut it off with pg_terminate_backend(%s).', reader);
     end if;
     select * into server from postbox._server;
-    select string_agg(o.outbox_name, ', ' order by o.outbox_name) into only_there
-        from postbox.consumer_group_outbox o
-        where o.group_name = found_group.name and not exists (select from postbox._marker m where m.outbox = o.outbox)
-          and found_group.system_identifier = server.system_identifier and found_group.timeline = server.timeline
-          and exists (select from pg_replication_slots s where s.slot_name = found_group.slot_name and s.database = current_database() and s.wal_status <> 'lost');
-    if only_there is not null then
-        raise exception using errcode = 'object_not_in_prerequisite_state',
-            message = format('consumer group "%s" has a sound slot, where events of %s may wait that are nowhere else', name, only_there),
-            detail = 'The outbox was dropped; recovery delivers what is stored, and drops the slot.',
-            hint = format('Let a member deliver them: recovery is for slots that are lost. To give them up, drop the slot first: SELECT pg_drop_replication_slot(%L).',
-                found_group.slot_name);
-    end if;
     -- Transaction ids of another server say nothing about rows that were written here since.
     select * into known from postbox.checkpoint c where c.group_name = name and c.system_identifier = server.system_identifier;
     if found then

@@ -25,7 +25,7 @@ declare
 begin
     for target in
         select m.schema, m.name, postbox._marker_column(m.arguments, 'xid') as xid_column, postbox._marker_column(m.arguments, 'event_id') as id_column
-        from postbox.consumer_group_outbox o
+        from postbox._followed_outbox o
         join postbox._marker m on m.outbox = o.outbox
         where o.group_name = _find_event.group_name
         order by o.outbox_name
@@ -50,7 +50,7 @@ declare
 begin
     for target in
         select m.schema, m.name, postbox._marker_column(m.arguments, 'xid') as xid_column
-        from postbox.consumer_group_outbox o
+        from postbox._followed_outbox o
         join postbox._marker m on m.outbox = o.outbox
         where o.group_name = _count_stored.group_name
     loop
@@ -89,9 +89,8 @@ begin
     perform postbox._check_dry_run(dry_run);
     found_group := postbox._lock_group(name, 'seek');
     perform postbox._require_read_committed(format('consumer group "%s" cannot seek', name));
-    perform postbox._follow_outboxes(name);
     perform postbox._require_replayable(o.outbox, 'seek')
-        from postbox.consumer_group_outbox o
+        from postbox._followed_outbox o
         join postbox._marker m on m.outbox = o.outbox
         where o.group_name = found_group.name and target <> 'latest';
     select * into server from postbox._server;
@@ -155,7 +154,6 @@ begin
     if not dry_run then
         -- Before the locks: those who drop an outbox write, and want its lock.
         perform postbox._wait_for_writers(deadline);
-        -- Once more, as that may have taken its time.
         perform postbox._follow_outboxes(name);
         -- What retention has not removed by now stays until it sees what this group needs.
         perform pg_advisory_xact_lock(postbox._lock_key(o.outbox))

@@ -236,7 +236,7 @@ begin
                (select jsonb_agg(postbox._shown(format('%I.%I', n.nspname, c.relname)) order by n.nspname, c.relname)
                 from pg_class c join pg_namespace n on n.oid = c.relnamespace
                 where c.relkind in ('r', 'f') and (c.relpersistence <> 'p' or c.relkind = 'f')
-                  and coalesce(pg_partition_root(c.oid), c.oid) = m.outbox) as not_logged
+                  and coalesce(pg_partition_root(c.oid), c.oid) in (m.outbox, (select k.claims from postbox._claim_check k where k.outbox = m.outbox))) as not_logged
         from postbox.outboxes o
         join postbox._marker m on postbox._shown(m.name) = o.name and postbox._shown(m.schema) = o.schema
         cross join lateral postbox._retention(m.outbox) r

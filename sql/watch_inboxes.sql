@@ -90,7 +90,7 @@ begin
     then
         perform postbox._finish_lanes(box, 1000, true);
     end if;
-    has_more := done >= most_leases;
+    has_more := postbox._alert_dead(box, most_dead) >= most_dead or done >= most_leases;
     done := postbox._fold_inbox_log(box, settled_id, most_entries);
     has_more := has_more or done >= most_entries;
     perform postbox._sample_inbox(box);
@@ -123,8 +123,6 @@ begin
             return next;
         end;
     end loop;
-    -- Last, as it locks dead letters, for which owners wait who retry them.
-    has_more := postbox._alert_dead(box, most_dead) >= most_dead or has_more;
     update postbox.inbox_keeping k set failure = refusal
         where k.inbox = box.id and k.failure is distinct from refusal and (refusal is not null or not is_busy);
     if has_more then

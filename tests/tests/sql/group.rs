@@ -188,18 +188,6 @@ async fn a_slot_left_by_an_earlier_installation_is_dropped_by_nobody() {
     assert_eq!(rows(&client, slots).await, [left, moved]);
 }
 
-#[tokio::test]
-async fn a_sound_slot_that_has_the_only_copy_of_events_is_not_given_up() {
-    let (_cluster, client) = with_outboxes().await;
-    let slot = row(&client, "SELECT postbox.create_consumer_group('g', '{orders}')").await;
-    run(&client, "SELECT postbox.publish('orders', 'only there', '{}')").await;
-    run(&client, "SELECT postbox.drop_outbox('orders', force => true); SELECT postbox.create_outbox('orders')").await;
-    let recover = "SELECT postbox.recover_consumer_group('g')";
-    refused(&client, recover, "55000", "events of public.orders may wait", "pg_drop_replication_slot").await;
-    assert_eq!(row(&client, "SELECT slot_name FROM pg_replication_slots").await, slot);
-    run(&client, &format!("SELECT pg_drop_replication_slot('{slot}'); {recover}")).await;
-}
-
 /// A consumer of the slot; gone when it is dropped.
 struct Reader(Child);
 

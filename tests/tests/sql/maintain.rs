@@ -126,15 +126,15 @@ async fn an_outbox_whose_rows_are_not_in_the_log_is_told() {
     let (cluster, client) = start().await;
     run(
         &client,
-        "SELECT postbox.create_outbox('orders'); CREATE TABLE old (event_id uuid, type text, payload jsonb) PARTITION BY LIST (type);
+        "SELECT postbox.create_outbox('orders'); SELECT postbox.enable_claim_check('orders'); CREATE TABLE old (event_id uuid, type text, payload jsonb) PARTITION BY LIST (type);
          CREATE TABLE \"Old 1\" PARTITION OF old DEFAULT; SELECT postbox.adopt_outbox('old');
          CREATE UNLOGGED TABLE mine (n int)",
     )
     .await;
     assert!(!listen(&cluster, MAINTAIN).contains("outbox_not_logged"));
-    run(&client, "ALTER TABLE \"Old 1\" SET UNLOGGED; ALTER TABLE orders_g2 SET UNLOGGED").await;
+    run(&client, "ALTER TABLE \"Old 1\" SET UNLOGGED; ALTER TABLE orders_claims_g2 SET UNLOGGED").await;
     let heard = listen(&cluster, MAINTAIN);
-    for tables in [r#""tables": ["public.\"Old 1\""]"#, r#""tables": ["public.orders_g2"]"#] {
+    for tables in [r#""tables": ["public.\"Old 1\""]"#, r#""tables": ["public.orders_claims_g2"]"#] {
         assert!(heard.contains(tables), "{heard}");
     }
     assert!(!listen(&cluster, MAINTAIN).contains("outbox_not_logged"), "told once");
