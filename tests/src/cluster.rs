@@ -407,6 +407,8 @@ impl Drop for Cluster {
 fn make_template() -> PathBuf {
     let mut cluster = Cluster::start();
     cluster.psql("postgres", "CREATE EXTENSION postbox");
+    // However long this process runs, a new installation is not overdue for maintenance.
+    cluster.psql("postgres", "UPDATE postbox.maintenance SET installed_at = 'infinity'");
     cluster.stop(Stop::Fast);
     // Until this process ends.
     cluster.kept = true;

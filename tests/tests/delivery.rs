@@ -164,7 +164,7 @@ fn a_transaction_of_200_000_events_comes_whole_in_order_and_in_little_memory() {
 /// three, and a quote in text takes two.
 #[test]
 fn large_events_cost_the_memory_of_one() {
-    const EVENT_KIB: usize = 100 << 10;
+    const EVENT_KIB: usize = 64 << 10;
     let shop = Shop::open();
     shop.psql("SELECT postbox.create_outbox('notes', payload_type => 'text')");
     shop.psql("SELECT postbox.create_outbox('scans', payload_type => 'bytea')");

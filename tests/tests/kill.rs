@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::shop::PATIENCE;
 
 /// After this the server gives up a member that it does not hear of.
-const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
+const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Makes a test of each step and each fault.
 macro_rules! matrix {

@@ -27,7 +27,7 @@ impl Stage {
     fn wait_between_beats(&self, member: &str) {
         let sql = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'postbox:g:{member}' AND query ~ '_beat' \
-             AND state = 'idle' AND clock_timestamp() - query_start BETWEEN '0.2 s' AND '0.4 s'"
+             AND state = 'idle' AND clock_timestamp() - query_start BETWEEN '0.4 s' AND '0.6 s'"
         );
         wait_until("a moment between signs of life", PATIENCE, || (self.psql(&sql) == "1").then_some(()));
     }
