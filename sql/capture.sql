@@ -68,7 +68,7 @@ declare
         before, after, postbox._captured_key(key_columns, keys, 'x.before'), postbox._captured_key(key_columns, keys, 'x.after'), source);
 begin
     if given ->> 'granularity' = 'row' then
-        -- A row whose key changes leaves its old key and comes to its new one.
+        -- A row whose key changes leaves its old key and comes to its new one, which another row may have left: first all that leave.
         return format($sql$%s
             select %L || case when e.before is null then 'inserted' when e.after is null then 'deleted' else 'updated' end,
                 e.key, %s, jsonb_build_object('before', e.before, 'after', e.after)
@@ -78,7 +78,7 @@ begin
                 union all
                 select r.new_key, null, r.after, 2 where r.after is not null and (r.before is null or r.new_key is distinct from r.old_key)
             ) e(key, before, after, part)
-            order by r.n, e.part$sql$,
+            order by e.part, r.n$sql$,
             target, (given ->> 'type') || '.', headers, keyed);
     end if;
     if key_columns > 0 then

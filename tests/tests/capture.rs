@@ -277,6 +277,24 @@ async fn a_key_shares_out_the_rows_of_a_statement() {
     assert_eq!(statements(&events), [0, 0, 0, 3, 3]);
 }
 
+/// Whoever applies the events by key must end with both rows.
+#[tokio::test]
+async fn rows_that_exchange_their_keys_leave_before_they_come() {
+    let (_cluster, client) = start().await;
+    run(&client, "CREATE TABLE seats (id int PRIMARY KEY DEFERRABLE, who text)").await;
+    run(&client, "SELECT postbox.enable_outbox('seats', granularity => 'row')").await;
+    run(&client, "INSERT INTO seats VALUES (1, 'ada'), (2, 'bob'), (3, 'eve')").await;
+    events(&client, "seats_outbox").await;
+    run(&client, "UPDATE seats SET id = 3 - id WHERE id < 3").await;
+    let told = events(&client, "seats_outbox").await;
+    let told: Vec<_> =
+        told.iter().map(|event| (event["type"].as_str().unwrap(), event["key"].as_str().unwrap())).collect();
+    assert_eq!(
+        told,
+        [("seats.deleted", "1"), ("seats.deleted", "2"), ("seats.inserted", "2"), ("seats.inserted", "1")]
+    );
+}
+
 #[tokio::test]
 async fn rows_one_by_one_are_before_and_after_with_the_primary_key() {
     let (_cluster, client) = start().await;
