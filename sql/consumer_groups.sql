@@ -51,7 +51,7 @@ create or replace view postbox.consumer_groups as
             select known.name, bool_and(known.missing) as missing
             from (
                 select case when m.outbox is null then o.outbox_name else postbox._shown(format('%I.%I', m.schema, m.name)) end as name,
-                       m.outbox is null or (g.source = 'pgoutput' and not exists (select from postbox._published p where p.outbox = o.outbox)) as missing
+                       m.outbox is null or (g.source = 'pgoutput' and not exists (select from postbox._published p where p.outbox = o.outbox and p.is_sound)) as missing
                 from postbox.consumer_group_outbox o
                 left join postbox._marker m on m.outbox = o.outbox
                 where o.group_name = g.name
@@ -65,5 +65,5 @@ comment on column postbox.consumer_groups.lag_bytes is 'WAL written since the la
 comment on column postbox.consumer_groups.wal_status is
     'As in pg_replication_slots; lost: the slot was invalidated; missing: there is no slot of that name in this database';
 comment on column postbox.consumer_groups.missing_outboxes is
-    'Those of the outboxes that were dropped, are outboxes no more, or are not in the publication that the source pgoutput reads';
+    'Those of the outboxes that were dropped, are outboxes no more, or are not in the publication that the source pgoutput reads, or not with all of their rows';
 comment on column postbox.consumer_groups.source is 'The output plugin of the slot: postbox or pgoutput';

@@ -151,6 +151,11 @@ begin
             message = format('consumer group "%s" is still being given rows from the table', group_name),
             hint = 'A checkpoint counts when these are delivered.';
     end if;
+    -- What was taken out of the publication while it was read has been passed over since, and is beyond no checkpoint: recovery delivers it.
+    perform postbox._require_published(o.outbox, format('the source pgoutput of consumer group "%s"', _checkpoint.group_name))
+        from postbox.consumer_group_outbox o
+        join postbox.consumer_group g on g.name = o.group_name
+        where o.group_name = _checkpoint.group_name and g.source = 'pgoutput';
     insert into postbox.checkpoint as c (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
         select g.name, _checkpoint.snapshot, _checkpoint.lsn, g.system_identifier, g.timeline, clock_timestamp()
         from postbox.consumer_group g

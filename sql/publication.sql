@@ -5,7 +5,9 @@
 
 -- Outboxes that are published, and how.
 create or replace view postbox._published as
-    select r.prrelid as outbox, p.pubinsert and p.pubviaroot as is_sound,
+    select r.prrelid as outbox,
+           -- From PostgreSQL 15 on some rows or columns may be left out.
+           p.pubinsert and p.pubviaroot and to_jsonb(r) ->> 'prqual' is null and to_jsonb(r) ->> 'prattrs' is null as is_sound,
            -- Stored generated columns are published from PostgreSQL 18 on, if asked for.
            coalesce(to_jsonb(p) ->> 'pubgencols', 'n') = 's' as has_generated_columns,
            p.xmin as publication_xid, r.xmin as outbox_xid
@@ -98,8 +100,9 @@ begin
     select p.is_sound, p.has_generated_columns into published from postbox._published p where p.outbox = _require_published.outbox;
     if not found or not published.is_sound then
         raise exception using errcode = 'object_not_in_prerequisite_state',
-            message = format('%s needs outbox "%s.%s" in the publication postbox', what, marker.schema, marker.name),
-            hint = 'As the owner of the outboxes, who may create publications: SELECT postbox.enable_pgoutput().';
+            message = format('%s needs outbox "%s.%s" in the publication postbox, with all rows and columns', what, marker.schema, marker.name),
+            hint = 'As the owner of the outboxes, who may create publications: SELECT postbox.enable_pgoutput(). '
+                'A row filter or a list of columns goes with ALTER PUBLICATION postbox DROP TABLE before that.';
     end if;
     select a.attname into generated
         from pg_attribute a
