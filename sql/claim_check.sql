@@ -189,8 +189,8 @@ begin
         cross join lateral (select ring.sequence::regclass::text as name) sequence
         join (values ('INSERT', 'grant insert on %1$I.%2$I to %3$s'),
                      ('INSERT', 'grant usage on sequence %4$s to %3$s'),
-                     ('SELECT', 'grant select on %1$I.%2$I to %3$s'),
-                     ('TRUNCATE', 'grant select, truncate on %1$I.%2$I, %1$I.%2$I_g0, %1$I.%2$I_g1, %1$I.%2$I_g2, %1$I.%2$I_g3 to %3$s')) as rights(privilege, template)
+                     ('SELECT', 'grant select on %1$I.%2$I, %1$I.%2$I_g0, %1$I.%2$I_g1, %1$I.%2$I_g2, %1$I.%2$I_g3 to %3$s'),
+                     ('TRUNCATE', 'grant truncate on %1$I.%2$I, %1$I.%2$I_g0, %1$I.%2$I_g1, %1$I.%2$I_g2, %1$I.%2$I_g3 to %3$s')) as rights(privilege, template)
             on rights.privilege = a.privilege_type
         where c.oid = outbox and a.grantee <> c.relowner
     loop
