@@ -34,6 +34,31 @@ pub(super) async fn dead(client: &Client) -> Vec<String> {
 const NEXT: &str = "SELECT event_id FROM next_payments ORDER BY 1";
 const GAPS: &str = "SELECT aggregate_id, missing FROM gaps_payments ORDER BY 1, 2";
 
+/// What a policy hides from a worker is not what its owner has deleted.
+#[tokio::test]
+async fn a_worker_that_does_not_see_every_row_is_refused_before_anything_is_sorted() {
+    let (_cluster, client) = start().await;
+    ordered(&client).await;
+    run(
+        &client,
+        "CREATE ROLE blind; SELECT postbox.grant_role('worker', 'blind', '{payments}'); ALTER TABLE payments ENABLE ROW LEVEL SECURITY",
+    )
+    .await;
+    receive(&client, "a", &[1]).await;
+    run(&client, "SET ROLE blind").await;
+    refused(&client, &format!("SELECT FROM postbox.inbox_claim({CLAIM})"), "42501", "row-level security", "").await;
+    run(&client, "RESET ROLE").await;
+    // Nor when the aggregate goes on.
+    receive(&client, "a", &[2]).await;
+    let first = claim(&client, CLAIM).await;
+    run(&client, "SET ROLE blind").await;
+    let ids = format!("SELECT postbox.inbox_complete('payments', '{{a-1}}', '{{{}}}')", first[0].1);
+    refused(&client, &ids, "42501", "row-level security", "").await;
+    run(&client, "RESET ROLE").await;
+    complete(&client, &first).await;
+    assert_eq!(drain(&client).await, ["a-2"]);
+}
+
 #[tokio::test]
 async fn an_aggregate_hands_out_one_message_at_a_time_in_its_order_whatever_order_they_came_in() {
     let (_cluster, client) = start().await;
