@@ -1,4 +1,4 @@
--- Events that are written to the log and to no table: the cheapest there are, and given once. The message is a JSON object in UTF-8,
+-- Events that are written to the log and to no table, and given once. The message is a JSON object in UTF-8,
 -- read by plugin/wire/src/emitted.rs.
 
 -- As for publish, an untyped payload resolves to the text overload. Implemented in plugin/src/emit.rs.
