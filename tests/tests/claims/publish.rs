@@ -486,3 +486,24 @@ async fn whoever_drops_an_outbox_waits_for_who_has_written_a_claim() {
     run(&publisher, "INSERT INTO orders (type) VALUES ('t'); COMMIT").await;
     dropping.await.expect("dropped");
 }
+
+#[tokio::test]
+async fn who_may_do_something_with_the_outbox_may_do_that_with_its_claims_and_no_more() {
+    let (_cluster, client) = start().await;
+    run(&client, "SELECT postbox.create_outbox('orders'); CREATE ROLE writer; CREATE ROLE reader; CREATE ROLE cleaner")
+        .await;
+    run(
+        &client,
+        "GRANT INSERT ON orders TO writer; GRANT SELECT ON orders TO reader; GRANT TRUNCATE ON orders TO cleaner",
+    )
+    .await;
+    run(&client, "SELECT postbox.enable_claim_check('orders')").await;
+    for table in ["orders_claims", "orders_claims_g0"] {
+        let held = format!(
+            "SELECT string_agg(r || ' ' || p, ', ' ORDER BY r, p) FROM unnest('{{writer,reader,cleaner}}'::text[]) r,
+             unnest('{{insert,select,truncate}}'::text[]) p WHERE has_table_privilege(r, '{table}', p)"
+        );
+        let writer = if table == "orders_claims" { ", writer insert" } else { "" };
+        assert_eq!(row(&client, &held).await, format!("cleaner truncate, reader select{writer}"), "{table}");
+    }
+}
