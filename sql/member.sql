@@ -151,9 +151,9 @@ begin
             message = format('consumer group "%s" is still being given rows from the table', group_name),
             hint = 'A checkpoint counts when these are delivered.';
     end if;
-    -- What was taken out of the publication while it was read has been passed over since, and is beyond no checkpoint: recovery delivers it.
+    -- Of what is out of the publication events are passed over: as long as no checkpoint goes beyond them, recovery delivers them.
     perform postbox._require_published(o.outbox, format('the source pgoutput of consumer group "%s"', _checkpoint.group_name))
-        from postbox.consumer_group_outbox o
+        from postbox._followed_outbox o
         join postbox.consumer_group g on g.name = o.group_name
         where o.group_name = _checkpoint.group_name and g.source = 'pgoutput';
     insert into postbox.checkpoint as c (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
@@ -204,7 +204,12 @@ begin
         where s.lsn <= durable
         order by s.lsn desc limit 1;
     if reached.lsn > known.lsn and postbox._includes(reached.snapshot, known.snapshot) or known.group_name is null and reached.lsn is not null then
-        perform postbox._checkpoint(group_name, epoch, reached.snapshot, reached.lsn);
+        begin
+            perform postbox._checkpoint(group_name, epoch, reached.snapshot, reached.lsn);
+        exception when object_not_in_prerequisite_state then
+            -- An outbox is not published any more, which the next start says.
+            null;
+        end;
     end if;
 end
 $function$;

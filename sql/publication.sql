@@ -102,7 +102,8 @@ begin
         raise exception using errcode = 'object_not_in_prerequisite_state',
             message = format('%s needs outbox "%s.%s" in the publication postbox, with all rows and columns', what, marker.schema, marker.name),
             hint = 'As the owner of the outboxes, who may create publications: SELECT postbox.enable_pgoutput(). '
-                'A row filter or a list of columns goes with ALTER PUBLICATION postbox DROP TABLE before that.';
+                'A row filter or a list of columns goes with ALTER PUBLICATION postbox DROP TABLE before that. '
+                'If events were published meanwhile: pause the group before that, and recover it after.';
     end if;
     select a.attname into generated
         from pg_attribute a

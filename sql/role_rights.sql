@@ -43,7 +43,7 @@ create or replace function postbox._role_rights(role text)
             ('publisher', 'select', 'table postbox.outbox_later, postbox.outbox_once'),
             -- Reads the slot of a group and notes where it is.
             ('consumer', 'usage', 'schema postbox'),
-            ('consumer', 'select', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox.checkpoint, postbox.backfill, postbox.sample, postbox._server, postbox._marker'),
+            ('consumer', 'select', 'table postbox.consumer_group, postbox.consumer_group_outbox, postbox._followed_outbox, postbox.checkpoint, postbox.backfill, postbox.sample, postbox._server, postbox._marker'),
             ('consumer', 'update (epoch, member, active_since, released_at, session_timeout, max_processing, timeline)', 'table postbox.consumer_group'),
             ('consumer', 'update', 'table postbox.checkpoint, postbox.backfill'),
             ('consumer', 'insert, delete', 'table postbox.checkpoint, postbox.backfill'),

@@ -163,7 +163,7 @@ begin
         -- What retention has removed must all be from before the start.
         select r.outbox, r.at into gone
             from postbox.removed r
-            join postbox.consumer_group_outbox o on o.outbox = r.outbox and o.group_name = found_group.name
+            join postbox._followed_outbox o on o.outbox = r.outbox and o.group_name = found_group.name
             where kind <> 'earliest' and (start.snapshot is null or not postbox._includes(start.snapshot, r.snapshot))
             limit 1;
         if found then

@@ -160,16 +160,18 @@ fn an_outbox_that_is_published_in_part_is_missing() {
 fn what_was_passed_over_while_an_outbox_was_not_published_is_recovered() {
     let cluster = Cluster::with_postbox();
     let psql = |sql: &str| cluster.psql("postgres", sql);
-    psql("SELECT postbox.create_outbox('orders'), postbox.enable_pgoutput()");
-    psql("SELECT postbox.create_consumer_group('g', '{orders}', source => 'pgoutput')");
+    psql("SELECT postbox.create_outbox('orders'), postbox.create_outbox('notes'), postbox.enable_pgoutput()");
+    psql("SELECT postbox.create_consumer_group('g', '{orders,notes}', source => 'pgoutput')");
     let mut run = Run::start(&cluster.conninfo("postgres"), &["--group", "g", "--no-maintenance"]);
     psql("INSERT INTO orders (type, payload) VALUES ('before', '{}')");
     run.wait_for(1, PATIENCE);
     psql("ALTER PUBLICATION postbox DROP TABLE orders");
     psql("INSERT INTO orders (type, payload) VALUES ('passed over', '{}')");
+    // Something is to be noted.
+    psql("INSERT INTO notes (type, payload) VALUES ('behind it', '{}')");
     let ended = run.end(PATIENCE);
     assert!(ended.code != Some(0) && ended.log.contains("with all rows and columns"), "{}", ended.log);
-    assert_eq!(ended.lines.len(), 1);
+    assert_eq!(ended.lines.len(), 2);
     assert_eq!(psql("SELECT postbox.enable_pgoutput()"), "1");
     psql("SELECT postbox.recover_consumer_group('g')");
     let came = deliver(&cluster, "postgres", &["--group", "g", "--source", "pgoutput"]);
