@@ -18,8 +18,7 @@ create or replace function postbox._follow_outboxes(group_name text default null
         insert into postbox.consumer_group_outbox (group_name, outbox, outbox_name)
             select f.group_name, f.outbox, f.outbox_name
             from postbox._followed_outbox f
-            where not exists (select from postbox.consumer_group_outbox k where k.group_name = f.group_name and k.outbox = f.outbox)
-              and (_follow_outboxes.group_name is null or f.group_name = _follow_outboxes.group_name)
+            where _follow_outboxes.group_name is null or f.group_name = _follow_outboxes.group_name
         on conflict on constraint consumer_group_outbox_pkey do nothing;
     end;
 comment on function postbox._follow_outboxes(text) is 'Private: a group reads the outboxes that have taken the names of its own';

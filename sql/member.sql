@@ -152,10 +152,11 @@ begin
             hint = 'A checkpoint counts when these are delivered.';
     end if;
     -- Of what is out of the publication events are passed over: as long as no checkpoint goes beyond them, recovery delivers them.
-    perform postbox._require_published(o.outbox, format('the source pgoutput of consumer group "%s"', _checkpoint.group_name))
-        from postbox._followed_outbox o
-        join postbox.consumer_group g on g.name = o.group_name
-        where o.group_name = _checkpoint.group_name and g.source = 'pgoutput';
+    if exists (select from postbox.consumer_group g where g.name = _checkpoint.group_name and g.source = 'pgoutput') then
+        perform postbox._require_published(o.outbox, format('the source pgoutput of consumer group "%s"', _checkpoint.group_name))
+            from postbox._followed_outbox o
+            where o.group_name = _checkpoint.group_name;
+    end if;
     insert into postbox.checkpoint as c (group_name, snapshot, lsn, system_identifier, timeline, taken_at)
         select g.name, _checkpoint.snapshot, _checkpoint.lsn, g.system_identifier, g.timeline, clock_timestamp()
         from postbox.consumer_group g

@@ -97,9 +97,6 @@ impl Builder {
         for (name, contents) in &self.files {
             write(&data.join(name), contents);
         }
-        if !self.with_postbox {
-            append(&data.join("postgresql.conf"), "include 'harness.conf'\n");
-        }
 
         let mut cluster = Cluster { dir, port: 0, server: Mutex::default(), kept: false };
         let mut error = String::new();
@@ -463,7 +460,7 @@ fn write(path: &Path, contents: impl AsRef<[u8]>) {
     tree::give_to_server(path);
 }
 
-fn append(path: &Path, text: &str) {
+pub(crate) fn append(path: &Path, text: &str) {
     let result = OpenOptions::new().append(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
     result.unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
 }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::cluster::append;
 use crate::tree;
 
 /// Runs once its standard input ends, which the kernel brings about however this process dies. It stops the servers
@@ -92,6 +93,7 @@ impl Nest {
         let mut initdb = tree::unprivileged(tree::program("initdb"));
         initdb.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"]);
         run(initdb.args(["--no-sync", "--no-instructions", "--pgdata"]).arg(&dir));
+        append(&dir.join("postgresql.conf"), "include 'harness.conf'\n");
         dir
     }
 }

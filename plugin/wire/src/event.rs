@@ -92,7 +92,7 @@ const FAULT_BYTES: usize = 8 << 10;
 /// What is said of a fault, cut off where it becomes too long, which is said instead.
 pub fn shortened(mut detail: String) -> String {
     if detail.len() > FAULT_BYTES {
-        let end = (0..=FAULT_BYTES).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0);
+        let end = detail.floor_char_boundary(FAULT_BYTES);
         let rest = detail.len() - end;
         detail.truncate(end);
         detail.push_str(&format!("… ({rest} bytes more)"));
